@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Makes every generated file from its source. `make generate-check` fails when the result differs
+# from what is committed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.tools/bin:$PATH"
+
+protos=$(cd api && find carrel -name '*.proto' | sort)
+includes=(-I api -I third_party/googleapis -I /usr/include)
+# shellcheck disable=SC2086
+protoc "${includes[@]}" --go_out=api --go_opt=module=carrel.dev/carrel/api \
+	--connect-go_out=api --connect-go_opt=module=carrel.dev/carrel/api $protos
+
+public=$(cd api && find carrel/v1 -name '*.proto' | sort)
+# shellcheck disable=SC2086
+protoc "${includes[@]}" --openapiv3_out=internal/control/openapi $public || true

@@ -1,0 +1,13 @@
+// Command runsc is gVisor's sandbox runtime, built by Carrel from the Go module pinned in go.mod
+// so that an installation needs no prebuilt binary and every snapshot can name the exact version.
+package main
+
+import (
+	"gvisor.dev/gvisor/runsc/cli/maincli"
+	"gvisor.dev/gvisor/runsc/version"
+)
+
+// The linker sets version.version only where something refers to the package.
+var _ = version.Version
+
+func main() { maincli.Main() }
