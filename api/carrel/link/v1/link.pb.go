@@ -1966,10 +1966,11 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\fWatchDesired\x12#.carrel.link.v1.WatchDesiredRequest\x1a\x1a.carrel.link.v1.DesiredSet\"\x000\x01\x12I\n" +
 	"\x06Report\x12\x1d.carrel.link.v1.ReportRequest\x1a\x1e.carrel.link.v1.ReportResponse\"\x00\x12a\n" +
 	"\x0eCommitSnapshot\x12%.carrel.link.v1.CommitSnapshotRequest\x1a&.carrel.link.v1.CommitSnapshotResponse\"\x00\x12E\n" +
-	"\x05Renew\x12\x1c.carrel.link.v1.RenewRequest\x1a\x1c.carrel.link.v1.JoinResponse\"\x002\xc2\x01\n" +
+	"\x05Renew\x12\x1c.carrel.link.v1.RenewRequest\x1a\x1c.carrel.link.v1.JoinResponse\"\x002\x89\x02\n" +
 	"\vGatewayLink\x12S\n" +
 	"\vWatchRoutes\x12\".carrel.link.v1.WatchRoutesRequest\x1a\x1c.carrel.link.v1.RoutesUpdate\"\x000\x01\x12^\n" +
-	"\rExchangeToken\x12$.carrel.link.v1.ExchangeTokenRequest\x1a%.carrel.link.v1.ExchangeTokenResponse\"\x00B-Z+carrel.dev/carrel/api/carrel/link/v1;linkv1b\x06proto3"
+	"\rExchangeToken\x12$.carrel.link.v1.ExchangeTokenRequest\x1a%.carrel.link.v1.ExchangeTokenResponse\"\x00\x12E\n" +
+	"\x05Renew\x12\x1c.carrel.link.v1.RenewRequest\x1a\x1c.carrel.link.v1.JoinResponse\"\x00B-Z+carrel.dev/carrel/api/carrel/link/v1;linkv1b\x06proto3"
 
 var (
 	file_carrel_link_v1_link_proto_rawDescOnce sync.Once
@@ -2031,15 +2032,17 @@ var file_carrel_link_v1_link_proto_depIdxs = []int32{
 	15, // 17: carrel.link.v1.NodeLink.Renew:input_type -> carrel.link.v1.RenewRequest
 	16, // 18: carrel.link.v1.GatewayLink.WatchRoutes:input_type -> carrel.link.v1.WatchRoutesRequest
 	19, // 19: carrel.link.v1.GatewayLink.ExchangeToken:input_type -> carrel.link.v1.ExchangeTokenRequest
-	2,  // 20: carrel.link.v1.JoinService.Join:output_type -> carrel.link.v1.JoinResponse
-	4,  // 21: carrel.link.v1.NodeLink.WatchDesired:output_type -> carrel.link.v1.DesiredSet
-	12, // 22: carrel.link.v1.NodeLink.Report:output_type -> carrel.link.v1.ReportResponse
-	14, // 23: carrel.link.v1.NodeLink.CommitSnapshot:output_type -> carrel.link.v1.CommitSnapshotResponse
-	2,  // 24: carrel.link.v1.NodeLink.Renew:output_type -> carrel.link.v1.JoinResponse
-	18, // 25: carrel.link.v1.GatewayLink.WatchRoutes:output_type -> carrel.link.v1.RoutesUpdate
-	20, // 26: carrel.link.v1.GatewayLink.ExchangeToken:output_type -> carrel.link.v1.ExchangeTokenResponse
-	20, // [20:27] is the sub-list for method output_type
-	13, // [13:20] is the sub-list for method input_type
+	15, // 20: carrel.link.v1.GatewayLink.Renew:input_type -> carrel.link.v1.RenewRequest
+	2,  // 21: carrel.link.v1.JoinService.Join:output_type -> carrel.link.v1.JoinResponse
+	4,  // 22: carrel.link.v1.NodeLink.WatchDesired:output_type -> carrel.link.v1.DesiredSet
+	12, // 23: carrel.link.v1.NodeLink.Report:output_type -> carrel.link.v1.ReportResponse
+	14, // 24: carrel.link.v1.NodeLink.CommitSnapshot:output_type -> carrel.link.v1.CommitSnapshotResponse
+	2,  // 25: carrel.link.v1.NodeLink.Renew:output_type -> carrel.link.v1.JoinResponse
+	18, // 26: carrel.link.v1.GatewayLink.WatchRoutes:output_type -> carrel.link.v1.RoutesUpdate
+	20, // 27: carrel.link.v1.GatewayLink.ExchangeToken:output_type -> carrel.link.v1.ExchangeTokenResponse
+	2,  // 28: carrel.link.v1.GatewayLink.Renew:output_type -> carrel.link.v1.JoinResponse
+	21, // [21:29] is the sub-list for method output_type
+	13, // [13:21] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name

@@ -53,6 +53,8 @@ const (
 	// GatewayLinkExchangeTokenProcedure is the fully-qualified name of the GatewayLink's ExchangeToken
 	// RPC.
 	GatewayLinkExchangeTokenProcedure = "/carrel.link.v1.GatewayLink/ExchangeToken"
+	// GatewayLinkRenewProcedure is the fully-qualified name of the GatewayLink's Renew RPC.
+	GatewayLinkRenewProcedure = "/carrel.link.v1.GatewayLink/Renew"
 )
 
 // JoinServiceClient is a client for the carrel.link.v1.JoinService service.
@@ -291,6 +293,8 @@ type GatewayLinkClient interface {
 	WatchRoutes(context.Context, *connect.Request[v1.WatchRoutesRequest]) (*connect.ServerStreamForClient[v1.RoutesUpdate], error)
 	// ExchangeToken turns a user's API token into a ticket for one box, after the policy table agreed.
 	ExchangeToken(context.Context, *connect.Request[v1.ExchangeTokenRequest]) (*connect.Response[v1.ExchangeTokenResponse], error)
+	// Renew gives a new certificate before the old one ends.
+	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.JoinResponse], error)
 }
 
 // NewGatewayLinkClient constructs a client for the carrel.link.v1.GatewayLink service. By default,
@@ -316,6 +320,12 @@ func NewGatewayLinkClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(gatewayLinkMethods.ByName("ExchangeToken")),
 			connect.WithClientOptions(opts...),
 		),
+		renew: connect.NewClient[v1.RenewRequest, v1.JoinResponse](
+			httpClient,
+			baseURL+GatewayLinkRenewProcedure,
+			connect.WithSchema(gatewayLinkMethods.ByName("Renew")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -323,6 +333,7 @@ func NewGatewayLinkClient(httpClient connect.HTTPClient, baseURL string, opts ..
 type gatewayLinkClient struct {
 	watchRoutes   *connect.Client[v1.WatchRoutesRequest, v1.RoutesUpdate]
 	exchangeToken *connect.Client[v1.ExchangeTokenRequest, v1.ExchangeTokenResponse]
+	renew         *connect.Client[v1.RenewRequest, v1.JoinResponse]
 }
 
 // WatchRoutes calls carrel.link.v1.GatewayLink.WatchRoutes.
@@ -335,12 +346,19 @@ func (c *gatewayLinkClient) ExchangeToken(ctx context.Context, req *connect.Requ
 	return c.exchangeToken.CallUnary(ctx, req)
 }
 
+// Renew calls carrel.link.v1.GatewayLink.Renew.
+func (c *gatewayLinkClient) Renew(ctx context.Context, req *connect.Request[v1.RenewRequest]) (*connect.Response[v1.JoinResponse], error) {
+	return c.renew.CallUnary(ctx, req)
+}
+
 // GatewayLinkHandler is an implementation of the carrel.link.v1.GatewayLink service.
 type GatewayLinkHandler interface {
 	// WatchRoutes sends every route, then the changes.
 	WatchRoutes(context.Context, *connect.Request[v1.WatchRoutesRequest], *connect.ServerStream[v1.RoutesUpdate]) error
 	// ExchangeToken turns a user's API token into a ticket for one box, after the policy table agreed.
 	ExchangeToken(context.Context, *connect.Request[v1.ExchangeTokenRequest]) (*connect.Response[v1.ExchangeTokenResponse], error)
+	// Renew gives a new certificate before the old one ends.
+	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.JoinResponse], error)
 }
 
 // NewGatewayLinkHandler builds an HTTP handler from the service implementation. It returns the path
@@ -362,12 +380,20 @@ func NewGatewayLinkHandler(svc GatewayLinkHandler, opts ...connect.HandlerOption
 		connect.WithSchema(gatewayLinkMethods.ByName("ExchangeToken")),
 		connect.WithHandlerOptions(opts...),
 	)
+	gatewayLinkRenewHandler := connect.NewUnaryHandler(
+		GatewayLinkRenewProcedure,
+		svc.Renew,
+		connect.WithSchema(gatewayLinkMethods.ByName("Renew")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.link.v1.GatewayLink/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case GatewayLinkWatchRoutesProcedure:
 			gatewayLinkWatchRoutesHandler.ServeHTTP(w, r)
 		case GatewayLinkExchangeTokenProcedure:
 			gatewayLinkExchangeTokenHandler.ServeHTTP(w, r)
+		case GatewayLinkRenewProcedure:
+			gatewayLinkRenewHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -383,4 +409,8 @@ func (UnimplementedGatewayLinkHandler) WatchRoutes(context.Context, *connect.Req
 
 func (UnimplementedGatewayLinkHandler) ExchangeToken(context.Context, *connect.Request[v1.ExchangeTokenRequest]) (*connect.Response[v1.ExchangeTokenResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.link.v1.GatewayLink.ExchangeToken is not implemented"))
+}
+
+func (UnimplementedGatewayLinkHandler) Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.JoinResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.link.v1.GatewayLink.Renew is not implemented"))
 }
