@@ -14,3 +14,6 @@ protoc "${includes[@]}" --go_out=api --go_opt=module=carrel.dev/carrel/api \
 public=$(cd api && find carrel/v1 -name '*.proto' | sort)
 # shellcheck disable=SC2086
 protoc "${includes[@]}" --openapiv3_out=internal/control/openapi $public || true
+
+# docs/states.md, from the transition table.
+go test ./internal/carrel -run TestStatesDoc -count=1 -update

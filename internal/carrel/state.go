@@ -99,6 +99,10 @@ type Failure struct {
 	Attempts  int       `json:"attempts"`
 	// Generation is the intent that could not be fulfilled. A newer intent makes the failure history.
 	Generation int64 `json:"generation"`
+	// RunID is the newest run of the box when this was written down, the one that failed unless none
+	// came about since.
+	RunID RunID     `json:"run_id,omitempty"`
+	At    time.Time `json:"at,omitzero"`
 }
 
 // RunView is what deciding needs to know of a run.
@@ -132,7 +136,7 @@ type BoxView struct {
 	ID             BoxID
 	Intent         Intent
 	Generation     int64 // raised by every change of intent
-	BootGeneration int64 // raised when what is only read at boot changed, and by restart
+	BootGeneration int64 // raised by a restart and by a cold start, and by nothing else: older memory is given up
 	Epoch          int64 // of the newest run
 	Deleted        bool
 	Run            *RunView      // nil: there never was one
@@ -151,9 +155,9 @@ const (
 	ObservedUndone   Observed = "undone" // running on, because the pause or stop of this very generation failed
 	ObservedPausing  Observed = "pausing"
 	ObservedStopping Observed = "stopping"
-	ObservedPaused   Observed = "paused"  // no run; memory and files are committed
+	ObservedPaused   Observed = "paused"  // no run; memory and files are committed, and nothing ran since
 	ObservedStopped  Observed = "stopped" // no run; files are committed
-	ObservedCrashed  Observed = "crashed" // the last run failed
+	ObservedCrashed  Observed = "crashed" // the last run failed, after it ran or with no memory to go back to
 	ObservedGone     Observed = "gone"    // the last run was destroyed
 	ObservedDeleted  Observed = "deleted"
 )
@@ -188,9 +192,9 @@ var (
 var transitions = map[Intent][12]Action{
 	//                  new         starting    resuming    running     undone      pausing     stopping    paused           stopped     crashed     gone        deleted
 	IntentRunning:    {ActAssign, ActRun, ActRun, ActRun, ActRun, ActRun, ActRun, ActAssign, ActAssign, ActRetry, ActAssign, ActNothing},
-	intentRestarting: {ActAssign, ActStop, ActStop, ActStop, ActRun, ActStop, ActStop, ActRetireMemory, ActAssign, ActRetry, ActAssign, ActNothing},
-	IntentPaused:     {ActNothing, ActPause, ActPause, ActPause, ActRun, ActPause, ActPause, ActNothing, ActFail, ActFail, ActFail, ActNothing},
-	IntentStopped:    {ActNothing, ActStop, ActStop, ActStop, ActRun, ActStop, ActStop, ActRetireMemory, ActNothing, ActNothing, ActNothing, ActNothing},
+	intentRestarting: {ActAssign, ActStop, ActStop, ActStop, ActRun, ActStop, ActStop, ActRetireMemory, ActRetireMemory, ActRetireMemory, ActRetireMemory, ActNothing},
+	IntentPaused:     {ActAssign, ActPause, ActPause, ActPause, ActRun, ActPause, ActPause, ActNothing, ActFail, ActFail, ActFail, ActNothing},
+	IntentStopped:    {ActNothing, ActStop, ActStop, ActStop, ActRun, ActStop, ActStop, ActRetireMemory, ActNothing, ActRetireMemory, ActRetireMemory, ActNothing},
 	IntentDeleted:    {ActPurge, ActDestroy, ActDestroy, ActDestroy, ActDestroy, ActDestroy, ActDestroy, ActPurge, ActPurge, ActPurge, ActPurge, ActNothing},
 }
 
@@ -216,12 +220,45 @@ func (v *BoxView) HasMemory() bool {
 // Live reports whether the box has a run that is not over.
 func (v *BoxView) Live() bool { return v.Run != nil && !v.Run.Phase.Ended() }
 
-// Observe folds run and snapshot into one observation.
+// StartsWithMemory reports whether the next run begins from the newest snapshot's memory. Memory of an
+// older boot generation is never used: a restart or a cold start was asked for since.
+func (v *BoxView) StartsWithMemory() bool {
+	return v.HasMemory() && v.Snapshot.BootGeneration >= v.BootGeneration
+}
+
+// Ran reports whether the run was seen running, or doing what only a running one can.
+func (r *RunView) Ran() bool {
+	for _, p := range r.Phases {
+		switch p.Phase {
+		case PhaseRunning, PhasePausing, PhaseStopping:
+			return true
+		}
+	}
+	return false
+}
+
+// AnsweredGeneration is the newest generation of the box's intent that the run knew of.
+func (r *RunView) AnsweredGeneration() int64 {
+	generation := r.Generation
+	for _, p := range r.Phases {
+		generation = max(generation, p.Generation)
+	}
+	return generation
+}
+
+// Observe folds run and snapshot into one observation. A run that ended without ever having run
+// changed nothing: the committed memory of before is still the newest state of the box.
 func (v *BoxView) Observe() Observed {
 	if v.Deleted {
 		return ObservedDeleted
 	}
 	if v.Run == nil {
+		switch {
+		case v.HasMemory():
+			return ObservedPaused
+		case v.Snapshot != nil:
+			return ObservedStopped
+		}
 		return ObservedNew
 	}
 	switch v.Run.Phase {
@@ -239,16 +276,20 @@ func (v *BoxView) Observe() Observed {
 		return ObservedPausing
 	case PhaseStopping:
 		return ObservedStopping
-	case PhasePaused:
+	case PhasePaused, PhaseStopped:
 		if v.HasMemory() {
 			return ObservedPaused
 		}
 		return ObservedStopped
-	case PhaseStopped:
-		return ObservedStopped
 	case PhaseFailed:
+		if v.HasMemory() && !v.Run.Ran() {
+			return ObservedPaused
+		}
 		return ObservedCrashed
 	default:
+		if v.HasMemory() && !v.Run.Ran() {
+			return ObservedPaused
+		}
 		return ObservedGone
 	}
 }
@@ -267,8 +308,14 @@ func (v *BoxView) EffectiveIntent() Intent {
 	return v.Intent
 }
 
-// Next is what the table says about the box.
-func (v *BoxView) Next() Action { return Transition(v.EffectiveIntent(), v.Observe()) }
+// Next is what the table says about the box. Giving up memory that is not there is nothing.
+func (v *BoxView) Next() Action {
+	action := Transition(v.EffectiveIntent(), v.Observe())
+	if action == ActRetireMemory && !v.HasMemory() {
+		return ActNothing
+	}
+	return action
+}
 
 // OrderOf is what the node of the live run is told; OrderNone when there is no live run.
 func (v *BoxView) OrderOf() Order {
@@ -285,9 +332,13 @@ func (v *BoxView) OrderOf() Order {
 	return OrderNone
 }
 
-// CurrentFailure is the failure that speaks of the present intent, or nil.
+// CurrentFailure is the failure that speaks of the present intent, or nil. A run that came up since
+// makes it history.
 func (v *BoxView) CurrentFailure() *Failure {
 	if v.Failure == nil || v.Failure.Generation != v.Generation {
+		return nil
+	}
+	if v.Live() && v.Run.ID != v.Failure.RunID && v.Run.Ran() {
 		return nil
 	}
 	return v.Failure
@@ -322,16 +373,16 @@ func StateOf(v *BoxView) State {
 	switch intent {
 	case IntentPaused:
 		switch observed {
-		case ObservedStarting:
+		case ObservedNew, ObservedStarting:
 			return StateProvisioning
 		case ObservedResuming:
 			return StateResuming
-		case ObservedStopped, ObservedCrashed, ObservedGone, ObservedNew:
+		case ObservedStopped, ObservedCrashed, ObservedGone:
 			return StateFailed
 		}
 		return StatePausing
 	case IntentStopped:
-		if v.Live() {
+		if v.Live() || v.HasMemory() {
 			return StateStopping
 		}
 		return StateStopped
@@ -346,6 +397,10 @@ func StateOf(v *BoxView) State {
 		return StateRunning
 	case ObservedResuming, ObservedPausing:
 		return StateResuming
+	case ObservedCrashed, ObservedGone:
+		if v.StartsWithMemory() {
+			return StateResuming
+		}
 	}
 	return StateProvisioning
 }
@@ -361,6 +416,19 @@ func Goal(verb Verb) (State, Phase) {
 		return StateDeleted, PhaseDestroyed
 	}
 	return StateRunning, PhaseRunning
+}
+
+// IntentOf is the intent that a verb about a box sets.
+func IntentOf(verb Verb) Intent {
+	switch verb {
+	case VerbPause:
+		return IntentPaused
+	case VerbStop:
+		return IntentStopped
+	case VerbDelete:
+		return IntentDeleted
+	}
+	return IntentRunning
 }
 
 // Verb names what an Operation is about.
