@@ -1,0 +1,76 @@
+# Everything starts here: `make up` runs Carrel on this machine, `make test` runs every test.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+RUNSC_VERSION := carrel-20260905-160fafc42237
+export CARREL_BIN := $(CURDIR)/bin
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+
+GO_BUILD := CGO_ENABLED=0 go build -trimpath
+UP_FLAGS ?=
+
+SQLC := github.com/sqlc-dev/sqlc/cmd/sqlc@v1.31.1
+GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.11
+PROTOC_GEN_CONNECT := connectrpc.com/connect/cmd/protoc-gen-connect-go@v1.21.1
+PROTOC_GEN_OPENAPI := github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv3@v2.32.0
+
+.PHONY: help up down build install tools generate generate-check lint test test-short bench clean FORCE
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+up: install build ## Build and start Carrel on this machine, with a tour the first time
+	@bin/carreld up --tour $(UP_FLAGS)
+
+down: ## Pause every box and stop Carrel
+	@bin/carreld down $(UP_FLAGS)
+
+build: bin/runsc bin/carreld bin/carrel bin/carrel-agent ## Build bin/
+
+bin/carreld: FORCE
+	@$(GO_BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/carreld
+
+bin/carrel: FORCE
+	@$(GO_BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/carrel
+
+# The agent's version is its content: a box keeps the agent that it began with, whatever we are at.
+bin/carrel-agent: FORCE
+	@$(GO_BUILD) -ldflags '-s -w' -o $@ ./cmd/carrel-agent
+
+bin/runsc: tools/runsc/go.mod tools/runsc/go.sum $(wildcard tools/runsc/*.go)
+	@echo "building runsc (a few minutes, once)"
+	@cd tools/runsc && $(GO_BUILD) -ldflags '-s -w -X gvisor.dev/gvisor/runsc/version.version=$(RUNSC_VERSION)' -o $(CURDIR)/$@ .
+
+install:
+	@scripts/install.sh
+
+tools: .tools/bin/sqlc .tools/bin/golangci-lint .tools/bin/protoc-gen-go .tools/bin/protoc-gen-connect-go .tools/bin/protoc-gen-openapiv3
+
+.tools/bin/sqlc: ; @GOBIN=$(CURDIR)/.tools/bin go install $(SQLC)
+.tools/bin/golangci-lint: ; @GOBIN=$(CURDIR)/.tools/bin go install $(GOLANGCI)
+.tools/bin/protoc-gen-go: ; @GOBIN=$(CURDIR)/.tools/bin go install $(PROTOC_GEN_GO)
+.tools/bin/protoc-gen-connect-go: ; @GOBIN=$(CURDIR)/.tools/bin go install $(PROTOC_GEN_CONNECT)
+.tools/bin/protoc-gen-openapiv3: ; @GOBIN=$(CURDIR)/.tools/bin go install $(PROTOC_GEN_OPENAPI)
+
+generate: install tools ## Make every generated file
+	@scripts/generate.sh
+
+generate-check: generate ## Fail when a generated file is not what its source makes
+	@git diff --exit-code --stat -- api internal docs || { echo "generated files differ: run 'make generate' and commit the result" >&2; exit 1; }
+
+lint: tools ## Run the linters
+	@golangci-lint run ./...
+
+test: install tools build generate-check lint ## Run every test (root, Debian 12)
+	go test -timeout 30m ./...
+
+test-short: ## Run the tests that need neither root nor gVisor
+	go test -short ./...
+
+bench: install build ## Measure against raw runsc on this machine
+	@go run ./test/bench
+
+clean: ## Remove what was built
+	rm -rf bin .cache

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that Carrel stands on, if any is missing. Needs root and Debian 12.
+set -euo pipefail
+
+packages=(
+	postgresql-15 # the binaries; Carrel runs its own server
+	mmdebstrap    # images from Debian packages
+	xfsprogs      # the pool that clones files
+	e2fsprogs     # home directories
+	erofs-utils   # fsck.erofs, for tests
+	nftables      # nft, to look at the rules
+	iproute2      # ip, for tests
+	protobuf-compiler libprotobuf-dev # make generate
+	ca-certificates git
+)
+
+missing=()
+for package in "${packages[@]}"; do
+	[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if [ "$(id -u)" != 0 ]; then
+	echo "these Debian packages are missing: ${missing[*]}. Run this as root, or install them." >&2
+	exit 1
+fi
+echo "installing Debian packages: ${missing[*]}"
+# Debian's package would make and start a server of its own.
+mkdir -p /etc/postgresql-common/createcluster.d
+echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/carrel.conf
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+if ! { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+	tail -n 20 "$log" >&2
+	echo "the packages could not be installed; the lines above say why" >&2
+	exit 1
+fi
