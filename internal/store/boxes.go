@@ -2,8 +2,13 @@ package store
 
 import (
 	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
 
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/store/db"
 )
 
 // NewBox is what CreateBox makes. Everything is validated and complete.
@@ -22,37 +27,87 @@ type NewBox struct {
 // CreateBox makes a box that is wanted running, and its operation. A name that is in use is refused with
 // CodeExists, reason box_name_taken; a repeated request gives the first operation.
 func (s *Store) CreateBox(ctx context.Context, scope Scope, box NewBox) (*Operation, error) {
-	panic("not yet")
+	if err := box.Request.check(); err != nil {
+		return nil, err
+	}
+	id := carrel.NewBoxID()
+	var op *Operation
+	err := s.write(ctx, "CreateBox", scope, func(t *tx) error {
+		var err error
+		op, err = t.openOperation(ctx, box.Request, Operation{
+			Org: box.Org, Verb: carrel.VerbCreate, TargetID: string(id), TargetName: box.Name, Generation: 1,
+		})
+		if err != nil {
+			return err
+		}
+		if op.Replayed {
+			return t.fillOperations(ctx, []*Operation{op})
+		}
+		err = t.InsertBox(ctx, db.InsertBoxParams{
+			ID: id, OrgID: box.Org, TemplateID: box.TemplateID, Name: box.Name, OwnerID: scope.User, ImageDigest: box.ImageDigest,
+			Resources: encode(box.Resources), DiskBytes: box.Resources.DiskBytes(), Labels: encodeMap(box.Labels), Env: encodeMap(box.Env),
+			Region: box.Region, Now: t.now,
+		})
+		if violates(err, "boxes_name") {
+			return nameTaken(box.Name)
+		}
+		if err != nil {
+			return fmt.Errorf("insert the box: %w", err)
+		}
+		if err := t.event(ctx, box.Org, id, "", "created", "the box was created", t.actor()); err != nil {
+			return err
+		}
+		if err := t.audit(ctx, box.Org, string(id), box.Name); err != nil {
+			return err
+		}
+		t.wake(TopicBoxes)
+		t.wake(TopicWatch)
+		if op.Box, err = t.box(ctx, id); err != nil {
+			return err
+		}
+		return nil
+	})
+	return op, err
+}
+
+func nameTaken(name string) error {
+	e := carrel.Errorf(carrel.CodeExists, "box_name_taken", "there is a box called %q already; take another name, or delete that box first", name)
+	e.Metadata = map[string]string{"name": name}
+	return e
 }
 
 // GetBox reads one box by id.
 func (s *Store) GetBox(ctx context.Context, scope Scope, id carrel.BoxID) (*Box, error) {
-	panic("not yet")
+	var box *Box
+	err := s.read(ctx, "GetBox", scope, func(t *tx) (err error) {
+		box, err = t.box(ctx, id)
+		return err
+	})
+	return box, err
 }
 
 // ResolveBox finds a box by its id, by the id of one of its runs, or by its name in org. A name means the box
 // that has it now, else the newest that is being deleted.
 func (s *Store) ResolveBox(ctx context.Context, scope Scope, org carrel.OrgID, ref string) (*Box, error) {
-	panic("not yet")
-}
-
-// ListBoxes is a list to ask for.
-type ListBoxes struct {
-	Org         carrel.OrgID // empty: every organisation of the scope
-	State       []carrel.State
-	Template    string
-	Owner       carrel.UserID
-	Name        string
-	Labels      map[string]string
-	OrderBy     string // name, create_time, update_time, each with " desc" if wanted; empty: create_time desc
-	ShowDeleted bool
-	Page        Page
-}
-
-// ListBoxes gives one page and the token of the next, empty at the end. Pages neither repeat nor skip a box
-// when others are made meanwhile.
-func (s *Store) ListBoxes(ctx context.Context, scope Scope, list ListBoxes) ([]*Box, string, error) {
-	panic("not yet")
+	var box *Box
+	err := s.read(ctx, "ResolveBox", scope, func(t *tx) (err error) {
+		id := carrel.BoxID(ref)
+		switch carrel.IDKind(ref) {
+		case 'b':
+		case 'r':
+			id, err = t.BoxOfRun(ctx, carrel.RunID(ref))
+		default:
+			id, err = t.BoxOfName(ctx, org, ref)
+		}
+		if err == nil {
+			box, err = t.box(ctx, id)
+		}
+		if errors.Is(err, pgx.ErrNoRows) {
+			return carrel.NotFound("box", ref)
+		}
+		return err
+	})
+	return box, err
 }
 
 // UpdateBox changes what is not nil.
@@ -72,7 +127,61 @@ type UpdateBox struct {
 
 // UpdateBox changes the fields of a box and gives the box as it is then.
 func (s *Store) UpdateBox(ctx context.Context, scope Scope, update UpdateBox) (*Box, error) {
-	panic("not yet")
+	var box *Box
+	err := s.write(ctx, "UpdateBox", scope, func(t *tx) error {
+		var err error
+		if box, err = t.lockBox(ctx, update.Box); err != nil {
+			return err
+		}
+		if err := checkBox(box, update.ETag, update.Check); err != nil {
+			return err
+		}
+		if box.Intent == carrel.IntentDeleted {
+			return carrel.Errorf(carrel.CodePrecondition, "box_deleted", "the box %q is being deleted and cannot be changed any more", box.Name)
+		}
+		setIf(&box.Name, update.Name)
+		setIf(&box.Labels, update.Labels)
+		setIf(&box.Env, update.Env)
+		setIf(&box.Resources, update.Resources)
+		if update.RaiseBoot {
+			box.BootGeneration++
+			if box.Live() {
+				t.raise(box.Run.NodeID)
+			}
+		}
+		err = t.UpdateBox(ctx, db.UpdateBoxParams{
+			ID: box.ID, Name: box.Name, Labels: encodeMap(box.Labels), Env: encodeMap(box.Env), Resources: encode(box.Resources),
+			DiskBytes: box.Resources.DiskBytes(), BootGeneration: box.BootGeneration, NextDue: t.dueAfter(&box.BoxView), UpdatedAt: t.now,
+		})
+		if violates(err, "boxes_name") {
+			return nameTaken(box.Name)
+		}
+		if err != nil {
+			return fmt.Errorf("update the box: %w", err)
+		}
+		if err := t.audit(ctx, box.Org, string(box.ID), box.Name); err != nil {
+			return err
+		}
+		box, err = t.box(ctx, box.ID)
+		return err
+	})
+	return box, err
+}
+
+func setIf[T any](to *T, from *T) {
+	if from != nil {
+		*to = *from
+	}
+}
+
+func checkBox(box *Box, etag string, check func(*Box) error) error {
+	if etag != "" && etag != box.ETag {
+		return carrel.Errorf(carrel.CodeAborted, "box_changed", "the box %q was changed by somebody else meanwhile; read it again and repeat what is still wanted", box.Name)
+	}
+	if check != nil {
+		return check(box)
+	}
+	return nil
 }
 
 // SetIntent is a verb on a box.
@@ -93,22 +202,142 @@ type SetIntent struct {
 // SetIntent writes what the user wants now, raises the generation, and raises the revision of the node of the
 // live run, in one transaction. A repeated request gives the first operation.
 func (s *Store) SetIntent(ctx context.Context, scope Scope, set SetIntent) (*Operation, error) {
-	panic("not yet")
+	if err := set.Request.check(); err != nil {
+		return nil, err
+	}
+	var op *Operation
+	err := s.write(ctx, "SetIntent", scope, func(t *tx) error {
+		box, err := t.lockBox(ctx, set.Box)
+		if err != nil {
+			return err
+		}
+		op, err = t.openOperation(ctx, set.Request, Operation{
+			Org: box.Org, Verb: set.Verb, TargetID: string(box.ID), TargetName: box.Name, Generation: box.Generation + 1,
+		})
+		if err != nil {
+			return err
+		}
+		if op.Replayed {
+			return t.fillOperations(ctx, []*Operation{op})
+		}
+		if err := checkBox(box, set.ETag, set.Check); err != nil {
+			return err
+		}
+		if box.Intent == carrel.IntentDeleted && set.Intent != carrel.IntentDeleted {
+			return carrel.Errorf(carrel.CodePrecondition, "box_deleted", "the box %q is being deleted; that cannot be taken back", box.Name)
+		}
+		box.Intent = set.Intent
+		box.Generation++
+		if set.Restart || set.Cold {
+			box.BootGeneration++
+		}
+		if set.Cold && box.HasMemory() {
+			if _, err := t.RetireMemory(ctx, t.now, box.Snapshot.ID, box.ID); err != nil {
+				return fmt.Errorf("give up the memory: %w", err)
+			}
+			box.Snapshot.MemoryRetired = true
+		}
+		if box.Live() {
+			t.raise(box.Run.NodeID)
+		}
+		err = t.SetIntent(ctx, db.SetIntentParams{
+			ID: box.ID, Intent: box.Intent, Generation: box.Generation, BootGeneration: box.BootGeneration,
+			NextDue: t.dueAfter(&box.BoxView), Now: t.now,
+		})
+		if err != nil {
+			return fmt.Errorf("set the intent: %w", err)
+		}
+		if err := t.event(ctx, box.Org, box.ID, "", "asked", string(set.Verb)+" was asked for", t.actor()); err != nil {
+			return err
+		}
+		if err := t.audit(ctx, box.Org, string(box.ID), string(set.Verb)+" "+box.Name); err != nil {
+			return err
+		}
+		return t.fillOperations(ctx, []*Operation{op})
+	})
+	return op, err
 }
 
 // ChangedBoxes gives the boxes that changed since an earlier answer, deleted ones too, and the mark for the next
 // call. With since 0 it gives every box that is not deleted. A box may be given again without having
 // changed (compare Touched); none is left out. Org and box, where not empty, narrow it.
 func (s *Store) ChangedBoxes(ctx context.Context, scope Scope, org carrel.OrgID, box carrel.BoxID, since int64) ([]*Box, int64, error) {
-	panic("not yet")
+	var boxes []*Box
+	var mark int64
+	err := s.read(ctx, "ChangedBoxes", scope, func(t *tx) (err error) {
+		if since, mark, err = t.mark(ctx, since); err != nil {
+			return err
+		}
+		boxes, err = t.boxes(ctx, `where ($1 = '' or b.org_id = $1) and ($2 = '' or b.id = $2)
+			and (b.changed_xid >= $3 or $3 = 0) and ($3 > 0 or b.deleted_at is null) order by b.id`, string(org), string(box), since)
+		return err
+	})
+	return boxes, mark, err
+}
+
+// mark gives the oldest transaction that was not over when t's snapshot was taken: whatever t does not see has
+// this number or a later one. An older mark from before the database was restored means: everything.
+func (t *tx) mark(ctx context.Context, since int64) (from, mark int64, err error) {
+	var next int64
+	err = t.raw.QueryRow(ctx, `select pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint`).Scan(&mark, &next)
+	if err != nil {
+		return 0, 0, fmt.Errorf("read the mark of changes: %w", err)
+	}
+	if since > next {
+		since = 0
+	}
+	return since, mark, nil
 }
 
 // GetRun reads one run.
 func (s *Store) GetRun(ctx context.Context, scope Scope, id carrel.RunID) (*Run, error) {
-	panic("not yet")
+	var run *Run
+	err := s.read(ctx, "GetRun", scope, func(t *tx) error {
+		r, err := t.GetRun(ctx, id)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return carrel.NotFound("run", string(id))
+		}
+		if err != nil {
+			return err
+		}
+		run = &Run{
+			RunView: carrel.RunView{
+				ID: r.ID, NodeID: r.NodeID, Epoch: r.Epoch, BootGeneration: r.BootGeneration, WithMemory: r.WithMemory, Phase: r.Phase,
+				Generation: r.Generation, Reason: r.Reason, Message: r.Message, Transient: r.Transient, FailedOrder: r.FailedOrder,
+			},
+			Org: r.OrgID, Box: r.BoxID, From: r.FromSnapshot, Saved: r.SavedSnapshot, StartedFrom: r.StartedFrom, Notice: r.Notice,
+			CreatedAt: r.CreatedAt.UTC(), EndedAt: timeOf(r.EndedAt),
+		}
+		return errors.Join(decode(r.Phases, &run.Phases, "phases"), decode(r.Spec, &run.Spec, "a run's spec"))
+	})
+	return run, err
 }
 
 // ListEvents gives a page of the events of a box, newest first.
 func (s *Store) ListEvents(ctx context.Context, scope Scope, box carrel.BoxID, page Page) ([]Event, string, error) {
-	panic("not yet")
+	size, before, err := page.numbered("events " + string(box))
+	if err != nil {
+		return nil, "", err
+	}
+	var events []Event
+	var next string
+	err = s.read(ctx, "ListEvents", scope, func(t *tx) error {
+		events, next = nil, ""
+		if _, err := t.box(ctx, box); err != nil {
+			return err
+		}
+		rows, err := t.ListEvents(ctx, box, before, int32(size)+1)
+		if err != nil {
+			return err
+		}
+		for i, r := range rows {
+			if i == size {
+				next = numberedToken("events "+string(box), rows[i-1].Number)
+				break
+			}
+			events = append(events, Event{ID: r.ID, Org: r.OrgID, Box: r.BoxID, Run: r.RunID, At: r.At.UTC(), Kind: r.Kind, Message: r.Message, Actor: r.Actor})
+		}
+		return nil
+	})
+	return events, next, err
 }
