@@ -1,0 +1,66 @@
+// Command carrel-agent is PID 1 of a box. It must need nothing from the box's image: it is static and is mounted
+// into the box beside it. Words: see internal/agent.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+
+	"carrel.dev/carrel/internal/agent"
+	"carrel.dev/carrel/internal/agent/identity"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	flags := flag.NewFlagSet("carrel-agent", flag.ContinueOnError)
+	listen := flags.String("listen", ":1", "TCP `address` to listen on")
+	directory := flags.String("identity", identity.Directory, "`directory` with the identity of the run")
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), "carrel-agent is PID 1 of a box.\n\nUsage:\n  carrel-agent [flags]\n  carrel-agent version\n\nFlags:")
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); err != nil {
+		return 2
+	}
+	switch {
+	case flags.NArg() == 1 && flags.Arg(0) == "version":
+		fmt.Println(version)
+		return 0
+	case flags.NArg() > 0:
+		flags.Usage()
+		return 2
+	}
+	// A box has many of these and little memory: collect early.
+	debug.SetGCPercent(50)
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+
+	// As PID 1 no signal may end the agent by accident. They are noticed, not ignored: commands would inherit that.
+	noticed := make(chan os.Signal, 16)
+	signal.Notify(noticed, unix.SIGHUP, unix.SIGPIPE, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+
+	box, err := agent.New(agent.Config{
+		Version: version, IdentityDir: *directory, Listen: *listen, Init: os.Getpid() == 1, Env: os.Environ(), Log: log,
+	})
+	if err != nil {
+		log.Error("the agent could not start", "error", err)
+		return 1
+	}
+	if err := box.Run(ctx); err != nil {
+		log.Error("the agent failed", "error", err)
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"carrel.dev/carrel/internal/carrel"
+)
+
+// maxInput is the most that one write takes, in bytes.
+const maxInput = 1 << 20
+
+// input is the standard input of a process, a pipe or a terminal.
+type input struct {
+	file     *os.File
+	terminal bool
+	turn     chan struct{} // holds one value while nobody writes; guards what follows
+	offset   int64         // of the next byte to take
+	last     byte          // the byte before offset
+	ended    bool          // end-of-file was asked for, at offset
+}
+
+func newInput(file *os.File, terminal bool) *input {
+	in := &input{file: file, terminal: terminal, turn: make(chan struct{}, 1)}
+	in.turn <- struct{}{}
+	return in
+}
+
+// write takes data, which begins at offset, and gives the offset of the next byte to write. It waits until the
+// process has room for all of it, or ctx ends: then a part may have been taken, and a repeated write of
+// the same data goes on behind that part. What was taken before is not written again. A pipe takes nothing after
+// eof; a terminal does.
+func (in *input) write(ctx context.Context, offset int64, data []byte, eof bool) (int64, error) {
+	if len(data) > maxInput {
+		return 0, carrel.Errorf(carrel.CodeInvalid, "input_too_large", "%d bytes in one write; at most %d are taken", len(data), maxInput)
+	}
+	select {
+	case <-in.turn:
+		defer func() { in.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	if offset < 0 || offset > in.offset {
+		err := carrel.Errorf(carrel.CodeInvalid, "input_gap", "the write is at offset %d, but only %d bytes came before; send those first", offset, in.offset)
+		return 0, err
+	}
+	// Compare without adding: offset may be anything.
+	skip := in.offset - offset
+	if skip >= int64(len(data)) {
+		data = nil
+	} else {
+		data = data[skip:]
+	}
+	if len(data) == 0 && (!eof || in.ended) {
+		return in.offset, nil
+	}
+	if in.ended && !in.terminal {
+		return 0, carrel.Errorf(carrel.CodePrecondition, "input_closed", "the standard input of the process was closed at offset %d", in.offset)
+	}
+	if len(data) > 0 {
+		in.ended = false
+		n, err := in.put(ctx, data)
+		if n > 0 {
+			in.offset += int64(n)
+			in.last = data[n-1]
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	if eof {
+		if err := in.end(ctx); err != nil {
+			return 0, err
+		}
+		in.ended = true
+	}
+	return in.offset, nil
+}
+
+// put writes data or as much as it can until ctx ends.
+func (in *input) put(ctx context.Context, data []byte) (int, error) {
+	fired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = in.file.SetWriteDeadline(time.Unix(1, 0))
+		close(fired)
+	})
+	n, err := in.file.Write(data)
+	if !stop() {
+		<-fired
+		_ = in.file.SetWriteDeadline(time.Time{})
+	}
+	switch {
+	case err == nil:
+		return n, nil
+	case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil:
+		return n, ctx.Err()
+	case errors.Is(err, os.ErrClosed), errors.Is(err, unix.EPIPE), errors.Is(err, unix.EIO):
+		return n, carrel.Errorf(carrel.CodePrecondition, "input_closed", "the process has closed its standard input or has ended")
+	}
+	return n, err
+}
+
+// end closes a pipe; on a terminal that collects lines it types the end-of-file character, once more if a
+// line is unfinished, since the first then only hands over that line.
+func (in *input) end(ctx context.Context) error {
+	if !in.terminal {
+		return in.file.Close()
+	}
+	eof, lines := byte(4), true
+	if raw, err := in.file.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			if settings, err := unix.IoctlGetTermios(int(fd), unix.TCGETS); err == nil {
+				eof, lines = settings.Cc[unix.VEOF], settings.Lflag&unix.ICANON != 0
+			}
+		})
+	}
+	keys := []byte{eof}
+	if lines && in.offset > 0 && in.last != '\n' && in.last != '\r' {
+		keys = append(keys, eof)
+	}
+	_, err := in.put(ctx, keys)
+	return err
+}

@@ -1,0 +1,392 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	carrelv1 "carrel.dev/carrel/api/carrel/v1"
+	"carrel.dev/carrel/internal/carrel"
+)
+
+const (
+	stdout = iota
+	stderr
+	streams
+)
+
+const (
+	// chunkSize is the most that a pump reads and a viewer is given at once, in bytes.
+	chunkSize = 64 << 10
+	// lingerTime is how long output is read after the first program of a process has ended.
+	lingerTime = time.Second
+	// ownerPatience is how long a pump waits for an owner that takes nothing.
+	ownerPatience = 10 * time.Second
+	// maxViewers of one process.
+	maxViewers = 64
+)
+
+var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
+
+// process is a command that was started through the agent.
+type process struct {
+	id      string
+	pid     int // set before the process is shown to anyone
+	command command
+	started time.Time
+	limits  [streams]int // the largest ring of each stream, in bytes
+	budget  *budget
+	evict   func(need int64) // makes room in the budget
+	input   *input           // nil: none
+
+	mu    sync.Mutex // guards what follows
+	rings [streams]ring
+	// closed streams have no more output.
+	closed [streams]bool
+	// ended: the first program has been reaped; done: and all streams are closed.
+	ended, done bool
+	exitCode    int32
+	exitSignal  string
+	endTime     time.Time
+	endedBy     string
+	killedBy    string // the platform killed it or a part of it, for this reason
+	viewers     int
+	owner       *viewer
+	changed     chan struct{} // closed at the next change, for viewers; nil: nobody waits
+	taken       chan struct{} // closed when the owner has taken something or left, for pumps; nil: nobody waits
+}
+
+// show gives the process as the protocol has it.
+func (p *process) show() *carrelv1.Process {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	result := &carrelv1.Process{
+		Id: p.id, Pid: int32(p.pid), Args: p.command.args, User: p.command.account.name, Cwd: p.command.cwd, Pty: p.command.pty != nil,
+		Running: !p.ended, StartTime: timestamppb.New(p.started),
+		StdoutBytes: p.rings[stdout].end, StderrBytes: p.rings[stderr].end,
+	}
+	if p.ended {
+		result.ExitCode, result.ExitSignal, result.EndedBy, result.EndTime = p.exitCode, p.exitSignal, p.endedBy, timestamppb.New(p.endTime)
+	}
+	return result
+}
+
+// wake lets viewers look again. p.mu is held.
+func (p *process) wake() {
+	if p.changed != nil {
+		close(p.changed)
+		p.changed = nil
+	}
+}
+
+// wakePumps lets pumps look again at the owner. p.mu is held.
+func (p *process) wakePumps() {
+	if p.taken != nil {
+		close(p.taken)
+		p.taken = nil
+	}
+}
+
+// append adds output of one stream. It waits only for the owner, and only as the package says.
+func (p *process) append(stream int, data []byte) {
+	var patience *time.Timer
+	for len(data) > 0 {
+		p.mu.Lock()
+		r := &p.rings[stream]
+		if size := r.wanted(len(data), p.limits[stream]); size > len(r.buf) {
+			// Only this pump grows this ring, so it is as it was when the lock is taken again.
+			more := int64(size - len(r.buf))
+			first := len(r.buf) == 0
+			p.mu.Unlock()
+			size = p.afford(more, first, size)
+			p.mu.Lock()
+			r.grow(size)
+		}
+		n := len(data)
+		if p.owner != nil {
+			n = int(min(int64(n), int64(len(r.buf))-(r.end-p.owner.cursor[stream])))
+		}
+		if n > 0 {
+			r.write(data[:n])
+			data = data[n:]
+			p.wake()
+			p.mu.Unlock()
+			continue
+		}
+		if p.taken == nil {
+			p.taken = make(chan struct{})
+		}
+		owner, taken := p.owner, p.taken
+		p.mu.Unlock()
+		if patience == nil {
+			patience = time.NewTimer(ownerPatience)
+			defer patience.Stop()
+		} else {
+			patience.Reset(ownerPatience)
+		}
+		select {
+		case <-taken:
+		case <-patience.C:
+			p.disown(owner)
+		}
+	}
+}
+
+// afford takes more bytes from the budget for a ring that is to be size large, and gives the size that it may have.
+func (p *process) afford(more int64, first bool, size int) int {
+	if p.budget.take(more) {
+		return size
+	}
+	p.evict(more)
+	if p.budget.take(more) {
+		return size
+	}
+	if first {
+		p.budget.force(minRing)
+		return minRing
+	}
+	return 0
+}
+
+// disown makes v a viewer like all others.
+func (p *process) disown(v *viewer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.owner == v {
+		p.owner = nil
+		p.wakePumps()
+	}
+}
+
+// dropOutput forgets the output that is kept.
+func (p *process) dropOutput() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range p.rings {
+		p.budget.give(int64(p.rings[i].drop()))
+	}
+	p.wake()
+}
+
+// pump reads one stream to its end. after, if not nil, is called in the end with the file if it is still
+// open at the other side; else the file is closed.
+func (p *process) pump(stream int, file *os.File, abandoned func(*os.File)) {
+	raw, err := file.SyscallConn()
+	for err == nil {
+		var n int
+		var buf *[chunkSize]byte
+		var readErr error
+		// The buffer is taken when there is something to read: idle processes have none.
+		err = raw.Read(func(fd uintptr) bool {
+			buf = chunks.Get().(*[chunkSize]byte)
+			n, readErr = readOnce(int(fd), buf[:])
+			if readErr == unix.EAGAIN {
+				chunks.Put(buf)
+				buf = nil
+				return false
+			}
+			return true
+		})
+		if buf == nil {
+			break
+		}
+		if n > 0 {
+			p.append(stream, buf[:n])
+		}
+		chunks.Put(buf)
+		if err == nil {
+			err = readErr
+		}
+	}
+	open := os.IsTimeout(err)
+	if open {
+		open = p.empty(stream, file)
+	}
+	p.mu.Lock()
+	p.closed[stream] = true
+	p.wake()
+	p.mu.Unlock()
+	if open && p.command.pty == nil {
+		abandoned(file)
+		return
+	}
+	if p.command.pty == nil {
+		file.Close()
+	}
+}
+
+// readOnce reads what is there. The end of a stream is io.EOF.
+func readOnce(fd int, buf []byte) (int, error) {
+	for {
+		n, err := unix.Read(fd, buf)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EIO: // a terminal whose other side is closed
+			return 0, io.EOF
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		}
+		return n, nil
+	}
+}
+
+// empty takes what is in a pipe or terminal now, which is what a program that has ended left there, and
+// reports whether others have it open.
+func (p *process) empty(stream int, file *os.File) bool {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return false
+	}
+	buf := chunks.Get().(*[chunkSize]byte)
+	defer chunks.Put(buf)
+	for left := pipeSize; left > 0; {
+		var n int
+		var readErr error
+		if err := raw.Control(func(fd uintptr) { n, readErr = readOnce(int(fd), buf[:min(left, chunkSize)]) }); err != nil {
+			return false
+		}
+		if readErr != nil {
+			return readErr == unix.EAGAIN
+		}
+		p.append(stream, buf[:n])
+		left -= n
+	}
+	return true
+}
+
+// reaped notes how the first program ended.
+func (p *process) reaped(status unix.WaitStatus, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended, p.endTime = true, now
+	p.exitCode = int32(status.ExitStatus())
+	if status.Signaled() {
+		number := status.Signal()
+		p.exitCode = 128 + int32(number)
+		p.exitSignal = signalName(number)
+	}
+	if p.killedBy != "" && p.exitCode != 0 {
+		p.endedBy = p.killedBy
+	}
+	p.wake()
+}
+
+// killed notes that the platform killed a part of the process, and why.
+func (p *process) killed(why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.killedBy = why
+}
+
+func (p *process) finished() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.done = true
+	p.wake()
+}
+
+func signalName(number unix.Signal) string {
+	if name := unix.SignalName(number); name != "" {
+		return name[len("SIG"):]
+	}
+	return strconv.Itoa(int(number))
+}
+
+// viewer has one reader's place in the output of a process. It is used by one goroutine.
+type viewer struct {
+	p      *process
+	cursor [streams]int64 // guarded by p.mu
+	next   int            // the stream to look at first, so that none starves
+}
+
+// view makes a viewer from the offsets on; -1 is now. The caller calls leave in the end.
+func (p *process) view(offsets [streams]int64) (*viewer, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	v := &viewer{p: p}
+	for i, offset := range offsets {
+		end := p.rings[i].end
+		if offset == -1 {
+			offset = end
+		}
+		if offset < 0 || offset > end {
+			return nil, carrel.Errorf(carrel.CodeInvalid, "offset_out_of_range", "the offset %d is not in the output of the process, which has %d bytes so far", offset, end)
+		}
+		v.cursor[i] = offset
+	}
+	if p.viewers >= maxViewers {
+		return nil, carrel.Errorf(carrel.CodeExhausted, "too_many_viewers", "%d viewers look at this process; no more can", maxViewers)
+	}
+	p.viewers++
+	return v, nil
+}
+
+func (v *viewer) leave() {
+	v.p.disown(v)
+	v.p.mu.Lock()
+	v.p.viewers--
+	v.p.mu.Unlock()
+}
+
+// output waits for the next output, gap or the end, at most until ctx ends or idle is received from, which gives
+// nil. The last event is Exited; done is true with it.
+func (v *viewer) event(ctx context.Context, idle <-chan time.Time) (event *carrelv1.ProcessEvent, done bool, err error) {
+	for {
+		event, done, changed := v.poll()
+		if done {
+			return &carrelv1.ProcessEvent{Event: &carrelv1.ProcessEvent_Exited{Exited: v.p.show()}}, true, nil
+		}
+		if event != nil {
+			return event, false, nil
+		}
+		select {
+		case <-changed:
+		case <-idle:
+			return nil, false, nil
+		case <-ctx.Done():
+			return nil, false, ctx.Err()
+		}
+	}
+}
+
+// poll gives the next output or gap; or that everything was given; or a channel that is closed at the next change.
+func (v *viewer) poll() (event *carrelv1.ProcessEvent, done bool, changed <-chan struct{}) {
+	p := v.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for range streams {
+		i := v.next
+		v.next = (v.next + 1) % streams
+		r := &p.rings[i]
+		name := carrelv1.Stream(i + 1)
+		at := v.cursor[i]
+		if at < r.start {
+			v.cursor[i] = r.start
+			return &carrelv1.ProcessEvent{Event: &carrelv1.ProcessEvent_Gap{Gap: &carrelv1.Gap{Stream: name, Offset: at, NextOffset: r.start}}}, false, nil
+		}
+		if at < r.end {
+			data := r.read(at, chunkSize)
+			v.cursor[i] += int64(len(data))
+			if p.owner == v {
+				p.wakePumps()
+			}
+			return &carrelv1.ProcessEvent{Event: &carrelv1.ProcessEvent_Output{Output: &carrelv1.Output{Stream: name, Offset: at, Data: data}}}, false, nil
+		}
+	}
+	if p.done {
+		return nil, true, nil
+	}
+	if p.changed == nil {
+		p.changed = make(chan struct{})
+	}
+	return nil, false, p.changed
+}
