@@ -45,13 +45,13 @@ const (
 const coldStart = "Start the box from its committed files, giving up the memory: `carrel start NAME --cold`."
 
 // Remedies is the one table of what follows from a reason. Attempts that only ask whether there is room
-// cost nothing and stay frequent; those that begin a run end after a while, because a box that cannot
+// cost nothing and stay frequent (an image that no node has may have been built just now); those that begin a run end after a while, because a box that cannot
 // start a dozen times will not start by itself.
 var Remedies = map[string]Remedy{
-	ReasonNoRoom:               {Transient: true, MaxDelay: 15 * time.Second, NextStep: "Stop or delete a box, or make this one smaller. Carrel goes on trying."},
-	ReasonTooLarge:             {NextStep: "Make the box smaller with --memory, --cpu or --disk, or add a larger node, and start it again."},
-	ReasonNoNode:               {Transient: true, MaxDelay: 15 * time.Second, NextStep: "See `carrel node list`: start a node, or make one schedulable. Carrel goes on trying."},
-	ReasonImageMissing:         {NextStep: "Build or import the image again (see `carrel image list`), then start the box."},
+	ReasonNoRoom:               {Transient: true, MaxDelay: 10 * time.Second, NextStep: "Stop or delete a box, or make this one smaller. Carrel goes on trying."},
+	ReasonTooLarge:             {NextStep: "Make the box smaller, or add a larger node, then start it again."},
+	ReasonNoNode:               {Transient: true, MaxDelay: 5 * time.Second, NextStep: "See `carrel node list`: start a node, or make one schedulable. Carrel goes on trying."},
+	ReasonImageMissing:         {Transient: true, MaxAttempts: 4, MaxDelay: 5 * time.Second, NextStep: "Build or import the image again (see `carrel image list`), then start the box."},
 	ReasonSnapshotCorrupt:      {NextStep: coldStart},
 	ReasonSnapshotIncompatible: {NextStep: coldStart},
 	ReasonSnapshotMissing:      {NextStep: "Bring back the node or the disk that held the box's files, then start the box."},
@@ -61,7 +61,7 @@ var Remedies = map[string]Remedy{
 	ReasonAgentSilent:          {Transient: true, MaxAttempts: 8, MaxDelay: MaxDelay, NextStep: "See the node's log. If the image is your own, look whether it has what a box needs."},
 	ReasonRuntimeError:         {Transient: true, MaxAttempts: 8, MaxDelay: MaxDelay, NextStep: "See the node's log, then start the box again."},
 	ReasonNodeLost:             {Transient: true, MaxDelay: 15 * time.Second, NextStep: "Look after the node (`carrel node list`): the box and its files are on it."},
-	ReasonNodeOffline:          {Transient: true, MaxDelay: 15 * time.Second, NextStep: "Bring the node back: the box's files are on it. Carrel goes on trying."},
+	ReasonNodeOffline:          {Transient: true, MaxDelay: 5 * time.Second, NextStep: "Bring the node back: the box's files are on it. Carrel goes on trying."},
 	ReasonStartupFailed:        {NextStep: "Correct the template's startup commands, then start the box again."},
 	ReasonNotRunning:           {NextStep: "Start the box with `carrel start NAME`; only a running box can be paused."},
 }

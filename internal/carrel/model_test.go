@@ -72,6 +72,10 @@ func (m *model) verb(verb Verb, cold bool) {
 // reconcile is one tick.
 func (m *model) reconcile() {
 	v := &m.v
+	needed, before := v.NeedsReconcile(), len(m.trace)
+	defer func() {
+		require.True(m.t, needed || len(m.trace) == before, "it acted on a box that did not need it: %v", m.trace)
+	}()
 	switch action := v.Next(); action {
 	case ActAssign, ActRetry:
 		if v.Unrecorded() {
@@ -261,6 +265,7 @@ func TestModelConverges(t *testing.T) {
 			m.reconcile()
 			m.node()
 		}
+		require.False(t, m.v.NeedsReconcile(), "seed %d: reconcile would go on for ever: %v", seed, m.trace)
 		state := StateOf(&m.v)
 		seen[state]++
 		want, _ := Goal(Verb(map[Intent]Verb{IntentRunning: VerbStart, IntentPaused: VerbPause, IntentStopped: VerbStop, IntentDeleted: VerbDelete}[m.v.Intent]))

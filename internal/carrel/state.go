@@ -317,6 +317,21 @@ func (v *BoxView) Next() Action {
 	return action
 }
 
+// NeedsReconcile reports whether a reconciler has something to do for the box, now or after a back-off.
+func (v *BoxView) NeedsReconcile() bool {
+	switch v.Next() {
+	case ActAssign, ActRetry:
+		f := v.CurrentFailure()
+		return f == nil || f.Transient || v.Unrecorded()
+	case ActFail:
+		f := v.CurrentFailure()
+		return f == nil || f.Transient
+	case ActRetireMemory, ActPurge:
+		return true
+	}
+	return false
+}
+
 // OrderOf is what the node of the live run is told; OrderNone when there is no live run.
 func (v *BoxView) OrderOf() Order {
 	switch v.Next() {
