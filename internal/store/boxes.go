@@ -110,7 +110,7 @@ func (s *Store) ResolveBox(ctx context.Context, scope Scope, org carrel.OrgID, r
 	return box, err
 }
 
-// UpdateBox changes what is not nil.
+// UpdateBox changes what is not nil. New env and resources hold from the next start that is not from memory.
 type UpdateBox struct {
 	Box       carrel.BoxID
 	ETag      string // if set: refused with CodeAborted when the box has another one
@@ -118,9 +118,6 @@ type UpdateBox struct {
 	Labels    *map[string]string
 	Env       *map[string]string
 	Resources *carrel.Resources
-	// RaiseBoot makes a live run or remembered memory of older settings restart. Without it, new env and
-	// resources hold from the next cold start.
-	RaiseBoot bool
 	// Check runs on the locked box; its error refuses the update.
 	Check func(*Box) error
 }
@@ -143,15 +140,9 @@ func (s *Store) UpdateBox(ctx context.Context, scope Scope, update UpdateBox) (*
 		setIf(&box.Labels, update.Labels)
 		setIf(&box.Env, update.Env)
 		setIf(&box.Resources, update.Resources)
-		if update.RaiseBoot {
-			box.BootGeneration++
-			if box.Live() {
-				t.raise(box.Run.NodeID)
-			}
-		}
 		err = t.UpdateBox(ctx, db.UpdateBoxParams{
 			ID: box.ID, Name: box.Name, Labels: encodeMap(box.Labels), Env: encodeMap(box.Env), Resources: encode(box.Resources),
-			DiskBytes: box.Resources.DiskBytes(), BootGeneration: box.BootGeneration, NextDue: t.dueAfter(&box.BoxView), UpdatedAt: t.now,
+			DiskBytes: box.Resources.DiskBytes(), NextDue: t.dueAfter(&box.BoxView), UpdatedAt: t.now,
 		})
 		if violates(err, "boxes_name") {
 			return nameTaken(box.Name)
@@ -211,9 +202,11 @@ func (s *Store) SetIntent(ctx context.Context, scope Scope, set SetIntent) (*Ope
 		if err != nil {
 			return err
 		}
-		op, err = t.openOperation(ctx, set.Request, Operation{
-			Org: box.Org, Verb: set.Verb, TargetID: string(box.ID), TargetName: box.Name, Generation: box.Generation + 1,
-		})
+		opened := Operation{Org: box.Org, Verb: set.Verb, TargetID: string(box.ID), TargetName: box.Name, Generation: box.Generation + 1}
+		if set.Restart || set.Cold {
+			opened.BootGeneration = box.BootGeneration + 1
+		}
+		op, err = t.openOperation(ctx, set.Request, opened)
 		if err != nil {
 			return err
 		}
@@ -225,6 +218,10 @@ func (s *Store) SetIntent(ctx context.Context, scope Scope, set SetIntent) (*Ope
 		}
 		if box.Intent == carrel.IntentDeleted && set.Intent != carrel.IntentDeleted {
 			return carrel.Errorf(carrel.CodePrecondition, "box_deleted", "the box %q is being deleted; that cannot be taken back", box.Name)
+		}
+		runs, err := t.settleOperations(ctx, op, box)
+		if err != nil {
+			return err
 		}
 		box.Intent = set.Intent
 		box.Generation++
@@ -252,6 +249,11 @@ func (s *Store) SetIntent(ctx context.Context, scope Scope, set SetIntent) (*Ope
 		}
 		if err := t.audit(ctx, box.Org, string(box.ID), string(set.Verb)+" "+box.Name); err != nil {
 			return err
+		}
+		if status := carrel.StatusOf(op.View(), &box.BoxView, runs); status.Done {
+			if err := t.settle(ctx, op, status); err != nil {
+				return err
+			}
 		}
 		return t.fillOperations(ctx, []*Operation{op})
 	})

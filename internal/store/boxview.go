@@ -121,29 +121,14 @@ func (t *tx) lockBox(ctx context.Context, id carrel.BoxID) (*Box, error) {
 // What a node does by its order needs no reconciler.
 func dueAfter(v *carrel.BoxView, now time.Time) *time.Time {
 	failure := v.CurrentFailure()
-	switch v.Next() {
-	case carrel.ActNothing, carrel.ActPause, carrel.ActStop, carrel.ActDestroy:
+	if v.Live() && failure != nil && failure.Reason == carrel.ReasonNodeLost {
+		return &now // its node says something again: the failure is history
+	}
+	if !v.NeedsReconcile() {
 		return nil
-	case carrel.ActRun:
-		if v.Failure != nil && v.Observe() == carrel.ObservedRunning {
-			return &now // it runs now: the failure is history
-		}
-		return nil
-	case carrel.ActFail:
-		if failure != nil && !failure.Transient {
-			return nil
-		}
-	case carrel.ActAssign, carrel.ActRetry:
-		if failure == nil {
-			return &now
-		}
-		// A run that crashed after the verdict on the one before needs another.
-		if !failure.Transient {
-			return nil
-		}
-		if v.Observe() != carrel.ObservedCrashed && failure.RetryAt.After(now) {
-			return &failure.RetryAt
-		}
+	}
+	if failure != nil && failure.Transient && !v.Unrecorded() && failure.RetryAt.After(now) {
+		return &failure.RetryAt
 	}
 	return &now
 }

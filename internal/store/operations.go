@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -16,7 +17,8 @@ func (t *tx) openOperation(ctx context.Context, request Request, op Operation) (
 	op.ID, op.CreatedBy, op.CreatedAt = carrel.NewOperationID(), t.scope.User, t.now
 	n, err := t.InsertOperation(ctx, db.InsertOperationParams{
 		ID: op.ID, OrgID: op.Org, Verb: op.Verb, TargetID: op.TargetID, TargetName: op.TargetName, Generation: op.Generation,
-		CreatedBy: op.CreatedBy, CreatedAt: op.CreatedAt, Method: request.Method, RequestID: request.ID, RequestHash: request.Hash,
+		BootGeneration: op.BootGeneration, CreatedBy: op.CreatedBy, CreatedAt: op.CreatedAt, Method: request.Method,
+		RequestID: request.ID, RequestHash: request.Hash,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the operation: %w", err)
@@ -31,22 +33,107 @@ func (t *tx) openOperation(ctx context.Context, request Request, op Operation) (
 	if err := replayed(request, old.RequestHash); err != nil {
 		return nil, err
 	}
-	return &Operation{
-		ID: old.ID, Org: old.OrgID, Verb: old.Verb, TargetID: old.TargetID, TargetName: old.TargetName, Generation: old.Generation,
-		CreatedBy: old.CreatedBy, CreatedAt: old.CreatedAt.UTC(), Replayed: true,
-	}, nil
+	first, err := operationOf(old)
+	if err != nil {
+		return nil, err
+	}
+	first.Replayed = true
+	return first, nil
+}
+
+func operationOf(r db.Operation) (*Operation, error) {
+	op := &Operation{
+		ID: r.ID, Org: r.OrgID, Verb: r.Verb, TargetID: r.TargetID, TargetName: r.TargetName, Generation: r.Generation,
+		BootGeneration: r.BootGeneration, CreatedBy: r.CreatedBy, CreatedAt: r.CreatedAt.UTC(),
+	}
+	if len(r.Settled) > 0 {
+		op.Settled = &carrel.OperationStatus{}
+	}
+	return op, decode(r.Settled, op.Settled, "how an operation ended")
+}
+
+// settleOperations writes down how the requests before next ended, where the change of intent that next is about to make would
+// have that forgotten. It gives the runs that next's own status is computed from. The box is still as it was before.
+func (t *tx) settleOperations(ctx context.Context, next *Operation, box *Box) ([]carrel.RunView, error) {
+	rows, err := t.UnsettledOperations(ctx, string(box.ID))
+	if err != nil {
+		return nil, fmt.Errorf("read open operations: %w", err)
+	}
+	ops := make([]*Operation, len(rows))
+	since := next.CreatedAt
+	for i, r := range rows {
+		if ops[i], err = operationOf(r); err != nil {
+			return nil, err
+		}
+		if ops[i].CreatedAt.Before(since) {
+			since = ops[i].CreatedAt
+		}
+	}
+	runs, err := t.runsSince(ctx, map[string]time.Time{string(box.ID): since})
+	if err != nil {
+		return nil, err
+	}
+	for _, op := range ops {
+		if op.ID == next.ID {
+			continue
+		}
+		status, write := carrel.Settle(op.View(), &box.BoxView, runs[string(box.ID)], next.Verb, t.now)
+		if !write {
+			continue
+		}
+		if err := t.settle(ctx, op, status); err != nil {
+			return nil, err
+		}
+	}
+	return runs[string(box.ID)], nil
+}
+
+func (t *tx) settle(ctx context.Context, op *Operation, status carrel.OperationStatus) error {
+	if err := t.SettleOperation(ctx, op.ID, encode(status)); err != nil {
+		return fmt.Errorf("write how operation %s ended: %w", op.ID, err)
+	}
+	op.Settled = &status
+	return nil
+}
+
+// clockSkew is how far the clocks of replicas may be apart for runs to be found by time.
+const clockSkew = time.Minute
+
+// runsSince reads the runs of boxes that were not over at a time, oldest first: no other can say anything of a request that
+// was made then.
+func (t *tx) runsSince(ctx context.Context, since map[string]time.Time) (map[string][]carrel.RunView, error) {
+	ids := sortedKeys(since)
+	times := make([]time.Time, len(ids))
+	for i, id := range ids {
+		times[i] = since[id].Add(-clockSkew)
+	}
+	rows, err := t.RunsOfBoxes(ctx, ids, times)
+	if err != nil {
+		return nil, fmt.Errorf("read runs: %w", err)
+	}
+	runs := map[string][]carrel.RunView{}
+	for _, r := range rows {
+		run := carrel.RunView{
+			ID: r.ID, NodeID: r.NodeID, Epoch: r.Epoch, BootGeneration: r.BootGeneration, WithMemory: r.WithMemory, Phase: r.Phase,
+			Generation: r.Generation, Reason: r.Reason, Message: r.Message, Transient: r.Transient, FailedOrder: r.FailedOrder,
+		}
+		if err := decode(r.Phases, &run.Phases, "phases"); err != nil {
+			return nil, err
+		}
+		runs[r.BoxID] = append(runs[r.BoxID], run)
+	}
+	return runs, nil
 }
 
 // fillOperations reads what the status of operations is computed from.
 func (t *tx) fillOperations(ctx context.Context, ops []*Operation) error {
-	var boxIDs, imageIDs []string
-	oldest := map[string]int64{} // generation that is asked for, by box
+	var imageIDs []string
+	since := map[string]time.Time{} // the oldest request that is asked about, by box
 	for _, op := range ops {
 		switch carrel.IDKind(op.TargetID) {
 		case 'b':
-			boxIDs = append(boxIDs, op.TargetID)
-			if g, ok := oldest[op.TargetID]; !ok || op.Generation < g {
-				oldest[op.TargetID] = op.Generation
+			if at, ok := since[op.TargetID]; !ok || op.CreatedAt.Before(at) {
+				since[op.TargetID] = op.CreatedAt
 			}
 		case 'i':
 			imageIDs = append(imageIDs, op.TargetID)
@@ -54,32 +141,16 @@ func (t *tx) fillOperations(ctx context.Context, ops []*Operation) error {
 	}
 	boxes := map[string]*Box{}
 	runs := map[string][]carrel.RunView{}
-	if len(boxIDs) > 0 {
-		list, err := t.boxes(ctx, "where b.id = any ($1)", boxIDs)
+	if len(since) > 0 {
+		list, err := t.boxes(ctx, "where b.id = any ($1)", sortedKeys(since))
 		if err != nil {
 			return err
 		}
 		for _, b := range list {
 			boxes[string(b.ID)] = b
 		}
-		// Only runs that answered this generation or a later one can say anything of the request.
-		generation := int64(0)
-		if len(oldest) == 1 {
-			generation = oldest[boxIDs[0]]
-		}
-		rows, err := t.RunsOfBoxes(ctx, boxIDs, generation)
-		if err != nil {
-			return fmt.Errorf("read runs: %w", err)
-		}
-		for _, r := range rows {
-			run := carrel.RunView{
-				ID: r.ID, NodeID: r.NodeID, Epoch: r.Epoch, BootGeneration: r.BootGeneration, WithMemory: r.WithMemory, Phase: r.Phase,
-				Generation: r.Generation, Reason: r.Reason, Message: r.Message, Transient: r.Transient, FailedOrder: r.FailedOrder,
-			}
-			if err := decode(r.Phases, &run.Phases, "phases"); err != nil {
-				return err
-			}
-			runs[string(r.BoxID)] = append(runs[string(r.BoxID)], run)
+		if runs, err = t.runsSince(ctx, since); err != nil {
+			return err
 		}
 	}
 	images := map[string]*Image{}
@@ -113,9 +184,8 @@ func (s *Store) GetOperation(ctx context.Context, scope Scope, id carrel.Operati
 		if err != nil {
 			return err
 		}
-		op = &Operation{
-			ID: r.ID, Org: r.OrgID, Verb: r.Verb, TargetID: r.TargetID, TargetName: r.TargetName, Generation: r.Generation,
-			CreatedBy: r.CreatedBy, CreatedAt: r.CreatedAt.UTC(),
+		if op, err = operationOf(r); err != nil {
+			return err
 		}
 		return t.fillOperations(ctx, []*Operation{op})
 	})
@@ -143,10 +213,11 @@ func (s *Store) ListOperations(ctx context.Context, scope Scope, org carrel.OrgI
 				next = numberedToken(kind, rows[i-1].Number)
 				break
 			}
-			ops = append(ops, &Operation{
-				ID: r.ID, Org: r.OrgID, Verb: r.Verb, TargetID: r.TargetID, TargetName: r.TargetName, Generation: r.Generation,
-				CreatedBy: r.CreatedBy, CreatedAt: r.CreatedAt.UTC(),
-			})
+			op, err := operationOf(r)
+			if err != nil {
+				return err
+			}
+			ops = append(ops, op)
 		}
 		return t.fillOperations(ctx, ops)
 	})

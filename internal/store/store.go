@@ -182,4 +182,3 @@ func (s *Store) pool(scope Scope) (*pgxpool.Pool, error) {
 	}
 	return s.control, nil
 }
-

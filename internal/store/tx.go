@@ -237,7 +237,7 @@ func mapError(ctx context.Context, err error) error {
 	return err
 }
 
-func sortedKeys[K ~string](set map[K]bool) []K {
+func sortedKeys[K ~string, V any](set map[K]V) []K {
 	keys := make([]K, 0, len(set))
 	for k := range set {
 		keys = append(keys, k)

@@ -238,8 +238,12 @@ type Operation struct {
 	TargetID   string
 	TargetName string
 	Generation int64
-	CreatedBy  carrel.UserID
-	CreatedAt  time.Time
+	// BootGeneration that fulfils it; 0: any.
+	BootGeneration int64
+	CreatedBy      carrel.UserID
+	CreatedAt      time.Time
+	// Settled is how it ended, where that was written down.
+	Settled *carrel.OperationStatus
 	// Box and its runs since the request, oldest first, for the verbs of boxes. Box is nil once it is forgotten.
 	Box  *Box
 	Runs []carrel.RunView
@@ -251,7 +255,9 @@ type Operation struct {
 
 // View is what carrel.StatusOf takes.
 func (o *Operation) View() carrel.OperationView {
-	return carrel.OperationView{Verb: o.Verb, Generation: o.Generation, CreatedAt: o.CreatedAt}
+	return carrel.OperationView{
+		Verb: o.Verb, Generation: o.Generation, BootGeneration: o.BootGeneration, CreatedAt: o.CreatedAt, Settled: o.Settled,
+	}
 }
 
 // Status computes what became of the request.
@@ -265,6 +271,8 @@ func (o *Operation) Status() carrel.OperationStatus {
 			return carrel.OperationStatus{Done: true, EndedAt: o.Image.FinishedAt, Failure: o.Image.Failure, Progress: "failed"}
 		}
 		return carrel.OperationStatus{Progress: o.Image.Progress}
+	case o.Settled != nil:
+		return *o.Settled
 	case o.Box == nil:
 		return carrel.OperationStatus{Done: true, Progress: "deleted"}
 	}

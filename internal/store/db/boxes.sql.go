@@ -60,32 +60,29 @@ func (q *Queries) BoxesOfRuns(ctx context.Context, ids []string) ([]carrel.BoxID
 }
 
 const getOperation = `-- name: GetOperation :one
-select id, org_id, verb, target_id, target_name, generation, created_by, created_at from operations where id = $1
+select id, number, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
+	request_hash, settled
+from operations where id = $1
 `
 
-type GetOperationRow struct {
-	ID         carrel.OperationID
-	OrgID      carrel.OrgID
-	Verb       carrel.Verb
-	TargetID   string
-	TargetName string
-	Generation int64
-	CreatedBy  carrel.UserID
-	CreatedAt  time.Time
-}
-
-func (q *Queries) GetOperation(ctx context.Context, id carrel.OperationID) (GetOperationRow, error) {
+func (q *Queries) GetOperation(ctx context.Context, id carrel.OperationID) (Operation, error) {
 	row := q.db.QueryRow(ctx, getOperation, id)
-	var i GetOperationRow
+	var i Operation
 	err := row.Scan(
 		&i.ID,
+		&i.Number,
 		&i.OrgID,
 		&i.Verb,
 		&i.TargetID,
 		&i.TargetName,
 		&i.Generation,
+		&i.BootGeneration,
 		&i.CreatedBy,
 		&i.CreatedAt,
+		&i.Method,
+		&i.RequestID,
+		&i.RequestHash,
+		&i.Settled,
 	)
 	return i, err
 }
@@ -159,23 +156,25 @@ func (q *Queries) InsertEvent(ctx context.Context, arg InsertEventParams) error 
 }
 
 const insertOperation = `-- name: InsertOperation :execrows
-insert into operations (id, org_id, verb, target_id, target_name, generation, created_by, created_at, method, request_id, request_hash)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+insert into operations (id, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
+	request_hash)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 on conflict (org_id, created_by, method, request_id) where request_id <> '' do nothing
 `
 
 type InsertOperationParams struct {
-	ID          carrel.OperationID
-	OrgID       carrel.OrgID
-	Verb        carrel.Verb
-	TargetID    string
-	TargetName  string
-	Generation  int64
-	CreatedBy   carrel.UserID
-	CreatedAt   time.Time
-	Method      string
-	RequestID   string
-	RequestHash []byte
+	ID             carrel.OperationID
+	OrgID          carrel.OrgID
+	Verb           carrel.Verb
+	TargetID       string
+	TargetName     string
+	Generation     int64
+	BootGeneration int64
+	CreatedBy      carrel.UserID
+	CreatedAt      time.Time
+	Method         string
+	RequestID      string
+	RequestHash    []byte
 }
 
 func (q *Queries) InsertOperation(ctx context.Context, arg InsertOperationParams) (int64, error) {
@@ -186,6 +185,7 @@ func (q *Queries) InsertOperation(ctx context.Context, arg InsertOperationParams
 		arg.TargetID,
 		arg.TargetName,
 		arg.Generation,
+		arg.BootGeneration,
 		arg.CreatedBy,
 		arg.CreatedAt,
 		arg.Method,
@@ -234,25 +234,15 @@ func (q *Queries) ListEvents(ctx context.Context, boxID carrel.BoxID, before int
 }
 
 const listOperations = `-- name: ListOperations :many
-select id, number, org_id, verb, target_id, target_name, generation, created_by, created_at from operations
+select id, number, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
+	request_hash, settled
+from operations
 where ($1::text = '' or org_id = $1::text) and ($2::text = '' or target_id = $2::text)
 	and ($3::bigint = 0 or number < $3::bigint)
 order by number desc limit $4
 `
 
-type ListOperationsRow struct {
-	ID         carrel.OperationID
-	Number     int64
-	OrgID      carrel.OrgID
-	Verb       carrel.Verb
-	TargetID   string
-	TargetName string
-	Generation int64
-	CreatedBy  carrel.UserID
-	CreatedAt  time.Time
-}
-
-func (q *Queries) ListOperations(ctx context.Context, org string, target string, before int64, pageSize int32) ([]ListOperationsRow, error) {
+func (q *Queries) ListOperations(ctx context.Context, org string, target string, before int64, pageSize int32) ([]Operation, error) {
 	rows, err := q.db.Query(ctx, listOperations,
 		org,
 		target,
@@ -263,9 +253,9 @@ func (q *Queries) ListOperations(ctx context.Context, org string, target string,
 		return nil, err
 	}
 	defer rows.Close()
-	var items []ListOperationsRow
+	var items []Operation
 	for rows.Next() {
-		var i ListOperationsRow
+		var i Operation
 		if err := rows.Scan(
 			&i.ID,
 			&i.Number,
@@ -274,8 +264,13 @@ func (q *Queries) ListOperations(ctx context.Context, org string, target string,
 			&i.TargetID,
 			&i.TargetName,
 			&i.Generation,
+			&i.BootGeneration,
 			&i.CreatedBy,
 			&i.CreatedAt,
+			&i.Method,
+			&i.RequestID,
+			&i.RequestHash,
+			&i.Settled,
 		); err != nil {
 			return nil, err
 		}
@@ -340,40 +335,35 @@ func (q *Queries) NextDue(ctx context.Context, shards int32, shard int32) (time.
 }
 
 const operationByRequest = `-- name: OperationByRequest :one
-select id, org_id, verb, target_id, target_name, generation, created_by, created_at, request_hash from operations
+select id, number, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
+	request_hash, settled
+from operations
 where org_id = $1 and created_by = $2 and method = $3 and request_id = $4 and request_id <> ''
 `
 
-type OperationByRequestRow struct {
-	ID          carrel.OperationID
-	OrgID       carrel.OrgID
-	Verb        carrel.Verb
-	TargetID    string
-	TargetName  string
-	Generation  int64
-	CreatedBy   carrel.UserID
-	CreatedAt   time.Time
-	RequestHash []byte
-}
-
-func (q *Queries) OperationByRequest(ctx context.Context, orgID carrel.OrgID, createdBy carrel.UserID, method string, requestID string) (OperationByRequestRow, error) {
+func (q *Queries) OperationByRequest(ctx context.Context, orgID carrel.OrgID, createdBy carrel.UserID, method string, requestID string) (Operation, error) {
 	row := q.db.QueryRow(ctx, operationByRequest,
 		orgID,
 		createdBy,
 		method,
 		requestID,
 	)
-	var i OperationByRequestRow
+	var i Operation
 	err := row.Scan(
 		&i.ID,
+		&i.Number,
 		&i.OrgID,
 		&i.Verb,
 		&i.TargetID,
 		&i.TargetName,
 		&i.Generation,
+		&i.BootGeneration,
 		&i.CreatedBy,
 		&i.CreatedAt,
+		&i.Method,
+		&i.RequestID,
 		&i.RequestHash,
+		&i.Settled,
 	)
 	return i, err
 }
@@ -521,22 +511,70 @@ func (q *Queries) SetPlaced(ctx context.Context, arg SetPlacedParams) error {
 	return err
 }
 
+const settleOperation = `-- name: SettleOperation :exec
+update operations set settled = $2 where id = $1
+`
+
+func (q *Queries) SettleOperation(ctx context.Context, iD carrel.OperationID, settled []byte) error {
+	_, err := q.db.Exec(ctx, settleOperation, iD, settled)
+	return err
+}
+
+const unsettledOperations = `-- name: UnsettledOperations :many
+select id, number, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
+	request_hash, settled
+from operations where target_id = $1 and settled is null order by number limit 200
+`
+
+func (q *Queries) UnsettledOperations(ctx context.Context, targetID string) ([]Operation, error) {
+	rows, err := q.db.Query(ctx, unsettledOperations, targetID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Operation
+	for rows.Next() {
+		var i Operation
+		if err := rows.Scan(
+			&i.ID,
+			&i.Number,
+			&i.OrgID,
+			&i.Verb,
+			&i.TargetID,
+			&i.TargetName,
+			&i.Generation,
+			&i.BootGeneration,
+			&i.CreatedBy,
+			&i.CreatedAt,
+			&i.Method,
+			&i.RequestID,
+			&i.RequestHash,
+			&i.Settled,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const updateBox = `-- name: UpdateBox :exec
-update boxes set name = $2, labels = $3, env = $4, resources = $5, disk_bytes = $6, boot_generation = $7, next_due = $8, updated_at = $9,
-	etag = etag + 1
+update boxes set name = $2, labels = $3, env = $4, resources = $5, disk_bytes = $6, next_due = $7, updated_at = $8, etag = etag + 1
 where id = $1
 `
 
 type UpdateBoxParams struct {
-	ID             carrel.BoxID
-	Name           string
-	Labels         []byte
-	Env            []byte
-	Resources      []byte
-	DiskBytes      int64
-	BootGeneration int64
-	NextDue        *time.Time
-	UpdatedAt      time.Time
+	ID        carrel.BoxID
+	Name      string
+	Labels    []byte
+	Env       []byte
+	Resources []byte
+	DiskBytes int64
+	NextDue   *time.Time
+	UpdatedAt time.Time
 }
 
 func (q *Queries) UpdateBox(ctx context.Context, arg UpdateBoxParams) error {
@@ -547,7 +585,6 @@ func (q *Queries) UpdateBox(ctx context.Context, arg UpdateBoxParams) error {
 		arg.Env,
 		arg.Resources,
 		arg.DiskBytes,
-		arg.BootGeneration,
 		arg.NextDue,
 		arg.UpdatedAt,
 	)

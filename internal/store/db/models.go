@@ -35,6 +35,23 @@ type Membership struct {
 	Role   string
 }
 
+type Operation struct {
+	ID             carrel.OperationID
+	Number         int64
+	OrgID          carrel.OrgID
+	Verb           carrel.Verb
+	TargetID       string
+	TargetName     string
+	Generation     int64
+	BootGeneration int64
+	CreatedBy      carrel.UserID
+	CreatedAt      time.Time
+	Method         string
+	RequestID      string
+	RequestHash    []byte
+	Settled        []byte
+}
+
 type Org struct {
 	ID        carrel.OrgID
 	Name      string

@@ -273,6 +273,17 @@ func (q *Queries) NodesWithUse(ctx context.Context, id string) ([]NodesWithUseRo
 	return items, nil
 }
 
+const proxyAddress = `-- name: ProxyAddress :one
+select coalesce(facts->>'proxy_address', '')::text as address from nodes where id = $1
+`
+
+func (q *Queries) ProxyAddress(ctx context.Context, id carrel.NodeID) (string, error) {
+	row := q.db.QueryRow(ctx, proxyAddress, id)
+	var address string
+	err := row.Scan(&address)
+	return address, err
+}
+
 const raiseRevision = `-- name: RaiseRevision :exec
 update nodes set revision = revision + 1 where id = $1
 `
@@ -418,6 +429,17 @@ func (q *Queries) TakeLease(ctx context.Context, name string, holder string, exp
 		&i.ExpiresAt,
 	)
 	return i, err
+}
+
+const touchBoxesOn = `-- name: TouchBoxesOn :exec
+update boxes set updated_at = updated_at where id in (
+	select b.id from boxes b join runs r on r.box_id = b.id
+	where r.node_id = $1 and r.ended_at is null order by b.id for no key update of b)
+`
+
+func (q *Queries) TouchBoxesOn(ctx context.Context, nodeID carrel.NodeID) error {
+	_, err := q.db.Exec(ctx, touchBoxesOn, nodeID)
+	return err
 }
 
 const touchNode = `-- name: TouchNode :execrows

@@ -378,15 +378,13 @@ func (q *Queries) LockBootstrap(ctx context.Context) error {
 	return err
 }
 
-const lockOrg = `-- name: LockOrg :one
-select id from orgs where id = $1 for no key update
+const lockMembers = `-- name: LockMembers :exec
+select pg_advisory_xact_lock(hashtextextended($1::text, 7227273504))
 `
 
-func (q *Queries) LockOrg(ctx context.Context, id carrel.OrgID) (carrel.OrgID, error) {
-	row := q.db.QueryRow(ctx, lockOrg, id)
-	var id_2 carrel.OrgID
-	err := row.Scan(&id_2)
-	return id_2, err
+func (q *Queries) LockMembers(ctx context.Context, org string) error {
+	_, err := q.db.Exec(ctx, lockMembers, org)
+	return err
 }
 
 const lookupToken = `-- name: LookupToken :one

@@ -399,16 +399,17 @@ func (q *Queries) RunSpec(ctx context.Context, id carrel.SnapshotID) ([]byte, er
 }
 
 const runsOfBoxes = `-- name: RunsOfBoxes :many
-select box_id, id, node_id, epoch, boot_generation, with_memory, phase, generation, reason, message, transient, failed_order, phases
-from (
-	select r.box_id, r.id, r.node_id, r.epoch, r.boot_generation, r.with_memory, r.phase, r.generation, r.reason, r.message, r.transient,
-		r.failed_order, r.phases, row_number() over (partition by r.box_id order by r.epoch desc) as newness
-	from runs r where r.box_id = any ($1::text[]) and r.generation >= $2::bigint
-) newest where newness <= 50 order by box_id, epoch
+select w.box_id::text as box_id, r.id, r.node_id, r.epoch, r.boot_generation, r.with_memory, r.phase, r.generation, r.reason, r.message, r.transient,
+	r.failed_order, r.phases
+from (select unnest($1::text[]) as box_id, unnest($2::timestamptz[]) as since) w, lateral (
+	select runs.id, runs.node_id, runs.epoch, runs.boot_generation, runs.with_memory, runs.phase, runs.generation, runs.reason, runs.message,
+		runs.transient, runs.failed_order, runs.phases
+	from runs where runs.box_id = w.box_id and (runs.ended_at is null or runs.ended_at >= w.since) order by runs.epoch limit 200
+) r order by w.box_id, r.epoch
 `
 
 type RunsOfBoxesRow struct {
-	BoxID          carrel.BoxID
+	BoxID          string
 	ID             carrel.RunID
 	NodeID         carrel.NodeID
 	Epoch          int64
@@ -423,8 +424,8 @@ type RunsOfBoxesRow struct {
 	Phases         []byte
 }
 
-func (q *Queries) RunsOfBoxes(ctx context.Context, ids []string, generation int64) ([]RunsOfBoxesRow, error) {
-	rows, err := q.db.Query(ctx, runsOfBoxes, ids, generation)
+func (q *Queries) RunsOfBoxes(ctx context.Context, ids []string, since []time.Time) ([]RunsOfBoxesRow, error) {
+	rows, err := q.db.Query(ctx, runsOfBoxes, ids, since)
 	if err != nil {
 		return nil, err
 	}

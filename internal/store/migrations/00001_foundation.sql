@@ -246,15 +246,20 @@ create table operations (
 	target_id    text not null,
 	target_name  text not null,
 	generation   bigint not null,
+	-- of the box that fulfils it; 0: any
+	boot_generation bigint not null,
 	created_by   text not null,
 	created_at   timestamptz not null,
 	method       text not null,
 	request_id   text not null,
-	request_hash bytea
+	request_hash bytea,
+	-- How it ended, written when the next change of intent would make that impossible to tell.
+	settled      jsonb
 );
 create unique index operations_request on operations (org_id, created_by, method, request_id) where request_id <> '';
 create index operations_org on operations (org_id, number desc);
 create index operations_target on operations (target_id, number desc);
+create index operations_unsettled on operations (target_id, number) where settled is null;
 
 create table events (
 	id      text primary key,
@@ -381,6 +386,7 @@ grant select on cluster, orgs, users, memberships, tokens, templates, images, no
 	to carrel_control;
 grant insert on orgs, users, memberships, tokens, templates, images, boxes, operations, events, audit, chores to carrel_control;
 grant update on memberships, tokens, boxes to carrel_control;
+grant update (settled) on operations to carrel_control;
 grant update (memory_retired_at) on snapshots to carrel_control;
 grant delete on memberships to carrel_control;
 grant select (id, revision), update (revision) on nodes to carrel_control;

@@ -20,8 +20,7 @@ select box_id from runs where id = $1;
 select distinct box_id from runs where id = any (@ids::text[]);
 
 -- name: UpdateBox :exec
-update boxes set name = $2, labels = $3, env = $4, resources = $5, disk_bytes = $6, boot_generation = $7, next_due = $8, updated_at = $9,
-	etag = etag + 1
+update boxes set name = $2, labels = $3, env = $4, resources = $5, disk_bytes = $6, next_due = $7, updated_at = $8, etag = etag + 1
 where id = $1;
 
 -- name: SetIntent :exec
@@ -45,22 +44,37 @@ select min(next_due)::timestamptz as due from boxes
 where next_due is not null and shard % @shards::int = @shard::int having min(next_due) is not null;
 
 -- name: InsertOperation :execrows
-insert into operations (id, org_id, verb, target_id, target_name, generation, created_by, created_at, method, request_id, request_hash)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+insert into operations (id, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
+	request_hash)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 on conflict (org_id, created_by, method, request_id) where request_id <> '' do nothing;
 
 -- name: OperationByRequest :one
-select id, org_id, verb, target_id, target_name, generation, created_by, created_at, request_hash from operations
+select id, number, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
+	request_hash, settled
+from operations
 where org_id = $1 and created_by = $2 and method = $3 and request_id = $4 and request_id <> '';
 
 -- name: GetOperation :one
-select id, org_id, verb, target_id, target_name, generation, created_by, created_at from operations where id = $1;
+select id, number, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
+	request_hash, settled
+from operations where id = $1;
 
 -- name: ListOperations :many
-select id, number, org_id, verb, target_id, target_name, generation, created_by, created_at from operations
+select id, number, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
+	request_hash, settled
+from operations
 where (@org::text = '' or org_id = @org::text) and (@target::text = '' or target_id = @target::text)
 	and (@before::bigint = 0 or number < @before::bigint)
 order by number desc limit @page_size;
+
+-- name: UnsettledOperations :many
+select id, number, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
+	request_hash, settled
+from operations where target_id = $1 and settled is null order by number limit 200;
+
+-- name: SettleOperation :exec
+update operations set settled = $2 where id = $1;
 
 -- name: InsertEvent :exec
 insert into events (id, org_id, box_id, run_id, at, kind, message, actor) values ($1, $2, $3, $4, $5, $6, $7, $8);

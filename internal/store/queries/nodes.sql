@@ -23,6 +23,14 @@ update nodes set schedulable = $2 where id = $1;
 -- name: SetNodeRegion :exec
 update nodes set region = $2 where id = $1;
 
+-- name: ProxyAddress :one
+select coalesce(facts->>'proxy_address', '')::text as address from nodes where id = $1;
+
+-- name: TouchBoxesOn :exec
+update boxes set updated_at = updated_at where id in (
+	select b.id from boxes b join runs r on r.box_id = b.id
+	where r.node_id = $1 and r.ended_at is null order by b.id for no key update of b);
+
 -- name: TouchNode :execrows
 update nodes set last_seen = greatest(last_seen, $2) where id = $1;
 

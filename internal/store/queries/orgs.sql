@@ -22,8 +22,8 @@ select id, name, system, created_at from orgs where id = @ref::text or name = @r
 -- name: ListOrgs :many
 select id, name, system, created_at from orgs order by name;
 
--- name: LockOrg :one
-select id from orgs where id = $1 for no key update;
+-- name: LockMembers :exec
+select pg_advisory_xact_lock(hashtextextended(@org::text, 7227273504));
 
 -- name: PutMember :exec
 insert into memberships (org_id, user_id, role) values ($1, $2, $3)

@@ -28,12 +28,13 @@ from runs r join boxes b on b.id = r.box_id
 where r.node_id = $1 and r.ended_at is null order by r.id;
 
 -- name: RunsOfBoxes :many
-select box_id, id, node_id, epoch, boot_generation, with_memory, phase, generation, reason, message, transient, failed_order, phases
-from (
-	select r.box_id, r.id, r.node_id, r.epoch, r.boot_generation, r.with_memory, r.phase, r.generation, r.reason, r.message, r.transient,
-		r.failed_order, r.phases, row_number() over (partition by r.box_id order by r.epoch desc) as newness
-	from runs r where r.box_id = any (@ids::text[]) and r.generation >= @generation::bigint
-) newest where newness <= 50 order by box_id, epoch;
+select w.box_id::text as box_id, r.id, r.node_id, r.epoch, r.boot_generation, r.with_memory, r.phase, r.generation, r.reason, r.message, r.transient,
+	r.failed_order, r.phases
+from (select unnest(@ids::text[]) as box_id, unnest(@since::timestamptz[]) as since) w, lateral (
+	select runs.id, runs.node_id, runs.epoch, runs.boot_generation, runs.with_memory, runs.phase, runs.generation, runs.reason, runs.message,
+		runs.transient, runs.failed_order, runs.phases
+	from runs where runs.box_id = w.box_id and (runs.ended_at is null or runs.ended_at >= w.since) order by runs.epoch limit 200
+) r order by w.box_id, r.epoch;
 
 -- name: InsertSnapshot :exec
 insert into snapshots (id, org_id, box_id, run_id, node_id, epoch, kind, generation, boot_generation, size_bytes, manifest_sha256,
