@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/failpoint"
 	"carrel.dev/carrel/internal/store"
 )
@@ -34,7 +35,7 @@ func (r *Reconciler) fleet(ctx context.Context, age time.Duration) (*fleet, erro
 	nodes, at := c.nodes, c.at
 	c.mu.Unlock()
 	if age > 0 && !at.IsZero() && time.Since(at) < age {
-		return newFleet(nodes, at), nil
+		return newFleet(nodes), nil
 	}
 	at = time.Now()
 	nodes, err := r.store.Nodes(ctx)
@@ -46,7 +47,7 @@ func (r *Reconciler) fleet(ctx context.Context, age time.Duration) (*fleet, erro
 		c.nodes, c.at = nodes, at
 	}
 	c.mu.Unlock()
-	return newFleet(nodes, at), nil
+	return newFleet(nodes), nil
 }
 
 // tickBoxes does the next step for the boxes of a shard that are due.
@@ -76,11 +77,38 @@ func (r *Reconciler) tickBoxes(ctx context.Context, lease store.Lease, shard int
 	if err != nil {
 		return false, err
 	}
+	if len(refused) > 0 {
+		if err := r.placeAgain(ctx, lease, refused); err != nil {
+			return false, err
+		}
+	}
 	if err := failpoint.Hit("reconcile/boxes/applied"); err != nil {
 		return false, err
 	}
-	// A node that refused was fuller than an older read said: look again, unless that read was new.
-	return len(boxes) == r.cfg.Batch || refused && time.Since(f.at) > fleetAge/10, nil
+	return len(boxes) == r.cfg.Batch, nil
+}
+
+// placeAgain places boxes that their node refused, being fuller than an older read said, by a new read. What is refused even so
+// is a failure like any other.
+func (r *Reconciler) placeAgain(ctx context.Context, lease store.Lease, refused []step) error {
+	f, err := r.fleet(ctx, 0)
+	if err != nil {
+		return err
+	}
+	var boxes []*store.Box
+	for _, s := range refused {
+		boxes = append(boxes, s.box)
+	}
+	steps, _ := r.plan(boxes, f)
+	if refused, err = r.apply(ctx, lease, steps); err != nil {
+		return err
+	}
+	for n, s := range refused {
+		m := f.byID[s.assign.Node]
+		refused[n] = fail(s.box, carrel.ReasonNoRoom, fmt.Sprintf("%s had room and then had none any more", m.Name), "", r.cfg.Now())
+	}
+	_, err = r.apply(ctx, lease, refused)
+	return err
 }
 
 // plan decides for many boxes, and reports whether one of them cannot be placed.
@@ -95,8 +123,8 @@ func (r *Reconciler) plan(boxes []*store.Box, f *fleet) (steps []step, unplaced 
 }
 
 // apply writes the steps: every run to be made in one transaction, the others a few at a time. What changed meanwhile is left: it
-// is due again by that very change. Refused: a node had less room than was thought.
-func (r *Reconciler) apply(ctx context.Context, lease store.Lease, steps []step) (refused bool, err error) {
+// is due again by that very change. Refused are the assignments for which a node had less room than was thought.
+func (r *Reconciler) apply(ctx context.Context, lease store.Lease, steps []step) (refused []step, err error) {
 	var assigns []store.AssignRun
 	var assigned []step
 	g, gctx := errgroup.WithContext(ctx)
@@ -161,14 +189,14 @@ func (r *Reconciler) outcome(s step, err error) error {
 }
 
 // assign makes runs. When a node turned out to be full the read of the nodes is forgotten, so that the box is placed anew.
-func (r *Reconciler) assign(ctx context.Context, lease store.Lease, assigns []store.AssignRun, steps []step) (refused bool, err error) {
+func (r *Reconciler) assign(ctx context.Context, lease store.Lease, assigns []store.AssignRun, steps []step) (refused []step, err error) {
 	results, err := r.store.AssignRuns(ctx, lease, assigns)
 	if err != nil {
 		r.metrics.steps.WithLabelValues(string(stepAssign), "error").Inc()
 		if errors.Is(err, store.ErrLeaseLost) {
-			return false, err
+			return nil, err
 		}
-		return false, fmt.Errorf("assigning %d runs: %w", len(assigns), err)
+		return nil, fmt.Errorf("assigning %d runs: %w", len(assigns), err)
 	}
 	now := r.cfg.Now()
 	for n, result := range results {
@@ -184,7 +212,7 @@ func (r *Reconciler) assign(ctx context.Context, lease store.Lease, assigns []st
 		case errors.Is(result.Err, store.ErrNoRoom):
 			r.metrics.steps.WithLabelValues(string(stepAssign), "no_room").Inc()
 			r.fleets.forget()
-			refused = true
+			refused = append(refused, s)
 		case errors.Is(result.Err, store.ErrChanged):
 			r.metrics.steps.WithLabelValues(string(stepAssign), "changed").Inc()
 		default:

@@ -92,10 +92,11 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	for n := range r.cfg.Shards {
 		d := &duty{r: r, name: fmt.Sprintf("boxes/%d/%d", n, r.cfg.Shards), label: "boxes", every: r.cfg.Poll, topics: []string{store.TopicBoxes}}
 		// Replicas that start together each begin with what the other ends with, and so share the shards.
-		d.patience = time.Duration(n) * r.cfg.LeaseTTL / 200
+		rank := n
 		if odd(r.cfg.Holder) {
-			d.patience = time.Duration(r.cfg.Shards-1-n) * r.cfg.LeaseTTL / 200
+			rank = r.cfg.Shards - 1 - n
 		}
+		d.patience = time.Duration(rank) * min(r.cfg.LeaseTTL/200, 50*time.Millisecond)
 		d.tick = func(ctx context.Context, lease store.Lease) (bool, error) { return r.tickBoxes(ctx, lease, n) }
 		g.Go(func() error { d.run(ctx); return nil })
 	}

@@ -23,13 +23,12 @@ type machine struct {
 
 // fleet is every node as one read saw it, less what was placed since. It is not safe for concurrent use.
 type fleet struct {
-	at    time.Time
 	nodes []*machine // by name
 	byID  map[carrel.NodeID]*machine
 }
 
-func newFleet(nodes []store.Node, at time.Time) *fleet {
-	f := &fleet{at: at, byID: map[carrel.NodeID]*machine{}}
+func newFleet(nodes []store.Node) *fleet {
+	f := &fleet{byID: map[carrel.NodeID]*machine{}}
 	for _, n := range nodes {
 		m := &machine{Node: n, images: map[string]bool{}, orgs: map[carrel.OrgID]int{}}
 		for _, digest := range n.Facts.Images {

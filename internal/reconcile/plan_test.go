@@ -177,7 +177,7 @@ func TestPlanGolden(t *testing.T) {
 	}
 	var out strings.Builder
 	for _, row := range rows {
-		fmt.Fprintf(&out, "%s\n    %s\n\n", row.name, show(planBox(row.box, now, newFleet(row.nodes, now))))
+		fmt.Fprintf(&out, "%s\n    %s\n\n", row.name, show(planBox(row.box, now, newFleet(row.nodes))))
 	}
 	const golden = "testdata/plan.golden"
 	if *update {
@@ -193,13 +193,13 @@ func TestPlanGolden(t *testing.T) {
 func TestPlanIsRepeatable(t *testing.T) {
 	b := box(boxGeneration(2, 1), run("a", carrel.PhasePaused, true), files("a", carrel.SnapshotMemory))
 	before := *b
-	first := show(planBox(b, now, newFleet([]store.Node{node("a")}, now)))
-	require.Equal(t, first, show(planBox(b, now, newFleet([]store.Node{node("a")}, now))))
+	first := show(planBox(b, now, newFleet([]store.Node{node("a")})))
+	require.Equal(t, first, show(planBox(b, now, newFleet([]store.Node{node("a")}))))
 	require.Equal(t, before, *b)
 }
 
 func TestBoxesOfOneTickDoNotShareRoom(t *testing.T) {
-	f := newFleet([]store.Node{node("a", used(0, 4*carrel.GiB, 0)), node("b", used(0, 5*carrel.GiB, 0))}, now)
+	f := newFleet([]store.Node{node("a", used(0, 4*carrel.GiB, 0)), node("b", used(0, 5*carrel.GiB, 0))})
 	got := map[carrel.NodeID]int{}
 	unplaced := 0
 	for range 5 { // of 2 GiB each: two fit on a, one on b
@@ -218,7 +218,7 @@ func TestBoxesOfOneOrganisationSpread(t *testing.T) {
 	small := func(b *store.Box) {
 		b.Resources = carrel.MinResources
 	}
-	f := newFleet([]store.Node{node("a"), node("b"), node("c")}, now)
+	f := newFleet([]store.Node{node("a"), node("b"), node("c")})
 	got := map[carrel.NodeID]int{}
 	for range 9 {
 		got[planBox(box(small), now, f).assign.Node]++
@@ -229,7 +229,7 @@ func TestBoxesOfOneOrganisationSpread(t *testing.T) {
 func TestRoomForFilesIsCountedOnce(t *testing.T) {
 	full := node("a", used(0, 0, 100*carrel.GiB))
 	b := box(boxGeneration(2, 1), run("a", carrel.PhaseStopped, true), files("a", carrel.SnapshotDisk))
-	require.Equal(t, stepAssign, planBox(b, now, newFleet([]store.Node{full}, now)).kind, "its room on the disk is reserved already")
+	require.Equal(t, stepAssign, planBox(b, now, newFleet([]store.Node{full})).kind, "its room on the disk is reserved already")
 }
 
 func TestJudge(t *testing.T) {
@@ -242,23 +242,23 @@ func TestJudge(t *testing.T) {
 		many = append(many, node(fmt.Sprintf("n%02d", n), change))
 	}
 	healthy := now.Add(-time.Hour)
-	require.Empty(t, judge(newFleet([]store.Node{node("a")}, now), now, healthy).silent)
+	require.Empty(t, judge(newFleet([]store.Node{node("a")}), now, healthy).silent)
 
-	v := judge(newFleet([]store.Node{node("a", silent)}, now), now, healthy)
+	v := judge(newFleet([]store.Node{node("a", silent)}), now, healthy)
 	require.Len(t, v.silent, 1)
 	require.False(t, v.mass, "one machine alone can fall silent")
 
-	v = judge(newFleet([]store.Node{node("a", silent)}, now), now, now.Add(-OfflineAfter/2))
+	v = judge(newFleet([]store.Node{node("a", silent)}), now, now.Add(-OfflineAfter/2))
 	require.Empty(t, v.silent, "its own reads have not succeeded for a whole window")
 
-	require.True(t, judge(newFleet(many, now), now, healthy).mass, "4 of 30 at once")
-	require.False(t, judge(newFleet(many[2:], now), now, healthy).mass, "2 of 28")
-	require.Empty(t, judge(newFleet([]store.Node{node("a", mute)}, now), now, healthy).silent, "it never spoke")
+	require.True(t, judge(newFleet(many), now, healthy).mass, "4 of 30 at once")
+	require.False(t, judge(newFleet(many[2:]), now, healthy).mass, "2 of 28")
+	require.Empty(t, judge(newFleet([]store.Node{node("a", mute)}), now, healthy).silent, "it never spoke")
 }
 
 func TestPlanSilent(t *testing.T) {
 	n := node("a", silent)
-	m := newFleet([]store.Node{n}, now).byID[n.ID]
+	m := newFleet([]store.Node{n}).byID[n.ID]
 	b := box(run("a", carrel.PhaseRunning, true))
 	s := planSilent(b, now, m)
 	require.NotNil(t, s)
@@ -272,8 +272,8 @@ func TestPlanSilent(t *testing.T) {
 }
 
 func TestPlanChore(t *testing.T) {
-	f := newFleet([]store.Node{node("a", used(0, 0, 50*carrel.GiB)), node("b"), node("c", silent), node("d", closed)}, now)
+	f := newFleet([]store.Node{node("a", used(0, 0, 50*carrel.GiB)), node("b"), node("c", silent), node("d", closed)})
 	require.Equal(t, "b", planChore(store.Chore{}, now, f).Name)
 	require.Equal(t, "a", planChore(store.Chore{Node: "n-b"}, now, f).Name, "it moves away from where it was")
-	require.Nil(t, planChore(store.Chore{}, now, newFleet([]store.Node{node("c", silent)}, now)))
+	require.Nil(t, planChore(store.Chore{}, now, newFleet([]store.Node{node("c", silent)})))
 }
