@@ -231,3 +231,50 @@ func TestTreeFindsEveryChange(t *testing.T) {
 	_, err = disk.Hash(ctx, f)
 	require.ErrorIs(t, err, context.Canceled)
 }
+
+func TestHashChangedReadsOnlyWhatWasWritten(t *testing.T) {
+	if testing.Short() {
+		return
+	}
+	p := open(t, t.TempDir())
+	parent, err := os.Create(filepath.Join(p.Root(), "parent"))
+	require.NoError(t, err)
+	defer parent.Close()
+	content := make([]byte, 8*disk.BlockBytes)
+	_, _ = rand.Read(content)
+	_, err = parent.Write(content)
+	require.NoError(t, err)
+	require.NoError(t, parent.Truncate(32*disk.BlockBytes))
+	known, err := disk.Hash(t.Context(), parent)
+	require.NoError(t, err)
+	require.NoError(t, disk.Clone(parent.Name(), parent.Name()+"2"))
+	child, err := os.OpenFile(parent.Name()+"2", os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer child.Close()
+	for _, at := range []int64{3*disk.BlockBytes + 4096, 20 * disk.BlockBytes} {
+		_, err = child.WriteAt([]byte("changed"), at)
+		require.NoError(t, err)
+	}
+	want, err := disk.Hash(t.Context(), child)
+	require.NoError(t, err)
+	got, err := disk.HashChanged(t.Context(), child, parent, known)
+	require.NoError(t, err)
+	require.Equal(t, want, got)
+
+	// With a wrong tree of the parent, the result shows which blocks were not read.
+	for i := range known.Blocks {
+		known.Blocks[i] = "unread"
+	}
+	got, err = disk.HashChanged(t.Context(), child, parent, known)
+	require.NoError(t, err)
+	for b := range got.Blocks {
+		switch {
+		case b == 3 || b == 20:
+			require.Equal(t, want.Blocks[b], got.Blocks[b])
+		case b < 8:
+			require.Equal(t, "unread", got.Blocks[b], "block %d was read", b)
+		default:
+			require.Empty(t, got.Blocks[b])
+		}
+	}
+}

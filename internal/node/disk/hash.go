@@ -42,12 +42,16 @@ func Hash(ctx context.Context, f *os.File) (Tree, error) {
 	if err != nil {
 		return Tree{}, err
 	}
-	err = eachBlock(ctx, f, t.Size, data, func(block int64, content []byte) error {
+	return t, hashBlocks(ctx, f, &t, data)
+}
+
+// hashBlocks fills in the hashes of some blocks.
+func hashBlocks(ctx context.Context, f *os.File, t *Tree, blocks []int64) error {
+	return eachBlock(ctx, f, t.Size, blocks, func(block int64, content []byte) error {
 		sum := sha256.Sum256(content)
 		t.Blocks[block] = hex.EncodeToString(sum[:])
 		return nil
 	})
-	return t, err
 }
 
 // Check reads a file and compares it with its tree, in parallel. A difference is ErrDamaged.

@@ -1,0 +1,334 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"carrel.dev/carrel/internal/auth"
+	"carrel.dev/carrel/internal/carrel"
+)
+
+// Headers of a CONNECT request.
+const (
+	HeaderTarget = "Carrel-Target"
+	HeaderTicket = "Carrel-Ticket"
+)
+
+const (
+	maxTarget        = 1024
+	maxHeaders       = 16 << 10
+	maxStreams       = 8192
+	maxStreamsPerRun = 512
+	// dialTime is what an agent has to take a stream.
+	dialTime = 5 * time.Second
+	dialTry  = time.Second
+	// Windows: a stream may have 2 MiB on its way and a connection 32 MiB, so that one stream fills a fast
+	// network and one slow box does not stop the others of its gateway.
+	streamWindow     = 2 << 20
+	connectionWindow = 32 << 20
+	copyBuffer       = 128 << 10
+)
+
+// Config of a proxy.
+type Config struct {
+	// Socket is where the node speaks to the proxy: the path of a Unix socket in a directory that the
+	// proxy's user owns.
+	Socket string
+	// NodeUID is the user that the node runs as; nobody else is listened to.
+	NodeUID int
+	// Dir keeps the proxy's copy of routes and identity.
+	Dir string
+	// Listen is the address of the data plane, HOST:PORT.
+	Listen  string
+	Now     func() time.Time // nil: time.Now
+	Logger  *slog.Logger
+	Metrics prometheus.Registerer // nil: none
+}
+
+// Proxy is one listening proxy.
+type Proxy struct {
+	cfg      Config
+	log      *slog.Logger
+	table    *table
+	socket   *net.UnixListener
+	listener net.Listener
+	buffers  sync.Pool
+	opened   *prometheus.CounterVec
+}
+
+// New opens the sockets, so that Addr is known and nothing that comes from now on is lost.
+func New(cfg Config) (*Proxy, error) {
+	if cfg.Socket == "" || cfg.Dir == "" || cfg.Listen == "" || cfg.Logger == nil {
+		return nil, errors.New("proxy: Socket, Dir, Listen and Logger are needed")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	for _, d := range []string{cfg.Dir, filepath.Dir(cfg.Socket)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("proxy: %w", err)
+		}
+	}
+	p := &Proxy{cfg: cfg, log: cfg.Logger}
+	p.buffers.New = func() any { b := make([]byte, copyBuffer); return &b }
+	var errs []error
+	p.table, errs = openTable(cfg.Dir)
+	for _, err := range errs {
+		p.log.Error("what a former process kept cannot be used; the node sends it again", "error", err)
+	}
+	if err := p.measure(cfg.Metrics); err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
+	if err := os.Remove(cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
+	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: cfg.Socket, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
+	if err := os.Chmod(cfg.Socket, 0o600); err != nil {
+		_ = socket.Close()
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
+	listener, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		_ = socket.Close()
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
+	p.socket, p.listener = socket, listener
+	return p, nil
+}
+
+func (p *Proxy) measure(registry prometheus.Registerer) error {
+	p.opened = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "carrel_proxy_streams_total", Help: "Streams that gateways asked for, by what became of them.",
+	}, []string{"result"})
+	if registry == nil {
+		return nil
+	}
+	gauge := func(name, help string, f func() int) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(f()) })
+	}
+	var errs []error
+	for _, c := range []prometheus.Collector{
+		p.opened,
+		gauge("carrel_proxy_streams", "Open streams.", func() int { _, n := p.table.count(); return n }),
+		gauge("carrel_proxy_routes", "Runs that can be reached.", func() int { n, _ := p.table.count(); return n }),
+	} {
+		errs = append(errs, registry.Register(c))
+	}
+	return errors.Join(errs...)
+}
+
+// Addr is the address of the data plane, with the port that was chosen.
+func (p *Proxy) Addr() net.Addr { return p.listener.Addr() }
+
+// Ready reports whether the node has told the proxy who it is.
+func (p *Proxy) Ready() bool { return p.table.currentTLS() != nil }
+
+// Run serves until ctx ends; open streams are cut then.
+func (p *Proxy) Run(ctx context.Context) error {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	errorLog := slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)
+	data := &http.Server{
+		Handler: http.HandlerFunc(p.serveStream), ErrorLog: errorLog, Protocols: protocols,
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: maxHeaders,
+		TLSConfig: &tls.Config{
+			MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				if c := p.table.currentTLS(); c != nil {
+					return c, nil
+				}
+				return nil, errors.New("the node has not told who this proxy is")
+			},
+		},
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: 2048, MaxReadFrameSize: 64 << 10, MaxDecoderHeaderTableSize: 4096, MaxEncoderHeaderTableSize: 4096,
+			MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connectionWindow,
+			SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: time.Minute,
+		},
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	node := &http.Server{
+		Handler: p.api(), ErrorLog: errorLog, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error { return served(data.ServeTLS(p.listener, "", "")) })
+	group.Go(func() error { return served(node.Serve(ownerListener{p.socket, p.cfg.NodeUID})) })
+	group.Go(func() error {
+		<-groupCtx.Done()
+		_ = node.Close()
+		_ = data.Close()
+		return nil
+	})
+	return group.Wait()
+}
+
+func served(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("proxy: %w", err)
+}
+
+// serveStream answers one CONNECT: it checks the ticket and joins the stream with the agent.
+func (p *Proxy) serveStream(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	route, target, leave, err := p.admit(r, cancel)
+	if err != nil {
+		p.answer(w, r, err)
+		return
+	}
+	defer leave()
+	dialCtx, stop := context.WithTimeout(ctx, dialTime)
+	conn, err := dialAgent(dialCtx, route, target, dialTry)
+	stop()
+	if err != nil {
+		if known := new(refusal); !errors.As(err, &known) {
+			err = silent(err)
+		}
+		p.answer(w, r, err)
+		return
+	}
+	defer conn.Close()
+	p.opened.WithLabelValues("opened").Inc()
+	w.WriteHeader(http.StatusOK)
+	if err := http.NewResponseController(w).Flush(); err != nil {
+		return
+	}
+	if !p.splice(ctx, w, r.Body, conn) {
+		panic(http.ErrAbortHandler) // a cut stream is reset, so that its end is not taken for the end of the data
+	}
+}
+
+// admit checks a request, and enters the stream into the table.
+func (p *Proxy) admit(r *http.Request, cancel context.CancelFunc) (Route, string, func(), error) {
+	peer, err := auth.PeerIdentity(r.TLS)
+	if err != nil || peer.Role != auth.PeerGateway {
+		return Route{}, "", nil, refuse(http.StatusForbidden, "not_a_gateway", "only gateways may connect")
+	}
+	if r.Method != http.MethodConnect || r.ProtoMajor != 2 {
+		return Route{}, "", nil, refuse(http.StatusMethodNotAllowed, "not_connect", "only CONNECT over HTTP/2 is served")
+	}
+	target := r.Header.Get(HeaderTarget)
+	scope, err := targetScope(target)
+	if err != nil {
+		return Route{}, "", nil, err
+	}
+	ticket, err := p.table.verifier.Verify(r.Header.Get(HeaderTicket), p.cfg.Now())
+	if err != nil {
+		e := refuse(http.StatusUnauthorized, carrel.ReasonOf(err), "the ticket is not good (any more)")
+		e.cause = err
+		return Route{}, "", nil, e
+	}
+	if string(ticket.Box) != r.Host {
+		return Route{}, "", nil, refuse(http.StatusForbidden, "ticket_of_another_box", "the ticket is for another box")
+	}
+	if !ticket.Has(scope) {
+		return Route{}, "", nil, refuse(http.StatusForbidden, "scope_missing", "the ticket does not allow this")
+	}
+	route, leave, err := p.table.enter(ticket, maxStreams, maxStreamsPerRun, cancel)
+	return route, target, leave, err
+}
+
+// targetScope is the scope that a target needs. The agent's own service can look and act: which of the two
+// a call is, the gateway decides by its method. Everything else acts. The control target is the proxy's alone.
+func targetScope(target string) (string, error) {
+	bad := refuse(http.StatusBadRequest, "bad_target", "the target is not agent, tcp/HOST:PORT, unix/PATH or udp/HOST:PORT")
+	if len(target) > maxTarget {
+		return "", bad
+	}
+	for _, c := range []byte(target) {
+		if c <= ' ' || c >= 0x7f {
+			return "", bad // the preface is one line of words
+		}
+	}
+	if target == "agent" {
+		return auth.ScopeView, nil
+	}
+	kind, rest, ok := strings.Cut(target, "/")
+	if ok && rest != "" && (kind == "tcp" || kind == "unix" || kind == "udp") {
+		return auth.ScopeExec, nil
+	}
+	return "", bad
+}
+
+func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, err error) {
+	reason := "error"
+	if known := new(refusal); errors.As(err, &known) {
+		reason = known.Reason
+	}
+	p.opened.WithLabelValues(reason).Inc()
+	p.log.Info("a stream was refused", "box", r.Host, "error", err)
+	writeError(w, err)
+}
+
+// splice copies both ways until both are at their end, and reports whether it came to that. The gateway's end of data
+// is passed on as a half-close. The other way round HTTP/2 servers of Go can only end both: what the box sends is
+// delivered whole, and its end ends the stream.
+func (p *Proxy) splice(ctx context.Context, w http.ResponseWriter, body io.ReadCloser, conn *agentConn) bool {
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	up := make(chan struct{})
+	go func() {
+		defer close(up)
+		_, err := p.copy(conn.TCPConn, body, nil)
+		if err != nil {
+			_ = conn.Close()
+			return
+		}
+		_ = conn.CloseWrite()
+	}()
+	flush := http.NewResponseController(w)
+	fromAgent, err := p.copy(w, conn, flush.Flush)
+	_ = conn.Close()
+	_ = body.Close()
+	<-up
+	return fromAgent && err == nil && ctx.Err() == nil
+}
+
+// copy moves data until the reader's end; flush follows every write. It reports whether the reader ended
+// by itself.
+func (p *Proxy) copy(w io.Writer, r io.Reader, flush func() error) (ended bool, err error) {
+	buffer, ok := p.buffers.Get().(*[]byte)
+	if !ok {
+		return false, errors.New("no buffer")
+	}
+	defer p.buffers.Put(buffer)
+	for {
+		n, err := r.Read(*buffer)
+		if n > 0 {
+			if _, err := w.Write((*buffer)[:n]); err != nil {
+				return false, err
+			}
+			if flush != nil {
+				if err := flush(); err != nil {
+					return false, err
+				}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+}
