@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"carrel.dev/carrel/internal/failpoint"
+	"github.com/google/go-containerregistry/pkg/authn"
 )
 
 // Config of a Builder.
@@ -23,6 +24,10 @@ type Config struct {
 	// AptDir has the apt sources of which Debian's are used; /etc/apt if empty.
 	AptDir string
 	Limits Limits
+	// Keychain logs in to registries; nil: nobody is logged in.
+	Keychain authn.Keychain
+	// Stall is how long a registry may send nothing; a minute if zero.
+	Stall time.Duration
 	// Log gets what an operator wants to know; slog.Default() if nil.
 	Log *slog.Logger
 }
@@ -52,6 +57,9 @@ func New(cfg Config) (*Builder, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
+	}
+	if cfg.Stall == 0 {
+		cfg.Stall = time.Minute
 	}
 	cfg.Limits = cfg.Limits.withDefaults()
 	s, err := openStore(dir)
@@ -129,6 +137,7 @@ func (b *Builder) build(ctx context.Context, d *Definition, key string, progress
 	if err != nil {
 		return Result{}, err
 	}
+	a.tree.exclude(d.Exclude)
 	if len(d.Environment) > 0 {
 		a.tree.realDir("etc", a.tree.root.mtime).setFile("environment", environmentFile(d.Environment), 0o644, a.tree.root.mtime)
 	}

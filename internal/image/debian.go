@@ -381,6 +381,32 @@ func (t *tree) normalize(begun time.Time) ([]string, error) {
 	return t.packages()
 }
 
+// exclude removes what matches the patterns. It happens in the finished system and not as packages are unpacked,
+// because what runs after that, such as Python's compiler, stops where a file of its package is missing.
+func (t *tree) exclude(patterns []string) {
+	if len(patterns) == 0 {
+		return
+	}
+	var all []string
+	for _, p := range patterns {
+		p = regexp.QuoteMeta(p)
+		p = strings.ReplaceAll(strings.ReplaceAll(p, `\*`, ".*"), `\?`, ".")
+		all = append(all, p)
+	}
+	match := regexp.MustCompile("(?s)^(?:" + strings.Join(all, "|") + ")$") // every part is quoted
+	var walk func(dir *entry, path string)
+	walk = func(dir *entry, path string) {
+		for name, child := range dir.children {
+			if match.MatchString(path + "/" + name) {
+				delete(dir.children, name)
+				continue
+			}
+			walk(child, path+"/"+name)
+		}
+	}
+	walk(t.root, "")
+}
+
 func (t *tree) each(f func(*entry)) {
 	var walk func(*entry)
 	walk = func(e *entry) {

@@ -29,8 +29,11 @@ type Definition struct {
 	// Variant is the set of packages to begin from: essential, apt, minbase, important or standard.
 	Variant  string   `yaml:"variant" json:"variant"`
 	Packages []string `yaml:"packages" json:"packages,omitempty"`
-	Files    []File   `yaml:"files" json:"files,omitempty"`
-	Users    []User   `yaml:"users" json:"users,omitempty"`
+	// Exclude has paths that are left out of the image, with everything below, as patterns in which * stands
+	// for anything, / included.
+	Exclude []string `yaml:"exclude" json:"exclude,omitempty"`
+	Files   []File   `yaml:"files" json:"files,omitempty"`
+	Users   []User   `yaml:"users" json:"users,omitempty"`
 	// Environment of every process in a box, unless template or box say otherwise.
 	Environment map[string]string `yaml:"environment" json:"environment,omitempty"`
 	// Run has shell commands, run as root in the new system after files and users are there, without network.
@@ -61,6 +64,7 @@ type User struct {
 
 const (
 	maxPackages = 2000
+	maxExcludes = 200
 	maxFiles    = 200
 	maxUsers    = 50
 	maxCommands = 100
@@ -74,6 +78,7 @@ var (
 	variants       = []string{"essential", "apt", "minbase", "important", "standard"}
 	suitePattern   = regexp.MustCompile(`^[a-z][a-z0-9-]{1,39}$`)
 	packagePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,99}(:[a-z0-9-]+)?(=[A-Za-z0-9.+:~-]+)?$`)
+	excludePattern = regexp.MustCompile(`^/[A-Za-z0-9._+@*?/-]{1,200}$`)
 	modePattern    = regexp.MustCompile(`^0?[0-7]{3,4}$`)
 	userPattern    = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
 	envPattern     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}$`)
@@ -142,6 +147,14 @@ func (d *Definition) check(fail func(field, format string, args ...any) error) e
 	for i, p := range d.Packages {
 		if !packagePattern.MatchString(p) {
 			return fail(fmt.Sprintf("packages[%d]", i), "%q is not the name of a Debian package, such as git or git=1:2.39.5-0", p)
+		}
+	}
+	if len(d.Exclude) > maxExcludes {
+		return fail("exclude", "has %d entries; at most %d are used", len(d.Exclude), maxExcludes)
+	}
+	for i, pattern := range d.Exclude {
+		if !excludePattern.MatchString(pattern) {
+			return fail(fmt.Sprintf("exclude[%d]", i), "%q is not the pattern of an absolute path, such as /usr/share/games/*", pattern)
 		}
 	}
 	if err := d.checkFiles(fail); err != nil {

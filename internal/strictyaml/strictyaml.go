@@ -7,8 +7,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"carrel.dev/carrel/internal/carrel"
 	"github.com/goccy/go-yaml"
@@ -160,9 +162,8 @@ func (d *Document) convert(err error) error {
 	if errors.As(err, &unknown) && unknown.Token != nil {
 		return d.fail(at, unknown.Token.Value, "is not a field that exists here; see the spelling")
 	}
-	var repeated *yaml.DuplicateKeyError
-	if errors.As(err, &repeated) && repeated.Token != nil {
-		return d.fail(at, repeated.Token.Value, "is written twice")
+	if m := repeatedKey.FindStringSubmatch(known.GetMessage()); m != nil {
+		return d.fail(at, m[1], "is written twice")
 	}
 	var wrong *yaml.TypeError
 	if errors.As(err, &wrong) && wrong.DstType != nil {
@@ -193,12 +194,21 @@ func typeName(kind string) string {
 	return "a number"
 }
 
+// repeatedKey is how the parser says it: it has no type for it.
+var repeatedKey = regexp.MustCompile(`^mapping key "(.{1,100})" already defined`)
+
 func firstLine(s string) string {
 	s, _, _ = strings.Cut(strings.TrimSpace(s), "\n")
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
 	if len(s) > 200 {
 		s = s[:200] + "…"
 	}
-	return strconv.QuoteToGraphic(s)[1 : len(strconv.QuoteToGraphic(s))-1]
+	return s
 }
 
 func (d *Document) fail(at int, field, format string, args ...any) error {
