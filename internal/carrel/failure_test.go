@@ -67,6 +67,16 @@ func TestNewFailure(t *testing.T) {
 	require.Equal(t, 1, fail(ReasonSandboxDied).Attempts, "a run that was stable begins anew")
 }
 
+// A run whose node was silent may fail once the node is back: that is news.
+func TestFailureAfterSilenceIsRecorded(t *testing.T) {
+	v := &BoxView{Generation: 1, Run: &RunView{ID: "r1", Phase: PhaseRunning, Generation: 1}}
+	f := NewFailure(v, ReasonNodeLost, "silent", true, time.Now())
+	v.Failure = &f
+	require.False(t, v.Unrecorded())
+	v.Run.Phase = PhaseFailed
+	require.True(t, v.Unrecorded())
+}
+
 func TestUnknownReasonsAreAsTheNodeSays(t *testing.T) {
 	require.True(t, RemedyOf("new_in_the_next_release", true).Transient)
 	require.False(t, RemedyOf("new_in_the_next_release", false).Transient)

@@ -43,6 +43,25 @@ func TestStatusOf(t *testing.T) {
 			runs: []RunView{run(1, PhaseAt{PhaseAssigned, at(5), 3})}, progress: "new",
 		},
 		{
+			name: "a run that an older order brought up fulfils a later start", op: OperationView{Verb: VerbStart, Generation: 3, CreatedAt: t0}, v: BoxView{Intent: IntentRunning, Generation: 3, Run: &RunView{
+				ID: "r1", Phase: PhaseFailed, Generation: 2,
+			}},
+			runs: []RunView{run(1, PhaseAt{PhaseRunning, at(5), 2}, PhaseAt{PhaseFailed, at(6), 2})}, done: true, ended: at(5), progress: "running",
+		},
+		{
+			name: "one that came up before it does not", op: OperationView{Verb: VerbStart, Generation: 3, CreatedAt: at(9)}, v: BoxView{Intent: IntentRunning, Generation: 3, Run: &RunView{
+				ID: "r1", Phase: PhaseFailed, Generation: 2,
+			}},
+			runs: []RunView{run(1, PhaseAt{PhaseRunning, at(5), 2}, PhaseAt{PhaseFailed, at(6), 2})}, progress: "crashed",
+		},
+		{
+			name: "a stop that a later stop finished is done", op: OperationView{Verb: VerbStop, Generation: 3, CreatedAt: t0},
+			v: BoxView{
+				Intent: IntentStopped, Generation: 4, Run: &RunView{ID: "r1", Phase: PhasePaused, Generation: 2},
+				Snapshot: &SnapshotView{Kind: SnapshotMemory, MemoryRetired: true},
+			}, done: true, ended: t0, progress: "stopped",
+		},
+		{
 			name: "another intent supersedes it", op: OperationView{Verb: VerbStart, Generation: 2, CreatedAt: t0}, v: BoxView{Intent: IntentStopped, Generation: 3},
 			done: true, reason: "superseded", progress: "superseded",
 		},

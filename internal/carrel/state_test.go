@@ -219,3 +219,23 @@ func TestPhases(t *testing.T) {
 		require.False(t, p.Ended(), p)
 	}
 }
+
+// A stop, a restart and a cold start give memory up wherever it is left over, also when the run after it crashed: what comes
+// next must not be what was before.
+func TestMemoryIsGivenUpWhereverItIsLeft(t *testing.T) {
+	for _, intent := range []Intent{intentRestarting, IntentStopped} {
+		for _, observed := range []Observed{ObservedPaused, ObservedCrashed, ObservedGone} {
+			seen := 0
+			for _, v := range viewsOf(intent, observed) {
+				if v.HasMemory() {
+					seen++
+					require.Equal(t, ActRetireMemory, v.Next(), "%s × %s", intent, observed)
+					require.True(t, v.NeedsReconcile())
+				} else {
+					require.Equal(t, ActNothing, v.Next(), "%s × %s without memory", intent, observed)
+				}
+			}
+			require.Equal(t, 1, seen, "%s × %s", intent, observed)
+		}
+	}
+}
