@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"embed"
+	"encoding/hex"
 	"fmt"
 	"io/fs"
 
@@ -66,4 +68,21 @@ func SetPasswords(ctx context.Context, ownerURL, controlPassword, systemPassword
 		}
 	}
 	return nil
+}
+
+// SchemaHash names the schema that Migrate makes, in hexadecimal digits.
+func SchemaHash() string {
+	sum := sha256.New()
+	files, err := fs.Glob(migrations, "migrations/*.sql")
+	if err != nil {
+		panic(err) // the pattern is constant
+	}
+	for _, name := range files {
+		data, err := migrations.ReadFile(name)
+		if err != nil {
+			panic(err) // it is embedded
+		}
+		sum.Write(data)
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:8])
 }
