@@ -1,8 +1,12 @@
 // Command runsc is gVisor's sandbox runtime, built by Carrel from the Go module pinned in go.mod
 // so that an installation needs no prebuilt binary and every snapshot can name the exact version.
+// It adds one thing to it: see advertise.go.
 package main
 
 import (
+	"os"
+	"runtime"
+
 	"gvisor.dev/gvisor/runsc/cli/maincli"
 	"gvisor.dev/gvisor/runsc/version"
 )
@@ -10,4 +14,7 @@ import (
 // The linker sets version.version only where something refers to the package.
 var _ = version.Version
 
-func main() { maincli.Main() }
+func main() {
+	os.Args = advertise(os.Args, runtime.NumCPU(), os.ReadFile)
+	maincli.Main()
+}

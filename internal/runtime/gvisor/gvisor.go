@@ -1,0 +1,146 @@
+// Package gvisor implements runtime.Runtime with gVisor's command line tool, runsc. It must not know
+// boxes, users or IP addresses, and talks to a sandbox only through runsc, so that nothing which a
+// sandbox says is parsed here.
+//
+// Words: the run directory (ROOT/runs/RUN) holds all that is known of one sandbox: its bundle, its
+// mounted home, its logs, and a file "started" once it began whole. The state root (ROOT/runsc) is
+// runsc's own. A capture is described by its file capture.json.
+//
+// A sandbox is made in this order, so that each thing is found again by the run directory alone: run
+// directory, cgroups, log file system, loop device and home, bundle, sandbox, "started". Destroy takes them
+// away in the opposite order, each whether or not it is there. The processes of a sandbox do not depend on
+// the process that started them; which ones they are is known from the cgroup, from runsc's state file
+// and, for what was left half made, from /proc.
+package gvisor
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/runtime"
+)
+
+// Config of New. Every path is absolute.
+type Config struct {
+	// Runsc is the binary.
+	Runsc string
+	// Root is a directory of this runtime alone, best on a tmpfs such as /run/carrel: after a reboot nothing of
+	// it means anything. At most 60 bytes, since sockets lie below it.
+	Root string
+	// OverlayDir holds the files with the root file systems' changes. They are unlinked as soon as they are made and
+	// need real disk space: a symbolic link into the pool is fine.
+	OverlayDir string
+	// CgroupParent is the cgroup under which every sandbox gets its own, such as /carrel.
+	CgroupParent string
+	Logger       *slog.Logger
+}
+
+// Runtime runs sandboxes with gVisor. Its methods are safe for concurrent use as far as the contract says.
+type Runtime struct {
+	runsc, root, overlayDir, cgroupParent string
+	log                                   *slog.Logger
+	version                               string
+	cgroups                               cgroupSet
+	limitations                           []string
+}
+
+var _ runtime.Runtime = (*Runtime)(nil)
+
+// New checks the machine and the binary. It changes nothing but the directories and cgroup that it was
+// given, and finds the sandboxes that another process made with the same Config.
+func New(cfg Config) (*Runtime, error) {
+	for name, path := range map[string]string{"Runsc": cfg.Runsc, "Root": cfg.Root, "OverlayDir": cfg.OverlayDir, "CgroupParent": cfg.CgroupParent} {
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path || strings.ContainsAny(path, ",\n") {
+			return nil, fmt.Errorf("gvisor: %s is %q; it must be a clean absolute path without commas", name, path)
+		}
+	}
+	if len(cfg.Root) > 60 {
+		return nil, fmt.Errorf("gvisor: Root %q is longer than 60 bytes, which leaves no room for runsc's socket names", cfg.Root)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	r := &Runtime{runsc: cfg.Runsc, root: cfg.Root, overlayDir: cfg.OverlayDir, cgroupParent: cfg.CgroupParent, log: cfg.Logger}
+	for _, dir := range []string{r.stateRoot(), filepath.Join(r.root, "runs"), r.overlayDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("gvisor: making a directory: %w", err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, r.runsc, "--version").Output()
+	if err != nil {
+		return nil, fmt.Errorf("gvisor: asking %s for its version: %w", r.runsc, err)
+	}
+	r.version = parseVersion(string(out))
+	if r.version == "" || r.version == "VERSION_MISSING" {
+		return nil, fmt.Errorf("gvisor: %s names no version, so captures could be restored by another one; build it with `make bin/runsc`", r.runsc)
+	}
+	r.cgroups, r.limitations, err = findCgroups(cfg.CgroupParent)
+	if err != nil {
+		return nil, fmt.Errorf("gvisor: looking for cgroups: %w", err)
+	}
+	if !strings.HasPrefix(r.version, ownVersionPrefix) {
+		r.limitations = append(r.limitations, fmt.Sprintf("%s is not Carrel's build of runsc, so programs in a sandbox see the memory and CPUs of the whole machine; the limits hold all the same", r.runsc))
+	}
+	return r, nil
+}
+
+// ownVersionPrefix begins the versions of runsc built from tools/runsc, which advertises a sandbox's own sizes.
+const ownVersionPrefix = "carrel-"
+
+func parseVersion(out string) string {
+	line, _, _ := strings.Cut(out, "\n")
+	version, ok := strings.CutPrefix(line, "runsc version ")
+	if !ok {
+		return ""
+	}
+	return strings.TrimSpace(version)
+}
+
+// Capabilities implements runtime.Runtime.
+func (r *Runtime) Capabilities() runtime.Capabilities {
+	enforced := append([]string{}, r.cgroups.enforced()...)
+	enforced = append(enforced, "home", "root", "tmp", "shm")
+	return runtime.Capabilities{
+		Name: "gvisor", Version: r.version, Memory: true,
+		Enforced: enforced, Limitations: append([]string{}, r.limitations...),
+	}
+}
+
+// The paths of a run.
+
+func (r *Runtime) stateRoot() string                { return filepath.Join(r.root, "runsc") }
+func (r *Runtime) runDir(run string) string         { return filepath.Join(r.root, "runs", run) }
+func (r *Runtime) path(run string, n string) string { return filepath.Join(r.root, "runs", run, n) }
+func (r *Runtime) stateFile(run, kind string) string { // kind is state or lock
+	return filepath.Join(r.stateRoot(), run+"_sandbox:"+run+"."+kind)
+}
+
+const (
+	fileLock    = "lock"     // held by whoever acts on the sandbox, runsc included
+	fileRun     = "run.json" // what Destroy, Dial and Wait need to know
+	fileStarted = "started"  // it began whole
+	dirBundle   = "bundle"
+	dirHome     = "home" // where the home image is mounted
+	dirLog      = "log"  // a small file system of its own
+	logRunsc    = "log/runsc.log"
+	logPanic    = "log/panic.log"
+	logConsole  = "log/console"
+)
+
+// checkRun refuses names that are not ids: runsc takes an id for every id that begins with it, so
+// they must all have one length.
+func checkRun(run string) error {
+	if carrel.IDKind(run) == 0 {
+		return fmt.Errorf("%q is not an id of %d characters", run, carrel.IDLength)
+	}
+	return nil
+}
