@@ -1,0 +1,204 @@
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sync/singleflight"
+
+	linkv1 "carrel.dev/carrel/api/carrel/link/v1"
+	carrelv1 "carrel.dev/carrel/api/carrel/v1"
+	"carrel.dev/carrel/api/carrel/v1/carrelv1connect"
+	"carrel.dev/carrel/internal/auth"
+	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/client"
+)
+
+const (
+	exchangeFresh   = 15 * time.Second // how long an exchange is believed before control is asked again
+	exchangeRefused = time.Second      // how long a refusal is believed
+	exchangeTimeout = 10 * time.Second
+	maxExchanges    = 10_000
+	apiTokenPrefix  = "carrel_"
+)
+
+// grant is a caller's right to a box, verified.
+type grant struct {
+	auth.Ticket
+	text string // the signed ticket
+}
+
+// allow finds what the bearer of a request may do in a box: the bearer is a ticket, checked here, or an API
+// token, which control exchanges for a ticket. box is an id, or with an API token a name in org.
+func (g *Gateway) allow(ctx context.Context, header http.Header, box, org, scope string) (grant, error) {
+	if box == "" {
+		return grant{}, carrel.Errorf(carrel.CodeInvalid, "no_box", "the request names no box")
+	}
+	scheme, bearer, _ := strings.Cut(header.Get("Authorization"), " ")
+	bearer = strings.TrimSpace(bearer)
+	if !strings.EqualFold(scheme, "Bearer") || bearer == "" {
+		return grant{}, carrel.Errorf(carrel.CodeUnauthorized, "no_credentials", "the request has no credentials: send a ticket or an API token as `Authorization: Bearer …`")
+	}
+	if strings.HasPrefix(bearer, apiTokenPrefix) {
+		return g.tokens.exchange(ctx, bearer, box, org, scope)
+	}
+	t, err := g.verifier.Verify(bearer, g.now())
+	if err != nil {
+		return grant{}, err
+	}
+	if string(t.Box) != box {
+		return grant{}, errOtherBox(carrel.BoxID(clip(box)))
+	}
+	if !t.Has(scope) {
+		return grant{}, errScope(t.Box)
+	}
+	return grant{t, bearer}, nil
+}
+
+func errScope(box carrel.BoxID) error {
+	return carrel.Errorf(carrel.CodeDenied, "view_only", "the ticket for box %s is for looking only; get one with the scope exec", box)
+}
+
+// exchangeKey names an exchange. The token itself is not kept.
+type exchangeKey struct {
+	token           [sha256.Size]byte
+	box, org, scope string
+}
+
+type exchanged struct {
+	grant grant
+	err   error
+	at    time.Time
+}
+
+// exchanger turns API tokens into tickets and remembers them for a moment; while control is away, until
+// they expire.
+type exchanger struct {
+	gateway *Gateway
+	boxes   carrelv1connect.BoxServiceClient
+	flight  singleflight.Group
+
+	mu    sync.Mutex // guards known
+	known map[exchangeKey]exchanged
+}
+
+func newExchanger(g *Gateway) *exchanger {
+	return &exchanger{
+		gateway: g, known: map[exchangeKey]exchanged{},
+		boxes: carrelv1connect.NewBoxServiceClient(&http.Client{Transport: g.control}, g.url.String(), connect.WithReadMaxBytes(1<<20)),
+	}
+}
+
+func (x *exchanger) exchange(ctx context.Context, token, box, org, scope string) (grant, error) {
+	key := exchangeKey{sha256.Sum256([]byte(token)), box, org, scope}
+	now := x.gateway.now()
+	x.mu.Lock()
+	known, ok := x.known[key]
+	x.mu.Unlock()
+	if ok && known.err != nil && now.Sub(known.at) < exchangeRefused {
+		return grant{}, known.err
+	}
+	// One that is for another run than the route leads to is asked for again: the box was restarted.
+	usable := ok && known.err == nil && now.Before(known.grant.Expires)
+	if usable && now.Sub(known.at) < exchangeFresh && x.gateway.routes.epoch(known.grant.Box) == known.grant.Epoch {
+		return known.grant, nil
+	}
+	flightKey := string(key.token[:]) + "\x00" + box + "\x00" + org + "\x00" + scope
+	answers := x.flight.DoChan(flightKey, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exchangeTimeout)
+		defer cancel()
+		return x.ask(ctx, token, box, org, scope)
+	})
+	var answer singleflight.Result
+	select {
+	case answer = <-answers:
+	case <-ctx.Done():
+		return grant{}, ctx.Err()
+	}
+	got, _ := answer.Val.(grant)
+	switch code := carrel.CodeOf(answer.Err); {
+	case answer.Err == nil:
+		x.remember(key, exchanged{grant: got, at: now})
+	case code == carrel.CodeUnavailable || code == carrel.CodeDeadline:
+		if usable {
+			return known.grant, nil
+		}
+	case code == carrel.CodeUnauthorized || code == carrel.CodeNotFound || code == carrel.CodeDenied:
+		x.remember(key, exchanged{err: answer.Err, at: now})
+	}
+	return got, answer.Err
+}
+
+func (x *exchanger) ask(ctx context.Context, token, box, org, scope string) (grant, error) {
+	g := x.gateway
+	resp, err := g.link.ExchangeToken(ctx, connect.NewRequest(&linkv1.ExchangeTokenRequest{Token: token, Box: box, Org: org, Scope: scope}))
+	g.metrics.exchanged(err)
+	if err != nil {
+		return grant{}, g.fromControl(err)
+	}
+	t, err := g.verifier.Verify(resp.Msg.GetTicket(), g.now())
+	if err != nil {
+		return grant{}, err
+	}
+	if !t.Has(scope) {
+		return grant{}, errScope(t.Box)
+	}
+	r := resp.Msg.GetRoute()
+	if r.GetBoxId() != "" {
+		g.routes.learn(r)
+	}
+	if r == nil || r.GetGone() {
+		return grant{}, errNotRunning(t.Box, x.state(ctx, token, string(t.Box)))
+	}
+	return grant{t, resp.Msg.GetTicket()}, nil
+}
+
+// state asks control, as the caller, how a box is; empty: not to be had.
+func (x *exchanger) state(ctx context.Context, token, box string) carrel.State {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	req := connect.NewRequest(&carrelv1.GetBoxRequest{Id: box})
+	req.Header().Set("Authorization", "Bearer "+token)
+	resp, err := x.boxes.GetBox(ctx, req)
+	if err != nil {
+		return ""
+	}
+	return carrel.State(strings.TrimPrefix(resp.Msg.GetState().String(), "STATE_"))
+}
+
+func (x *exchanger) remember(key exchangeKey, e exchanged) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.known) >= maxExchanges {
+		clear(x.known)
+	}
+	x.known[key] = e
+}
+
+func (x *exchanger) tidy(now time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for key, e := range x.known {
+		if e.err != nil && now.Sub(e.at) > exchangeRefused || e.err == nil && !now.Before(e.grant.Expires) {
+			delete(x.known, key)
+		}
+	}
+}
+
+// fromControl makes an error of a call to control fit to be shown.
+func (g *Gateway) fromControl(err error) error {
+	err = client.Error(err)
+	if carrel.ReasonOf(err) == client.ReasonUnreachable {
+		return errControlAway(err)
+	}
+	return err
+}
+
+func errControlAway(cause error) *carrel.Error {
+	return errUnavailable("control_unavailable", cause, "the control plane does not answer at the moment; running boxes go on. Try again in a few seconds.")
+}

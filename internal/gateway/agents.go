@@ -1,0 +1,143 @@
+package gateway
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
+	"carrel.dev/carrel/internal/auth"
+	"carrel.dev/carrel/internal/carrel"
+)
+
+const (
+	agentIdle = 2 * time.Minute
+	// agentWindow is how much output of one stream may wait in the gateway for a slow viewer, in bytes.
+	agentWindow = 512 << 10
+	// maxAgentMessageBytes bounds one message of an agent.
+	maxAgentMessageBytes = 4 << 20
+)
+
+// agentKey says who shares a connection to an agent: one principal with one set of rights in one run.
+type agentKey struct {
+	box    carrel.BoxID
+	epoch  int64
+	user   carrel.UserID
+	scopes string
+}
+
+// agentConn is an HTTP/2 connection (or a few) to a box's agent through tunnels.
+type agentConn struct {
+	agentv1connect.ProcessServiceClient
+	transport *http.Transport
+
+	mu     sync.Mutex // guards what follows
+	ticket string     // the newest that came: tunnels are opened with it
+	used   int        // calls under way
+	since  time.Time  // of the last call's end
+}
+
+// agentPool keeps the connections to agents for the next call.
+type agentPool struct {
+	gateway *Gateway
+
+	mu    sync.Mutex // guards conns
+	conns map[agentKey]*agentConn
+}
+
+func newAgentPool(g *Gateway) *agentPool {
+	return &agentPool{gateway: g, conns: map[agentKey]*agentConn{}}
+}
+
+// get answers with a connection for the holder of a verified ticket; done is called after the call.
+func (p *agentPool) get(t auth.Ticket, ticket string) (conn *agentConn, done func()) {
+	key := agentKey{t.Box, t.Epoch, t.User, strings.Join(t.Scopes, " ")}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	conn = p.conns[key]
+	if conn == nil {
+		conn = p.open(t.Box)
+		p.conns[key] = conn
+	}
+	conn.mu.Lock()
+	conn.ticket = ticket
+	conn.used++
+	conn.mu.Unlock()
+	return conn, func() {
+		conn.mu.Lock()
+		conn.used--
+		conn.since = p.gateway.now()
+		conn.mu.Unlock()
+	}
+}
+
+func (p *agentPool) open(box carrel.BoxID) *agentConn {
+	conn := &agentConn{}
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	conn.transport = &http.Transport{
+		Protocols: protocols,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn.mu.Lock()
+			ticket := conn.ticket
+			conn.mu.Unlock()
+			return p.gateway.Dial(ctx, box, "agent", ticket)
+		},
+		DisableCompression:     true,
+		IdleConnTimeout:        agentIdle,
+		MaxResponseHeaderBytes: 64 << 10,
+		HTTP2: &http.HTTP2Config{
+			MaxReceiveBufferPerStream: agentWindow,
+			MaxReadFrameSize:          64 << 10,
+			SendPingTimeout:           15 * time.Second,
+			PingTimeout:               15 * time.Second,
+		},
+	}
+	noRedirects := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	conn.ProcessServiceClient = agentv1connect.NewProcessServiceClient(
+		&http.Client{Transport: conn.transport, CheckRedirect: noRedirects}, "http://"+string(box),
+		connect.WithReadMaxBytes(maxAgentMessageBytes),
+		connect.WithAcceptCompression("gzip", nil, nil), // a box shall not be able to send a bomb
+	)
+	return conn
+}
+
+// outdate gives up the connections to runs of a box before epoch, and to that of epoch if it is gone.
+// Calls under way end as their tunnels do.
+func (p *agentPool) outdate(box carrel.BoxID, epoch int64, gone bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for key, conn := range p.conns {
+		if key.box == box && (key.epoch < epoch || gone && key.epoch == epoch) {
+			conn.transport.CloseIdleConnections()
+			delete(p.conns, key)
+		}
+	}
+}
+
+func (p *agentPool) tidy(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for key, conn := range p.conns {
+		conn.mu.Lock()
+		idle := conn.used == 0 && now.Sub(conn.since) > agentIdle
+		conn.mu.Unlock()
+		if idle {
+			conn.transport.CloseIdleConnections()
+			delete(p.conns, key)
+		}
+	}
+}
+
+func (p *agentPool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, conn := range p.conns {
+		conn.transport.CloseIdleConnections()
+	}
+}

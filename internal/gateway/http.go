@@ -1,0 +1,128 @@
+package gateway
+
+import (
+	"crypto/rand"
+	_ "embed"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httputil"
+	"path"
+	"regexp"
+	"strings"
+
+	"connectrpc.com/connect"
+	"connectrpc.com/vanguard"
+
+	"carrel.dev/carrel/api/carrel/v1/carrelv1connect"
+	"carrel.dev/carrel/internal/carrel"
+)
+
+const (
+	headerRequestID = "X-Request-Id"
+	// maxControlBody bounds the body of a request that is passed on to control, in bytes.
+	maxControlBody = 16 << 20
+)
+
+//go:embed page.html
+var page []byte
+
+// processPath is every REST path of ProcessService.
+var processPath = regexp.MustCompile(`^/v1/boxes/[^/]+/processes(/|$)`)
+
+var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+
+func (g *Gateway) newHandler() http.Handler {
+	procedures, service := carrelv1connect.NewProcessServiceHandler(&processes{g},
+		connect.WithInterceptors(errorInterceptor{g.log}),
+		connect.WithReadMaxBytes(2<<20),
+		connect.WithCompressMinBytes(1<<30), // output is passed on as it is; compressed requests are understood
+	)
+	transcoder, err := vanguard.NewTranscoder([]*vanguard.Service{vanguard.NewService(procedures, service)})
+	if err != nil {
+		panic("gateway: the process service's schema cannot be transcoded: " + err.Error()) // a fault of the build
+	}
+	control := g.newControlProxy()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Server", "carrel/"+g.config.Version)
+		if !requestIDPattern.MatchString(r.Header.Get(headerRequestID)) {
+			r.Header.Set(headerRequestID, rand.Text())
+		}
+		w.Header().Set(headerRequestID, r.Header.Get(headerRequestID))
+		p := r.URL.Path
+		if p == "" || p[0] != '/' || path.Clean(p) != p && path.Clean(p)+"/" != p {
+			writeError(w, r, carrel.Errorf(carrel.CodeInvalid, "bad_path", "the path of the request is not usable: it must begin with / and have no empty, . or .. parts"))
+			return
+		}
+		switch {
+		case p == "/":
+			servePage(w, r)
+		case p == "/healthz" || p == "/readyz" || p == "/metrics":
+			if g.config.Ops == nil {
+				writeError(w, r, carrel.NotFound("path", p))
+				return
+			}
+			g.config.Ops.ServeHTTP(w, r)
+		case strings.HasPrefix(p, procedures):
+			service.ServeHTTP(w, r)
+		case processPath.MatchString(p):
+			transcoder.ServeHTTP(w, r)
+		case strings.HasPrefix(p, "/carrel.") && !strings.HasPrefix(p, "/carrel.v1."):
+			// The links are for peers with a certificate. Passed on they would come with this gateway's.
+			writeError(w, r, carrel.NotFound("path", p))
+		default:
+			r.Body = http.MaxBytesReader(w, r.Body, maxControlBody)
+			control.ServeHTTP(w, r)
+		}
+	})
+}
+
+func servePage(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		w.WriteHeader(http.StatusMethodNotAllowed)
+		return
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-"+pageScriptHash+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	_, _ = w.Write(page)
+}
+
+// newControlProxy passes requests on to control, streams and trailers included.
+func (g *Gateway) newControlProxy() http.Handler {
+	return &httputil.ReverseProxy{
+		Transport:     g.control,
+		FlushInterval: -1, // at once
+		ErrorLog:      slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			pr.SetURL(g.url) // Host too: control is known by its address here
+			pr.SetXForwarded()
+			for name := range pr.Out.Header {
+				if strings.HasPrefix(name, "Carrel-") || name == "Forwarded" {
+					pr.Out.Header.Del(name)
+				}
+			}
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			resp.Header.Del("Server") // ours are set already
+			resp.Header.Del(headerRequestID)
+			return nil
+		},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			var tooLarge *http.MaxBytesError
+			switch {
+			case errors.As(err, &tooLarge):
+				e := carrel.Errorf(carrel.CodeInvalid, "request_too_large", "the request is larger than %d bytes", tooLarge.Limit)
+				writeError(w, r, e)
+			case r.Context().Err() != nil:
+				w.WriteHeader(499) // nobody reads it
+			default:
+				g.log.WarnContext(r.Context(), "control does not answer", "error", err, "request", r.Header.Get(headerRequestID))
+				writeError(w, r, errControlAway(err))
+			}
+		},
+	}
+}

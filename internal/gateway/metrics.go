@@ -1,0 +1,45 @@
+package gateway
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"carrel.dev/carrel/internal/carrel"
+)
+
+type metrics struct {
+	tunnels   prometheus.Gauge
+	streams   prometheus.Gauge
+	dials     *prometheus.CounterVec
+	exchanges *prometheus.CounterVec
+}
+
+func newMetrics(registry prometheus.Registerer) *metrics {
+	m := &metrics{
+		tunnels:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "carrel_gateway_tunnels", Help: "Open tunnels into boxes."}),
+		streams:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "carrel_gateway_process_streams", Help: "Process output streams being passed on."}),
+		dials:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carrel_gateway_dials_total", Help: "Tunnels asked for, by outcome."}, []string{"reason"}),
+		exchanges: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carrel_gateway_exchanges_total", Help: "API tokens exchanged at control, by outcome."}, []string{"result"}),
+	}
+	if registry != nil {
+		registry.MustRegister(m.tunnels, m.streams, m.dials, m.exchanges)
+	}
+	return m
+}
+
+func (m *metrics) dialed(err error) {
+	reason := "ok"
+	if err != nil {
+		if reason = carrel.ReasonOf(err); reason == "" {
+			reason = "other"
+		}
+	}
+	m.dials.WithLabelValues(reason).Inc()
+}
+
+func (m *metrics) exchanged(err error) {
+	result := "ok"
+	if err != nil {
+		result = "refused"
+	}
+	m.exchanges.WithLabelValues(result).Inc()
+}

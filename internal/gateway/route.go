@@ -1,0 +1,392 @@
+package gateway
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/cenkalti/backoff/v5"
+
+	linkv1 "carrel.dev/carrel/api/carrel/link/v1"
+	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/failpoint"
+)
+
+// route says behind which proxy the live run of a box is.
+type route struct {
+	Box     carrel.BoxID  `json:"box"`
+	Run     carrel.RunID  `json:"run"`
+	Epoch   int64         `json:"epoch"`
+	Node    carrel.NodeID `json:"node"`
+	Address string        `json:"address"` // host:port of the node's proxy
+}
+
+func (r route) valid() bool {
+	host, port, err := net.SplitHostPort(r.Address)
+	return err == nil && host != "" && port != "" && r.Epoch > 0 &&
+		carrel.IDKind(string(r.Box)) == 'b' && carrel.IDKind(string(r.Run)) == 'r' && carrel.IDKind(string(r.Node)) == 'n'
+}
+
+// routesFile is routes.json. The file is a cache: one that cannot be read is as none.
+type routesFile struct {
+	Version    int      `json:"version"`
+	Cluster    string   `json:"cluster"`
+	TicketKeys [][]byte `json:"ticket_keys"`
+	Routes     []route  `json:"routes"`
+}
+
+const (
+	routesVersion = 1
+	maxTombstones = 100_000
+	saveDelay     = 100 * time.Millisecond
+)
+
+// routeTable is what is known of where boxes are.
+type routeTable struct {
+	path  string
+	log   *slog.Logger
+	dirty chan struct{}
+
+	mu      sync.Mutex // guards what follows
+	cluster string
+	routes  map[carrel.BoxID]route
+	gone    map[carrel.BoxID]int64 // newest epoch that is known to be over
+	keys    []ed25519.PublicKey
+	loaded  bool          // from disk or control
+	live    bool          // the link to control is up
+	changed chan struct{} // closed and replaced with every change
+}
+
+func openRoutes(dir, cluster string, log *slog.Logger) *routeTable {
+	t := &routeTable{
+		path: filepath.Join(dir, "routes.json"), log: log, dirty: make(chan struct{}, 1), cluster: cluster,
+		routes: map[carrel.BoxID]route{}, gone: map[carrel.BoxID]int64{}, changed: make(chan struct{}),
+	}
+	var file routesFile
+	err := readStrict(t.path, &file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return t
+	case err != nil:
+		log.Warn("routes on disk are not used", "error", err)
+		return t
+	case file.Version != routesVersion || file.Cluster != cluster:
+		log.Warn("routes on disk are not used", "version", file.Version, "cluster", file.Cluster)
+		return t
+	}
+	for _, r := range file.Routes {
+		if r.valid() {
+			t.routes[r.Box] = r
+		}
+	}
+	t.keys = publicKeys(file.TicketKeys)
+	t.loaded = true
+	return t
+}
+
+func publicKeys(raw [][]byte) []ed25519.PublicKey {
+	var keys []ed25519.PublicKey
+	for _, k := range raw {
+		if len(k) == ed25519.PublicKeySize {
+			keys = append(keys, slices.Clone(ed25519.PublicKey(k)))
+		}
+	}
+	return keys
+}
+
+func (t *routeTable) ticketKeys() []ed25519.PublicKey {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.keys)
+}
+
+func (t *routeTable) setKeys(keys []ed25519.PublicKey) {
+	t.mu.Lock()
+	t.keys = keys
+	t.mu.Unlock()
+	t.touch()
+}
+
+func (t *routeTable) setCluster(cluster string) {
+	t.mu.Lock()
+	t.cluster = cluster
+	t.mu.Unlock()
+}
+
+func (t *routeTable) known() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.loaded
+}
+
+func (t *routeTable) setLive(live bool) {
+	t.mu.Lock()
+	t.live = live
+	t.signal()
+	t.mu.Unlock()
+}
+
+// signal wakes whoever waits; the caller holds mu.
+func (t *routeTable) signal() {
+	close(t.changed)
+	t.changed = make(chan struct{})
+}
+
+func (t *routeTable) touch() {
+	select {
+	case t.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// apply takes an update of control. Of two routes of one box the one with the higher epoch is newer;
+// a full update replaces everything.
+func (t *routeTable) apply(update *linkv1.RoutesUpdate) {
+	t.mu.Lock()
+	if update.GetFull() {
+		old := t.routes
+		t.routes = make(map[carrel.BoxID]route, len(update.GetRoutes()))
+		t.loaded = true
+		for _, r := range update.GetRoutes() {
+			t.take(r)
+		}
+		for box, r := range old {
+			if _, ok := t.routes[box]; !ok {
+				t.bury(box, r.Epoch)
+			}
+		}
+	} else {
+		for _, r := range update.GetRoutes() {
+			t.take(r)
+		}
+	}
+	t.signal()
+	t.mu.Unlock()
+	t.touch()
+}
+
+// learn takes one route that control gave beside something else.
+func (t *routeTable) learn(r *linkv1.Route) {
+	t.mu.Lock()
+	t.take(r)
+	t.signal()
+	t.mu.Unlock()
+	t.touch()
+}
+
+// take and bury: the caller holds mu.
+func (t *routeTable) take(m *linkv1.Route) {
+	r := route{
+		Box: carrel.BoxID(m.GetBoxId()), Run: carrel.RunID(m.GetRunId()), Epoch: m.GetEpoch(),
+		Node: carrel.NodeID(m.GetNodeId()), Address: m.GetProxyAddress(),
+	}
+	known, ok := t.routes[r.Box]
+	if ok && known.Epoch > r.Epoch {
+		return
+	}
+	if m.GetGone() {
+		delete(t.routes, r.Box)
+		t.bury(r.Box, max(r.Epoch, known.Epoch))
+		return
+	}
+	if !r.valid() {
+		t.log.Warn("route of control is not usable", "box", r.Box, "node", r.Node)
+		return
+	}
+	delete(t.gone, r.Box)
+	t.routes[r.Box] = r
+}
+
+func (t *routeTable) bury(box carrel.BoxID, epoch int64) {
+	if len(t.gone) >= maxTombstones {
+		clear(t.gone)
+	}
+	t.gone[box] = epoch
+}
+
+// find answers with the route of a box's run of that epoch. If nothing is known of that run and control is
+// there, it waits up to patience for control to tell.
+func (t *routeTable) find(ctx context.Context, box carrel.BoxID, epoch int64, patience time.Duration) (route, error) {
+	deadline := time.After(patience)
+	for {
+		t.mu.Lock()
+		r, ok := t.routes[box]
+		gone, buried := t.gone[box]
+		live, changed := t.live, t.changed
+		t.mu.Unlock()
+		switch {
+		case ok && r.Epoch == epoch:
+			return r, nil
+		case ok && r.Epoch > epoch:
+			return route{}, errTicketStale(box)
+		case buried && gone >= epoch, !live:
+			return route{}, errNotRunning(box, "")
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			return route{}, errNotRunning(box, "")
+		case <-ctx.Done():
+			return route{}, ctx.Err()
+		}
+	}
+}
+
+// changedFrom waits up to patience until the route of a box is another one than r.
+func (t *routeTable) changedFrom(ctx context.Context, r route, patience time.Duration) bool {
+	deadline := time.After(patience)
+	for {
+		t.mu.Lock()
+		now, ok := t.routes[r.Box]
+		live, changed := t.live, t.changed
+		t.mu.Unlock()
+		if !ok || now != r {
+			return true
+		}
+		if !live {
+			return false
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// nodes is every proxy that a route leads to.
+func (t *routeTable) nodes() map[proxyKey]bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	nodes := map[proxyKey]bool{}
+	for _, r := range t.routes {
+		nodes[proxyKey{r.Node, r.Address}] = true
+	}
+	return nodes
+}
+
+func (t *routeTable) epoch(box carrel.BoxID) int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.routes[box].Epoch
+}
+
+// keepSaved writes the table to disk soon after it changed, and at the end.
+func (t *routeTable) keepSaved(ctx context.Context) error {
+	for {
+		select {
+		case <-t.dirty:
+		case <-ctx.Done():
+			return nil
+		}
+		select {
+		case <-time.After(saveDelay): // several changes make one write
+		case <-ctx.Done():
+		}
+		if err := t.save(); err != nil {
+			t.log.Warn("routes not saved", "error", err)
+		}
+	}
+}
+
+func (t *routeTable) save() error {
+	t.mu.Lock()
+	if !t.loaded || t.cluster == "" {
+		t.mu.Unlock()
+		return nil
+	}
+	file := routesFile{Version: routesVersion, Cluster: t.cluster, Routes: make([]route, 0, len(t.routes))}
+	for _, k := range t.keys {
+		file.TicketKeys = append(file.TicketKeys, k)
+	}
+	for _, r := range t.routes {
+		file.Routes = append(file.Routes, r)
+	}
+	t.mu.Unlock()
+	slices.SortFunc(file.Routes, func(a, b route) int {
+		if a.Box < b.Box {
+			return -1
+		}
+		return 1
+	})
+	data, err := json.Marshal(file)
+	if err != nil {
+		return err
+	}
+	if err := failpoint.Hit("gateway/routes/save"); err != nil {
+		return err
+	}
+	return writeFile(t.path, data)
+}
+
+func (g *Gateway) learnKeys(raw [][]byte) {
+	keys := publicKeys(raw)
+	if len(keys) == 0 {
+		return // absence is not an order to forget the keys
+	}
+	g.verifier.SetKeys(keys)
+	g.routes.setKeys(keys)
+}
+
+// followControl joins if need be and follows the routes, again and again.
+func (g *Gateway) followControl(ctx context.Context) error {
+	waits := backoff.NewExponentialBackOff()
+	waits.InitialInterval, waits.MaxInterval = 100*time.Millisecond, 5*time.Second
+	for ctx.Err() == nil {
+		var err error
+		if g.identity.current() == nil {
+			err = g.join(ctx)
+		}
+		if err == nil {
+			err = g.watchRoutes(ctx, waits.Reset)
+		}
+		g.routes.setLive(false)
+		if ctx.Err() != nil {
+			break
+		}
+		wait := waits.NextBackOff()
+		g.log.Warn("link to control is down", "error", err, "retry_in", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+func (g *Gateway) watchRoutes(ctx context.Context, alive func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := g.link.WatchRoutes(ctx, connect.NewRequest(&linkv1.WatchRoutesRequest{}))
+	if err != nil {
+		return err
+	}
+	defer func() { cancel(); stream.Close() }()
+	for stream.Receive() {
+		update := stream.Msg()
+		g.learnKeys(update.GetTicketKeys())
+		g.routes.apply(update)
+		if update.GetFull() {
+			g.routes.setLive(true)
+		}
+		for _, r := range update.GetRoutes() {
+			g.agents.outdate(carrel.BoxID(r.GetBoxId()), r.GetEpoch(), r.GetGone())
+		}
+		alive()
+	}
+	if err := stream.Err(); err != nil {
+		return err
+	}
+	return errors.New("control ended the stream of routes")
+}
