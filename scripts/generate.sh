@@ -11,9 +11,13 @@ includes=(-I api -I third_party/googleapis -I /usr/include)
 protoc "${includes[@]}" --go_out=api --go_opt=module=carrel.dev/carrel/api \
 	--connect-go_out=api --connect-go_opt=module=carrel.dev/carrel/api $protos
 
+# One OpenAPI document for the REST routes of all public services, the gateway's included.
+openapi=$(mktemp -d)
+trap 'rm -rf "$openapi"' EXIT
 public=$(cd api && find carrel/v1 -name '*.proto' | sort)
 # shellcheck disable=SC2086
-protoc "${includes[@]}" --openapiv3_out=internal/control/openapi $public || true
+protoc "${includes[@]}" --openapiv3_out="$openapi" $public
+go run ./internal/control/openapigen "$openapi/carrel/v1" internal/control/openapi.json
 
 # docs/states.md, from the transition table.
 go test ./internal/carrel -run TestStatesDoc -count=1 -update

@@ -106,9 +106,8 @@ type Names struct {
 	IPs []net.IP
 }
 
-// SignCSR makes a certificate (PEM) for peer from a certificate request (PEM). Of the request only the
-// public key counts: the names are the caller's. The certificate is for clients and servers alike.
-func (ca *CA) SignCSR(csrPEM []byte, peer Peer, names Names, now time.Time) ([]byte, error) {
+// ReadCSR checks a certificate request (PEM) and gives its public key, the only part of it that counts.
+func ReadCSR(csrPEM []byte) (ed25519.PublicKey, error) {
 	if len(csrPEM) > maxCSR {
 		return nil, errors.New("certificate request: too long")
 	}
@@ -126,6 +125,16 @@ func (ca *CA) SignCSR(csrPEM []byte, peer Peer, names Names, now time.Time) ([]b
 	public, ok := csr.PublicKey.(ed25519.PublicKey)
 	if !ok {
 		return nil, fmt.Errorf("certificate request: the key must be Ed25519, not %T", csr.PublicKey)
+	}
+	return public, nil
+}
+
+// SignCSR makes a certificate (PEM) for peer from a certificate request (PEM). Of the request only the
+// public key counts: the names are the caller's. The certificate is for clients and servers alike.
+func (ca *CA) SignCSR(csrPEM []byte, peer Peer, names Names, now time.Time) ([]byte, error) {
+	public, err := ReadCSR(csrPEM)
+	if err != nil {
+		return nil, err
 	}
 	return ca.sign(public, peer, names, now)
 }

@@ -97,11 +97,12 @@ var policy = map[string]Rule{
 	"/carrel.link.v1.NodeLink/WatchDesired":   {Need: NeedPeer, Peers: []PeerRole{PeerNode}},
 	"/carrel.link.v1.NodeLink/Report":         {Need: NeedPeer, Peers: []PeerRole{PeerNode}},
 	"/carrel.link.v1.NodeLink/CommitSnapshot": {Need: NeedPeer, Peers: []PeerRole{PeerNode}},
-	// A node renews for its proxy as it joined for it; a gateway renews for itself.
-	"/carrel.link.v1.NodeLink/Renew": {Need: NeedPeer, Peers: []PeerRole{PeerNode, PeerProxy, PeerGateway}},
+	// A node asks for its proxy's new certificate by joining for it again.
+	"/carrel.link.v1.NodeLink/Renew": {Need: NeedPeer, Peers: []PeerRole{PeerNode}},
 
 	"/carrel.link.v1.GatewayLink/WatchRoutes":   {Need: NeedPeer, Peers: []PeerRole{PeerGateway}},
 	"/carrel.link.v1.GatewayLink/ExchangeToken": {Need: NeedPeer, Peers: []PeerRole{PeerGateway}},
+	"/carrel.link.v1.GatewayLink/Renew":         {Need: NeedPeer, Peers: []PeerRole{PeerGateway}},
 }
 
 // The scopes of a ticket.
