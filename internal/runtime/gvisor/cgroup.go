@@ -141,6 +141,14 @@ func parseHierarchies(mountinfo []byte) []hierarchy {
 
 // enableV2 turns the controllers on for the children of parent and returns those that work.
 func enableV2(mount, parent string) []string {
+	data, err := os.ReadFile(filepath.Join(mount, "cgroup.controllers"))
+	if err != nil {
+		return nil
+	}
+	offered := slices.DeleteFunc(strings.Fields(string(data)), func(c string) bool { return wanted[c] == "" })
+	if len(offered) == 0 {
+		return nil // version 1 has them all
+	}
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil
 	}
@@ -155,7 +163,7 @@ func enableV2(mount, parent string) []string {
 		dirs = append(dirs, dir)
 	}
 	var on []string
-	for c := range wanted {
+	for _, c := range offered {
 		ok := true
 		for _, dir := range dirs {
 			if os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+c), 0) != nil {
