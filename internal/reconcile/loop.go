@@ -20,7 +20,8 @@ type Config struct {
 	// Holder names this process in leases, such as "control-1/reconcile". A process that comes back under the same name
 	// takes its leases back at once; two processes must not have the same.
 	Holder string
-	// Shards is into how many parts the boxes are divided, each under a lease of its own; the same in every replica. Default 4.
+	// Shards is into how many parts the boxes are divided, each under a lease of its own; the same in every replica. Default 2: more
+	// let more replicas share the work, and cost one query each for every wake-up.
 	Shards int
 	// LeaseTTL is how long a replica that died keeps others from its shards; default 10 s.
 	LeaseTTL time.Duration
@@ -55,7 +56,7 @@ func New(cfg Config) (*Reconciler, error) {
 		return nil, errors.New("reconcile: a name for the leases' holder is needed")
 	}
 	if cfg.Shards == 0 {
-		cfg.Shards = 4
+		cfg.Shards = 2
 	}
 	if cfg.Shards < 1 || cfg.Shards > 256 {
 		return nil, fmt.Errorf("reconcile: %d shards; there can be 1 to 256", cfg.Shards)
@@ -106,7 +107,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error {
-		(&duty{r: r, name: "chores", label: "chores", every: r.cfg.Poll, topics: []string{store.TopicBoxes, store.TopicImages}, tick: r.tickChores}).run(ctx)
+		(&duty{r: r, name: "chores", label: "chores", every: r.cfg.Poll, topics: []string{store.TopicImages}, tick: r.tickChores}).run(ctx)
 		return nil
 	})
 	g.Go(func() error {

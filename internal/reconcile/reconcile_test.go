@@ -287,7 +287,7 @@ func TestRunLeavesNothingBehind(t *testing.T) {
 	r := w.reconcilerOf("one")
 	go func() { done <- r.Run(ctx) }()
 	require.Eventually(t, func() bool {
-		_, ok, err := s.AcquireLease(ctx, "nodes", "other", time.Second)
+		_, ok, err := s.AcquireLease(ctx, "nodes", "other", time.Millisecond)
 		return err == nil && !ok
 	}, 10*time.Second, 5*time.Millisecond)
 	stop()
