@@ -78,6 +78,72 @@ func TestLife(t *testing.T) {
 	require.Empty(t, w.wrong)
 }
 
+// A life costs the reconciler one commit for each run that it makes, and what a node does by its order costs it none.
+func TestCommits(t *testing.T) {
+	w := newWorld(t, storetest.New(t))
+	w.start(w.join("a", 1))
+	w.reconciler()
+	id := w.create("box")
+	w.state(id, carrel.StateRunning)
+	require.NoError(t, w.set(id, carrel.VerbPause, false))
+	w.state(id, carrel.StatePaused)
+	require.NoError(t, w.set(id, carrel.VerbResume, false))
+	w.state(id, carrel.StateRunning)
+	require.NoError(t, w.set(id, carrel.VerbStop, false))
+	w.state(id, carrel.StateStopped)
+	got := w.store.Commits()
+	for _, method := range []string{"Settle", "RecordFailure", "RetireMemory"} {
+		require.Zero(t, got[method], method)
+	}
+	require.EqualValues(t, 2, got["AssignRun"])
+}
+
+// A chore goes to a node that is there, moves when that falls silent, and is given up when none comes.
+func TestChores(t *testing.T) {
+	var mu sync.Mutex
+	var ahead time.Duration
+	clock := func() time.Time {
+		mu.Lock()
+		defer mu.Unlock()
+		return time.Now().Add(ahead)
+	}
+	w := newWorld(t, storetest.NewAt(t, clock))
+	build := func(name string) *store.Operation {
+		op, err := w.store.CreateImage(w.ctx, w.scope, store.NewImage{Org: w.org, Name: name, Source: "build", Chore: store.Chore{Kind: store.ChoreImageBuild, Name: name, Definition: "x"}})
+		require.NoError(t, err)
+		return op
+	}
+	chores := func(p *player) int {
+		set, err := w.store.DesiredSet(w.ctx, p.node.ID)
+		require.NoError(t, err)
+		return len(set.Chores)
+	}
+	first := w.join("a", 1)
+	w.reconciler(func(c *Config) { c.Now = clock; c.Poll = 50 * time.Millisecond; c.LeaseTTL = 24 * time.Hour })
+	build("one")
+	require.Eventually(t, func() bool { return chores(first) == 1 }, 10*time.Second, 5*time.Millisecond)
+
+	mu.Lock()
+	ahead = time.Minute
+	mu.Unlock()
+	second := w.join("b", 2)
+	require.Eventually(t, func() bool { return chores(second) == 1 && chores(first) == 0 }, 10*time.Second, 5*time.Millisecond)
+
+	mu.Lock()
+	ahead = time.Hour
+	mu.Unlock()
+	lost := build("two") // nobody is there
+	mu.Lock()
+	ahead = 2*time.Hour + time.Minute
+	mu.Unlock()
+	require.Eventually(t, func() bool {
+		op, err := w.store.GetOperation(w.ctx, w.scope, lost.ID)
+		require.NoError(t, err)
+		status := op.Status()
+		return status.Done && status.Failure != nil && status.Failure.Reason == carrel.ReasonNoNode
+	}, 10*time.Second, 5*time.Millisecond)
+}
+
 // A box created and paused at once comes to rest paused, whoever is faster.
 func TestPauseBeforeItBegan(t *testing.T) {
 	w := newWorld(t, storetest.New(t))
