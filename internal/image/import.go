@@ -142,9 +142,12 @@ func (a *assembly) addLayer(ctx context.Context, source imageSource, number int,
 		if err == nil {
 			return a.tree.apply(records)
 		}
-		var known *carrel.Error
-		if attempt == fetchAttempts || ctx.Err() != nil || errors.As(err, &known) || errors.As(explainIO(err), &known) || source.local() {
+		var transfer *transferError
+		if !errors.As(err, &transfer) || ctx.Err() != nil {
 			return err
+		}
+		if attempt == fetchAttempts || source.local() {
+			return transfer.cause
 		}
 		select {
 		case <-ctx.Done():
@@ -177,10 +180,10 @@ func (a *assembly) fetchLayer(ctx context.Context, source imageSource, layer lay
 	}
 	plain, closePlain, err := decompress(compressed)
 	if err != nil {
-		return nil, layerFailure(ctx, err)
+		return nil, layerFailure(ctx, compressed, damagedLayer(err))
 	}
 	defer closePlain()
-	unpacked := newCounter(plain, -1, a.meter.limits.Bytes)
+	unpacked := newCounter(damageReader{plain, compressed}, -1, a.meter.limits.Bytes)
 	buffer := bufio.NewWriterSize(file, 1<<20)
 	tee := io.TeeReader(unpacked, buffer)
 	reader := &layerReader{
@@ -189,14 +192,13 @@ func (a *assembly) fetchLayer(ctx context.Context, source imageSource, layer lay
 	}
 	records, err := reader.index(ctx)
 	if err != nil {
-		return nil, layerFailure(ctx, err)
+		return nil, layerFailure(ctx, compressed, err)
 	}
 	// What follows the end of the tar file counts for the digests.
-	if _, err := io.Copy(io.Discard, unpacked); err != nil {
-		return nil, layerFailure(ctx, err)
-	}
-	if _, err := io.Copy(io.Discard, compressed); err != nil {
-		return nil, layerFailure(ctx, err)
+	for _, rest := range []io.Reader{unpacked, compressed} {
+		if _, err := io.Copy(io.Discard, rest); err != nil {
+			return nil, layerFailure(ctx, compressed, err)
+		}
 	}
 	if err := buffer.Flush(); err != nil {
 		return nil, fmt.Errorf("writing a layer: %w", err)
@@ -210,22 +212,45 @@ func (a *assembly) fetchLayer(ctx context.Context, source imageSource, layer lay
 	return records, nil
 }
 
-// layerFailure names the cause where the context was ended by a stall.
-func layerFailure(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+// transferError is a layer that did not come through whole: fetching it again may help.
+type transferError struct{ cause error }
+
+func (t *transferError) Error() string { return "fetching a layer: " + t.cause.Error() }
+func (t *transferError) Unwrap() error { return t.cause }
+
+// layerFailure finds out what was first: the context, the transfer, or the layer itself.
+func layerFailure(ctx context.Context, compressed *counter, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
 		return cause
+	}
+	if compressed.err != nil {
+		return compressed.err
 	}
 	var known *carrel.Error
 	if errors.As(err, &known) {
 		return err
 	}
-	if errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, zstd.ErrCRCMismatch) || errors.Is(err, zstd.ErrMagicMismatch) ||
-		errors.Is(err, zstd.ErrDecoderSizeExceeded) || errors.Is(err, zstd.ErrWindowSizeExceeded) {
-		e := carrel.Errorf(carrel.CodeInvalid, "image_layer_invalid", "the image cannot be used: a layer is damaged where it is compressed")
-		e.Cause = err
-		return e
-	}
 	return fmt.Errorf("fetching a layer: %w", err)
+}
+
+// damageReader tells what is wrong with compressed data from what is wrong with getting it.
+type damageReader struct {
+	plain      io.Reader
+	compressed *counter
+}
+
+func (d damageReader) Read(p []byte) (int, error) {
+	n, err := d.plain.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) && d.compressed.err == nil {
+		return n, damagedLayer(err)
+	}
+	return n, err
+}
+
+func damagedLayer(cause error) error {
+	e := carrel.Errorf(carrel.CodeInvalid, "image_layer_invalid", "the image cannot be used: a layer is damaged where it is compressed")
+	e.Cause = cause
+	return e
 }
 
 func digestMismatch(what, want, got string) error {
@@ -239,6 +264,7 @@ type counter struct {
 	n      int64
 	size   int64 // expected; negative if not known
 	limit  int64
+	err    error // what Read ended with, other than the end
 	onRead func(int64)
 }
 
@@ -247,19 +273,48 @@ func newCounter(r io.Reader, size, limit int64) *counter {
 }
 
 func (c *counter) Read(p []byte) (int, error) {
+	if c.err != nil {
+		return 0, c.err
+	}
 	n, err := c.r.Read(p)
 	c.n += int64(n)
 	_, _ = c.hash.Write(p[:n]) // a hash never fails
 	if c.onRead != nil {
 		c.onRead(c.n)
 	}
-	if c.size >= 0 && c.n > c.size {
-		return n, carrel.Errorf(carrel.CodeInvalid, "image_digest_mismatch", "the image is damaged or was tampered with: a part of it is longer than the %d bytes that it should have", c.size)
-	}
-	if c.n > c.limit {
-		return n, tooLarge("a layer is more than %d bytes", c.limit)
+	if wrong := c.check(err); wrong != nil {
+		c.err = wrong
+		return n, wrong
 	}
 	return n, err
+}
+
+// check says what is wrong after a read that ended with err; nil if nothing is.
+func (c *counter) check(err error) error {
+	tampered := func(how string) error {
+		return carrel.Errorf(carrel.CodeInvalid, "image_digest_mismatch", "the image is damaged or was tampered with: a part of it is %s %d bytes that it should have", how, c.size)
+	}
+	end := errors.Is(err, io.EOF)
+	switch {
+	case c.n > c.limit:
+		return tooLarge("a layer is more than %d bytes", c.limit)
+	case c.size < 0:
+		return nil
+	case c.n > c.size:
+		return tampered("longer than the")
+	case end && c.n < c.size:
+		return &transferError{tampered("shorter than the")}
+	case err != nil && !end && refusedByClient(err):
+		return tampered("not what its name says, in the")
+	case err != nil && !end:
+		return &transferError{err}
+	}
+	return nil
+}
+
+// refusedByClient reports that the registry's client found a wrong digest: it has words for that, and no type.
+func refusedByClient(err error) bool {
+	return strings.Contains(err.Error(), "error verifying ") || strings.Contains(err.Error(), "does not match requested digest")
 }
 
 func (c *counter) digest() string { return "sha256:" + hex.EncodeToString(c.hash.Sum(nil)) }
@@ -321,6 +376,9 @@ func explainImport(reference string, err error) error {
 		e := carrel.Errorf(code, reason, format, args...)
 		e.Cause = err
 		return e
+	}
+	if refusedByClient(err) {
+		return wrap(carrel.CodeInvalid, "image_digest_mismatch", "the image %q is damaged or was tampered with: a part of it is not what its digest says", clip(reference))
 	}
 	var answered *transport.Error
 	if errors.As(err, &answered) {

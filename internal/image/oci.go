@@ -543,7 +543,7 @@ func (l *layout) root(context.Context) ([]byte, error) {
 	if names = slices.Compact(names); l.tag == "" && len(names) > 1 {
 		return nil, badLocal(l.reference, "it holds several images; put a colon and one of these names behind the path: "+strings.Join(names, ", "), nil)
 	}
-	return json.Marshal(document{SchemaVersion: 2, Manifests: chosen})
+	return json.Marshal(v1.IndexManifest{SchemaVersion: 2, Manifests: chosen})
 }
 
 func (l *layout) manifest(_ context.Context, d v1.Descriptor) ([]byte, error) {

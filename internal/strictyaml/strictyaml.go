@@ -177,7 +177,23 @@ func (d *Document) convert(err error) error {
 		}
 		return d.fail(at, field, "must be %s", typeName(wrong.DstType.Kind().String()))
 	}
+	var misplaced *yaml.UnexpectedNodeTypeError
+	if errors.As(err, &misplaced) {
+		return d.fail(at, "", "has %s where %s belongs", nodeName(misplaced.Actual), nodeName(misplaced.Expected))
+	}
 	return d.fail(at, "", "cannot be read: %s", firstLine(known.GetMessage()))
+}
+
+func nodeName(t ast.NodeType) string {
+	switch t {
+	case ast.SequenceType:
+		return "a list"
+	case ast.MappingType, ast.MappingValueType:
+		return "a mapping of fields to values"
+	case ast.NullType:
+		return "nothing"
+	}
+	return "a single value"
 }
 
 func typeName(kind string) string {
