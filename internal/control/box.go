@@ -66,11 +66,16 @@ func (b boxService) CreateBox(ctx context.Context, req *connect.Request[carrelv1
 	if err := carrel.ValidateLabels(m.GetLabels()); err != nil {
 		return nil, err
 	}
-	if err := carrel.ValidateEnv(m.GetEnv()); err != nil {
-		return nil, err
-	}
 	template, err := b.s.findTemplate(ctx, org, m.GetTemplate())
 	if err != nil {
+		return nil, err
+	}
+	env := maps.Clone(template.Env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	maps.Copy(env, m.GetEnv()) // what the request says counts
+	if err := carrel.ValidateEnv(env); err != nil {
 		return nil, err
 	}
 	resources := complete(resourcesFromProto(m.GetResources()), template.Resources)
@@ -83,7 +88,7 @@ func (b boxService) CreateBox(ctx context.Context, req *connect.Request[carrelv1
 	}
 	box := store.NewBox{
 		Request: request, Org: org, Name: m.GetName(), TemplateID: template.ID, ImageDigest: template.ImageDigest,
-		Resources: resources, Labels: m.GetLabels(), Env: m.GetEnv(),
+		Resources: resources, Labels: m.GetLabels(), Env: env,
 	}
 	// A made-up name that is taken already is made up again.
 	for attempt := 0; ; attempt++ {
