@@ -262,7 +262,7 @@ func TestReplicasNeverActTwice(t *testing.T) {
 	chaos := 8 * time.Second
 	boxes := 12
 	if testing.Short() {
-		chaos, boxes = 2*time.Second, 6
+		chaos, boxes = 4*time.Second, 6
 	}
 	players := []*player{w.join("a", 1), w.join("b", 2), w.join("c", 3)}
 	var calm sync.Map
@@ -301,7 +301,7 @@ func TestReplicasNeverActTwice(t *testing.T) {
 	// The thief takes leases under the name of their holders, so that these work on with a term that is over.
 	busy.Go(func() {
 		rng := rand.New(rand.NewPCG(5, 5))
-		for wait(ctx, time.Duration(50+rng.IntN(150))*time.Millisecond) {
+		for wait(ctx, time.Duration(100+rng.IntN(400))*time.Millisecond) {
 			name := fmt.Sprintf("boxes/%d/4", rng.IntN(4))
 			for n := range 3 {
 				_, _, _ = w.store.AcquireLease(ctx, name, fmt.Sprintf("replica-%d", n), ttl)
