@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,9 @@ func run(args []string) int {
 	}
 	// A box has many of these and little memory: collect early.
 	debug.SetGCPercent(50)
+	// The agent mostly waits. With more processors Go wakes threads for each other, which costs more in a sandbox than it
+	// gains: twice the CPU time for the same output, measured on gVisor.
+	runtime.GOMAXPROCS(1 + runtime.NumCPU()/8)
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 
 	// As PID 1 no signal may end the agent by accident. They are noticed, not ignored: commands would inherit that.

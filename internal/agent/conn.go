@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -24,6 +25,7 @@ const (
 	prefaceTimeout  = 5 * time.Second
 	dialTimeout     = 10 * time.Second
 	copyBuffer      = 32 << 10
+	frameBuffer     = 4 << 10
 )
 
 // boxConn is a connection to the agent. What came in with the preface is read first.
@@ -33,9 +35,16 @@ type boxConn struct {
 	run   string // the run whose key it knows; empty: none yet. Guarded by Agent.mu
 	agent *Agent
 	once  sync.Once
+
+	// framed reads for HTTP/2: a server reads every frame in two parts, clients acknowledge every 4 KiB of a stream with a
+	// frame, and a read of the connection costs much in a sandbox. Without it a stream is five times slower.
+	framed *bufio.Reader
 }
 
 func (c *boxConn) Read(p []byte) (int, error) {
+	if c.framed != nil {
+		return c.framed.Read(p)
+	}
 	if len(c.rest) > 0 {
 		n := copy(p, c.rest)
 		c.rest = c.rest[n:]
@@ -141,6 +150,7 @@ func (a *Agent) accept(ctx context.Context, servers map[targetKind]*handoff, par
 				return
 			}
 			if listener := servers[kind.kind]; listener != nil {
+				conn.framed = bufio.NewReaderSize(io.MultiReader(bytes.NewReader(conn.rest), conn.Conn), frameBuffer)
 				select {
 				case listener.conns <- conn:
 				case <-ctx.Done():

@@ -22,8 +22,9 @@ const (
 )
 
 const (
-	// chunkSize is the most that a pump reads and a viewer is given at once, in bytes.
+	// chunkSize is the most that a pump reads at once, eventSize what a viewer is given, in bytes.
 	chunkSize = 64 << 10
+	eventSize = 256 << 10
 	// lingerTime is how long output is read after the first program of a process has ended.
 	lingerTime = time.Second
 	// ownerPatience is how long a pump waits for an owner that takes nothing.
@@ -174,8 +175,8 @@ func (p *process) dropOutput() {
 	p.wake()
 }
 
-// pump reads one stream to its end. after, if not nil, is called in the end with the file if it is still
-// open at the other side; else the file is closed.
+// pump reads one stream to its end. A pipe that others have open then is given to abandoned, else it is closed; a terminal
+// stays open for its input.
 func (p *process) pump(stream int, file *os.File, abandoned func(*os.File)) {
 	raw, err := file.SyscallConn()
 	for err == nil {
@@ -306,6 +307,7 @@ type viewer struct {
 	p      *process
 	cursor [streams]int64 // guarded by p.mu
 	next   int            // the stream to look at first, so that none starves
+	buf    []byte         // of the last output event
 }
 
 // view makes a viewer from the offsets on; -1 is now. The caller calls leave in the end.
@@ -337,8 +339,8 @@ func (v *viewer) leave() {
 	v.p.mu.Unlock()
 }
 
-// output waits for the next output, gap or the end, at most until ctx ends or idle is received from, which gives
-// nil. The last event is Exited; done is true with it.
+// event waits for the next output, gap or the end, at most until ctx ends or idle is received from, which gives
+// nil. The last event is Exited; done is true with it. The bytes of an output are good until the next call.
 func (v *viewer) event(ctx context.Context, idle <-chan time.Time) (event *carrelv1.ProcessEvent, done bool, err error) {
 	for {
 		event, done, changed := v.poll()
@@ -374,7 +376,8 @@ func (v *viewer) poll() (event *carrelv1.ProcessEvent, done bool, changed <-chan
 			return &carrelv1.ProcessEvent{Event: &carrelv1.ProcessEvent_Gap{Gap: &carrelv1.Gap{Stream: name, Offset: at, NextOffset: r.start}}}, false, nil
 		}
 		if at < r.end {
-			data := r.read(at, chunkSize)
+			v.buf = r.read(v.buf[:0], at, eventSize)
+			data := v.buf
 			v.cursor[i] += int64(len(data))
 			if p.owner == v {
 				p.wakePumps()

@@ -48,7 +48,9 @@ func TestExitCodesAndSignals(t *testing.T) {
 }
 
 func TestACommandHasItsOwnSessionUserDirectoryAndEnvironment(t *testing.T) {
-	b := startBox(t, func(_ *Config, id *identity.Identity) { id.Env = map[string]string{"FROM": "identity", "BOTH": "identity"} })
+	b := startBox(t, func(_ *Config, id *identity.Identity) {
+		id.Env = map[string]string{"FROM": "identity", "BOTH": "identity"}
+	})
 	request := sh(`ps -o pid=,pgid=,sid= -p $$ | awk '{print ($1==$2 && $2==$3)}'; pwd; echo $HOME $USER $FROM $BOTH $MINE $BOX; id -u; ls /proc/self/fd | wc -l`)
 	request.Env = map[string]string{"BOTH": "request", "MINE": "x"}
 	s := b.run(request)

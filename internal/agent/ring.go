@@ -62,12 +62,10 @@ func (r *ring) kept(offset int64, n int) (first, second []byte) {
 	return first, r.buf[:n-len(first)]
 }
 
-// read copies up to n bytes from offset on.
-func (r *ring) read(offset int64, n int) []byte {
+// read appends up to n bytes from offset on to buf.
+func (r *ring) read(buf []byte, offset int64, n int) []byte {
 	first, second := r.kept(offset, n)
-	data := make([]byte, len(first)+len(second))
-	copy(data[copy(data, first):], second)
-	return data
+	return append(append(buf, first...), second...)
 }
 
 // drop forgets everything that is kept and gives the size that it had.
