@@ -378,6 +378,9 @@ create policy tenant on orgs to carrel_control
 create policy names on users for select to carrel_control using (true);
 create policy made_by_operators on users for insert to carrel_control with check ((select scope_platform()));
 
+-- Anybody's deeds that belong to no organisation are written down; operators read them.
+create policy of_the_platform on audit for insert to carrel_control with check (org_id = '');
+
 create policy own on tokens to carrel_control
 	using ((select scope_platform()) or user_id = (select scope_user()))
 	with check ((select scope_platform()) or user_id = (select scope_user()));
