@@ -136,7 +136,7 @@ type BoxView struct {
 	ID             BoxID
 	Intent         Intent
 	Generation     int64 // raised by every change of intent
-	BootGeneration int64 // raised by a restart and by a cold start, and by nothing else: older memory is given up
+	BootGeneration int64 // raised only by a request to boot anew (restart, cold start): older memory is given up
 	Epoch          int64 // of the newest run
 	Deleted        bool
 	Run            *RunView      // nil: there never was one
