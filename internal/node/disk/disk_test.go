@@ -147,13 +147,10 @@ func TestImagesHaveFixedPaths(t *testing.T) {
 	}
 	dir := t.TempDir()
 	p := open(t, dir)
-	scratch, err := p.ImageScratch()
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(scratch, []byte("erofs"), 0o600))
-	const digest = "sha256:0f69a21b8f4377ef04a7eb9db9eda85f2c20fb2f9c6a57f7ecb9c0e5c02e1ca9"
-	require.ErrorContains(t, p.AddImage(scratch, digest), "and not sha256:0f69")
-	right := "sha256:" + sum(t, scratch)
-	require.NoError(t, p.AddImage(scratch, right))
+	const right = "sha256:0f69a21b8f4377ef04a7eb9db9eda85f2c20fb2f9c6a57f7ecb9c0e5c02e1ca9"
+	_, ok := p.ImagePath(right)
+	require.False(t, ok)
+	require.NoError(t, os.WriteFile(filepath.Join(p.ImageDir(), strings.Replace(right, ":", "-", 1)+".erofs"), []byte("x"), 0o600))
 	path, ok := p.ImagePath(right)
 	require.True(t, ok)
 	require.Equal(t, filepath.Join(dir, "run/images", strings.TrimPrefix(right, "sha256:")), path)
@@ -167,13 +164,6 @@ func TestImagesHaveFixedPaths(t *testing.T) {
 	require.Equal(t, []string{right}, digests)
 	_, ok = again.ImagePath("sha256:../../etc/passwd")
 	require.False(t, ok)
-}
-
-func sum(t *testing.T, path string) string {
-	t.Helper()
-	out, err := exec.Command("sha256sum", path).Output()
-	require.NoError(t, err)
-	return string(out[:64])
 }
 
 func TestInstallBinary(t *testing.T) {

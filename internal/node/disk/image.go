@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +13,9 @@ var digestPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
 // ValidDigest reports whether d is "sha256:" and 64 hex digits.
 func ValidDigest(d string) bool { return digestPattern.MatchString(d) }
+
+// ImageDir is the directory that has the images, sha256-HEX.erofs, where whoever makes images puts them.
+func (p *Pool) ImageDir() string { return filepath.Join(p.root, "images") }
 
 func (p *Pool) imageFile(digest string) string {
 	return filepath.Join(p.root, "images", strings.Replace(digest, ":", "-", 1)+".erofs")
@@ -58,50 +60,4 @@ func (p *Pool) Images() ([]string, error) {
 	}
 	slices.Sort(digests)
 	return digests, nil
-}
-
-// ImageScratch makes a file path in the pool for a builder to write an image to. It is swept when
-// the process dies.
-func (p *Pool) ImageScratch() (string, error) {
-	f, err := os.CreateTemp(filepath.Join(p.root, "images"), "tmp-*")
-	if err != nil {
-		return "", err
-	}
-	return f.Name(), f.Close()
-}
-
-// AddImage takes a finished image file from the pool's file system, after it was read back and is what
-// digest says. The file is moved. An image that is here already is not changed.
-func (p *Pool) AddImage(file, digest string) error {
-	if !ValidDigest(digest) {
-		return fmt.Errorf("add image: %q is no digest", digest)
-	}
-	f, err := os.Open(file)
-	if err != nil {
-		return fmt.Errorf("add image: %w", err)
-	}
-	err = f.Sync()
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		return fmt.Errorf("add image: %w", err)
-	}
-	sum, err := hashFile(file)
-	if err != nil {
-		return fmt.Errorf("add image: %w", err)
-	}
-	if "sha256:"+sum != digest {
-		return fmt.Errorf("add image: the file is sha256:%s and not %s", sum, digest)
-	}
-	if _, err := os.Stat(p.imageFile(digest)); err == nil {
-		return errors.Join(os.Remove(file), p.linkImage(digest))
-	}
-	if err := os.Chmod(file, 0o644); err != nil {
-		return fmt.Errorf("add image: %w", err)
-	}
-	if err := Publish(file, p.imageFile(digest)); err != nil {
-		return fmt.Errorf("add image: %w", err)
-	}
-	return p.linkImage(digest)
 }

@@ -197,7 +197,7 @@ func (p *Pool) link() error {
 
 // sweep removes what a killed process left half made.
 func (p *Pool) sweep() error {
-	for _, pattern := range []string{"golden/*.tmp*", "images/tmp-*", "homes/*.tmp"} {
+	for _, pattern := range []string{"golden/*.tmp*"} {
 		paths, err := filepath.Glob(filepath.Join(p.root, pattern))
 		if err != nil {
 			return err

@@ -1,6 +1,7 @@
 package netpool
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -56,10 +57,11 @@ type Network struct {
 	Namespace string `json:"namespace"` // path
 	Host      string `json:"host"`      // address of the host's end
 	Box       string `json:"box"`       // address of the box
+	Port      int    `json:"port"`      // of the agent; 0: AgentPort
 }
 
 // Agent is the address of the agent in the box, for net.Dial.
-func (n Network) Agent() string { return fmt.Sprintf("%s:%d", n.Box, AgentPort) }
+func (n Network) Agent() string { return fmt.Sprintf("%s:%d", n.Box, cmp.Or(n.Port, AgentPort)) }
 
 // Pool of networks. It is safe for concurrent use.
 type Pool struct {
