@@ -67,6 +67,9 @@ func (b *Builder) bootstrap(ctx context.Context, d *Definition, work string, pro
 	if ctx.Err() != nil {
 		return "", ctx.Err()
 	}
+	if err == nil {
+		_, err = os.Stat(target)
+	}
 	if err != nil {
 		return "", log.explain(d, err)
 	}
@@ -272,7 +275,7 @@ var (
 	unreachable  = regexp.MustCompile(`(?i)could not resolve|temporary failure|could not connect|failed to fetch|unable to connect|connection (failed|refused|timed out)|network is unreachable`)
 	conflict     = regexp.MustCompile(`(?i)unmet dependencies|held broken packages`)
 	failedRun    = regexp.MustCompile(`^carrel: command (\d+) ended with an error`)
-	errorLine    = regexp.MustCompile(`^(E:|Err:|dpkg: error|dpkg-deb: error|tar: )|(?i:error|cannot|not found|failed)`)
+	errorLine    = regexp.MustCompile(`^(E:|Err:|dpkg: error|dpkg-deb: error|tar: )|(?i:error|cannot|could not|unable to|not found|failed)`)
 	genericError = regexp.MustCompile(`^(E: (mmdebstrap failed|apt-get .* failed|.* failed: E:|setup failed|run_|env --chdir)|I: )`)
 )
 
