@@ -268,7 +268,7 @@ func TestModelConverges(t *testing.T) {
 		require.False(t, m.v.NeedsReconcile(), "seed %d: reconcile would go on for ever: %v", seed, m.trace)
 		state := StateOf(&m.v)
 		seen[state]++
-		want, _ := Goal(Verb(map[Intent]Verb{IntentRunning: VerbStart, IntentPaused: VerbPause, IntentStopped: VerbStop, IntentDeleted: VerbDelete}[m.v.Intent]))
+		want, _ := Goal(map[Intent]Verb{IntentRunning: VerbStart, IntentPaused: VerbPause, IntentStopped: VerbStop, IntentDeleted: VerbDelete}[m.v.Intent])
 		undone := m.v.Observe() == ObservedUndone
 		failed := state == StateFailed && m.v.CurrentFailure() != nil && !m.v.CurrentFailure().Transient
 		require.True(t, state == want || undone && state == StateRunning || failed, "seed %d: intent %s ended in %s: %v", seed, m.v.Intent, state, m.trace)

@@ -338,10 +338,23 @@ func TestReplicasNeverActTwice(t *testing.T) {
 	for _, id := range ids {
 		b := w.state(id, wants[id])
 		assigned += int(b.Epoch)
+		w.ended(id)
 	}
 	require.Empty(t, w.wrong)
 	require.Greater(t, assigned, boxes, "the test did too little")
 	t.Logf("%d runs of %d boxes", assigned, boxes)
+}
+
+// ended: every request about the box has come to an end, one way or the other.
+func (w *world) ended(id carrel.BoxID) {
+	w.t.Helper()
+	ops, _, err := w.store.ListOperations(w.ctx, w.scope, w.org, string(id), store.Page{Size: carrel.MaxPageSize})
+	require.NoError(w.t, err)
+	require.NotEmpty(w.t, ops)
+	for _, op := range ops {
+		status := op.Status()
+		require.True(w.t, status.Done, "%s of generation %d is open for ever: %s", op.Verb, op.Generation, status.Progress)
+	}
 }
 
 func TestRunLeavesNothingBehind(t *testing.T) {
