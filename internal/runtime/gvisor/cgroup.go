@@ -248,92 +248,48 @@ func limitWrites(controller string, v2 bool, l runtime.Limits) []limitWrite {
 // cpuQuota is in microseconds per cpuPeriod.
 func cpuQuota(l runtime.Limits) int64 { return max(1000, l.CPUMillis*cpuPeriod/1000) }
 
-// spawn calls start in a thread that is in the cgroups of run, so that the process that start makes
-// is in them from its first instruction.
+// spawn calls start on an operating system thread that is in the cgroups of run and ends afterwards, so that
+// the process that start makes is in them from its first instruction.
 //
-// On version 2 that is what clone(2) is for: start gets a file descriptor, and the thread stays where it is. On
-// version 1 the thread itself moves in and out again, through "tasks", which takes tens of microseconds
-// where moving a process that runs already takes milliseconds for each hierarchy.
+// On version 2 that is what clone(2) is for: start gets a file descriptor. On version 1 the thread itself joins, through
+// "tasks", which takes tens of microseconds where moving a process that runs already takes milliseconds for
+// each hierarchy.
 func (s cgroupSet) spawn(run string, start func(cgroupFD int) error) error {
-	fd := -1
-	var v1 []hierarchy
-	for _, h := range s {
-		if !h.v2 {
-			v1 = append(v1, h)
-			continue
-		}
-		f, err := os.Open(filepath.Join(h.parent, run))
-		if err != nil {
-			return fmt.Errorf("opening the cgroup: %w", err)
-		}
-		defer f.Close()
-		fd = int(f.Fd())
-	}
-	if len(v1) == 0 {
-		return start(fd)
-	}
-	return onThread(func() (err error, unlock bool) {
-		home, err := threadCgroups()
-		if err != nil {
-			return fmt.Errorf("reading the thread's cgroups: %w", err), true
-		}
-		unlock = true
-		for _, h := range v1 {
-			defer func() {
-				if back := joinThread(filepath.Join(h.mount, home[h.controllers[0]])); back != nil {
-					unlock = false // the thread ends with its goroutine, and so leaves the cgroup
+	return onThread(func() error {
+		fd := -1
+		for _, h := range s {
+			dir := filepath.Join(h.parent, run)
+			if h.v2 {
+				f, err := os.Open(dir)
+				if err != nil {
+					return fmt.Errorf("opening the cgroup: %w", err)
 				}
-			}()
-			if err := joinThread(filepath.Join(h.parent, run)); err != nil {
-				return fmt.Errorf("joining the cgroup: %w", err), true
+				defer f.Close()
+				fd = int(f.Fd())
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(dir, "tasks"), []byte("0"), 0); err != nil {
+				return fmt.Errorf("joining the cgroup: %w", err)
 			}
 		}
-		return start(fd), unlock
+		return start(fd)
 	})
 }
 
-func joinThread(dir string) error {
-	return os.WriteFile(filepath.Join(dir, "tasks"), []byte("0"), 0)
-}
-
-// onThread runs f on an operating system thread of its own, never the process's first: that one could not
-// be ended, and cgroup.procs would list this process.
-func onThread(f func() (err error, unlock bool)) error {
+// onThread runs f on an operating system thread of its own that ends with it, never the process's first: that
+// one cannot end, and is what cgroup.procs lists.
+func onThread(f func() error) error {
 	done := make(chan error)
 	go func() {
-		goruntime.LockOSThread()
+		goruntime.LockOSThread() // and never unlocked: so the thread ends with the goroutine
 		if unix.Gettid() == unix.Getpid() {
-			err := onThread(f)
+			done <- onThread(f)
 			goruntime.UnlockOSThread()
-			done <- err
 			return
 		}
-		err, unlock := f()
-		if unlock {
-			goruntime.UnlockOSThread()
-		}
-		done <- err
+		done <- f()
 	}()
 	return <-done
-}
-
-// threadCgroups returns the calling thread's cgroup for each controller of version 1.
-func threadCgroups() (map[string]string, error) {
-	data, err := os.ReadFile("/proc/thread-self/cgroup")
-	if err != nil {
-		return nil, err
-	}
-	out := map[string]string{}
-	for line := range strings.Lines(string(data)) {
-		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		if len(parts) != 3 {
-			continue
-		}
-		for c := range strings.SplitSeq(parts[1], ",") {
-			out[c] = parts[2]
-		}
-	}
-	return out, nil
 }
 
 // procs returns the processes in the cgroups of run, this one never.

@@ -51,7 +51,7 @@ func (r *Runtime) destroy(ctx context.Context, run string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		r.log.Warn("a run's file cannot be read", "run", run, "error", err)
 	}
-	if err := unmountHome(ctx, r.path(run, dirHome), file.Home); err != nil {
+	if err := r.releaseHome(ctx, run, file.Home); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("gvisor/destroy/home"); err != nil {

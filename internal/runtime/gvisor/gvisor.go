@@ -3,11 +3,11 @@
 // sandbox says is parsed here.
 //
 // Words: the run directory (ROOT/runs/RUN) holds all that is known of one sandbox: its bundle, its
-// mounted home, its logs, and a file "started" once it began whole. The state root (ROOT/runsc) is
+// logs, the point where its home is mounted, and a file "started" once it began whole. The state root (ROOT/runsc) is
 // runsc's own. A capture is described by its file capture.json.
 //
 // A sandbox is made in this order, so that each thing is found again by the run directory alone: run
-// directory, cgroups, log file system, loop device and home, bundle, sandbox, "started". Destroy takes them
+// directory, cgroups, log file system, loop device, bundle, home and sandbox, "started". Destroy takes them
 // away in the opposite order, each whether or not it is there. The processes of a sandbox do not depend on
 // the process that started them; which ones they are is known from the cgroup, from runsc's state file
 // and, for what was left half made, from /proc.
@@ -127,9 +127,10 @@ func (r *Runtime) stateFile(run, kind string) string { // kind is state or lock
 const (
 	fileLock    = "lock"     // held by whoever acts on the sandbox, runsc included
 	fileRun     = "run.json" // what Destroy, Dial and Wait need to know
+	fileLoop    = "loop"     // the loop device of its home
 	fileStarted = "started"  // it began whole
 	dirBundle   = "bundle"
-	dirHome     = "home" // where the home image is mounted
+	dirHome     = "home" // where the home image is mounted, in the sandbox's own mount namespaces only
 	dirLog      = "log"  // a small file system of its own
 	logRunsc    = "log/runsc.log"
 	logPanic    = "log/panic.log"

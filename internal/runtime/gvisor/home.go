@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"carrel.dev/carrel/internal/runtime"
 )
 
 // homeSubdir is the directory in the home image that becomes /home/carrel; its root also has lost+found.
@@ -21,28 +23,41 @@ const homeSubdir = "home"
 // while the sandbox is frozen. After an error nothing more is written.
 const homeOptions = "noinit_itable,errors=remount-ro"
 
-// mountHome attaches the image to a loop device and mounts it. The device goes away with its last user: with our
-// file descriptor if we die before the mount, else with the mount.
-func mountHome(image, target string) error {
-	f, err := os.OpenFile(image, os.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+// openHome attaches the image to a loop device, which goes away with its last user: our file descriptor, or a
+// mount of it.
+func openHome(image string) (*os.File, error) {
+	f, err := os.OpenFile(image, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("opening the home image: %w", err)
+		return nil, fmt.Errorf("opening the home image: %w", err)
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return errors.Join(fmt.Errorf("the home image %s is not a regular file", image), err)
+		return nil, errors.Join(fmt.Errorf("the home image %s is not a regular file", image), err)
 	}
 	loop, err := attachLoop(f)
 	if err != nil {
-		return fmt.Errorf("attaching the home image to a loop device: %w", err)
+		return nil, fmt.Errorf("attaching the home image to a loop device: %w", err)
 	}
-	defer loop.Close()
-	if err := unix.Mount(loop.Name(), target, "ext4", unix.MS_NODEV|unix.MS_NOSUID, homeOptions); err != nil {
+	return loop, nil
+}
+
+// mountHomePrivately gives the calling thread a mount namespace of its own with the home mounted at target. The
+// machine's own namespace never has that mount: there, every process that makes a namespace meanwhile (an
+// image build, a service with a private /tmp) would get a copy, and keep the home in use after the sandbox's end. So it
+// lives and dies with the sandbox's processes.
+func mountHomePrivately(loop, target string) error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("making a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("separating the mount namespace: %w", err)
+	}
+	if err := unix.Mount(loop, target, "ext4", unix.MS_NODEV|unix.MS_NOSUID, homeOptions); err != nil {
 		return fmt.Errorf("mounting the home image: %w", err)
 	}
 	info, err := os.Lstat(filepath.Join(target, homeSubdir))
 	if err != nil || !info.IsDir() {
-		return errors.Join(fmt.Errorf("the home image %s holds no directory %q", image, homeSubdir), err)
+		return errors.Join(fmt.Errorf("the home image holds no directory %q", homeSubdir), err)
 	}
 	return nil
 }
@@ -91,43 +106,87 @@ func openLoop(n int) (*os.File, error) {
 	return f, err
 }
 
-// syncHome writes everything in the home's file system to its image.
-func syncHome(target string) error {
-	dir, err := os.Open(target)
+// syncHome writes everything in the home's file system to its image. The way to it leads through the mount
+// namespace of the gofer, the sandbox's helper for files.
+func (r *Runtime) syncHome(run string, gofer int) error {
+	dir, err := r.findHome(run, gofer)
 	if err != nil {
-		return fmt.Errorf("opening the home: %w", err)
+		return fmt.Errorf("finding the home: %w", err)
 	}
 	defer dir.Close()
 	if err := unix.Syncfs(int(dir.Fd())); err != nil {
-		return fmt.Errorf("syncing the home: %w", err)
+		return fmt.Errorf("syncing the home: %w", noSpace(err))
 	}
 	return nil
 }
 
-// unmountHome unmounts target if it is a mount point, and waits until no loop device has the image any
-// more: a sandbox that starts just now may hold a copy of the mount for some milliseconds.
-func unmountHome(ctx context.Context, target, image string) error {
-	if err := unmount(ctx, target); err != nil {
-		return fmt.Errorf("unmounting the home: %w", err)
+func (r *Runtime) findHome(run string, gofer int) (*os.File, error) {
+	loop, err := os.ReadFile(r.path(run, fileLoop))
+	if err != nil {
+		return nil, err
 	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", gofer))
+	if err != nil {
+		return nil, err
+	}
+	if !r.isOurs(gofer, run) {
+		return nil, runtime.ErrDied
+	}
+	for line := range strings.Lines(string(data)) {
+		left, right, _ := strings.Cut(line, " - ")
+		fields, tail := strings.Fields(left), strings.Fields(right)
+		if len(fields) < 5 || len(tail) < 2 || tail[0] != "ext4" || tail[1] != string(loop) {
+			continue
+		}
+		f, err := os.OpenFile(fmt.Sprintf("/proc/%d/root%s", gofer, fields[4]), os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		return f, nil
+	}
+	return nil, fmt.Errorf("the sandbox has no mount of %s", loop)
+}
+
+// releaseHome waits until no loop device has the image any more, which is when the last process of the sandbox is
+// gone and everything is written.
+func (r *Runtime) releaseHome(ctx context.Context, run, image string) error {
 	if image == "" {
-		return nil
+		return nil // nothing was attached yet
 	}
-	err := poll(ctx, 5*time.Second, func() (bool, error) {
-		loops, err := loopsOf(image)
-		return len(loops) == 0, err
+	var users []string
+	err := poll(ctx, 30*time.Second, func() (bool, error) {
+		if loop, err := os.ReadFile(r.path(run, fileLoop)); err == nil {
+			users = nil
+			if backingFile(string(loop)) == image {
+				users = []string{string(loop)}
+			}
+			return len(users) == 0, nil
+		}
+		var err error
+		users, err = loopsOf(image)
+		return len(users) == 0, err
 	})
-	if err == nil {
-		return nil
-	}
-	loops, findErr := loopsOf(image)
-	if findErr != nil {
-		return findErr
-	}
-	for _, name := range loops {
-		return fmt.Errorf("the home image is still in use by %s: %w", name, err)
+	if err != nil {
+		return fmt.Errorf("waiting until the home image is free of %s: %w", strings.Join(users, ", "), err)
 	}
 	return nil
+}
+
+// resolve follows symbolic links as the kernel does for the names that it shows.
+func resolve(path string) string {
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved
+	}
+	return path
+}
+
+// backingFile of a loop device such as /dev/loop3; "": it has none.
+func backingFile(loop string) string {
+	data, err := os.ReadFile("/sys/block/" + filepath.Base(loop) + "/loop/backing_file")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), " (deleted)")
 }
 
 // unmount unmounts everything that is mounted at target itself. It need not exist.
@@ -146,21 +205,14 @@ func unmount(ctx context.Context, target string) error {
 
 // loopsOf lists the loop devices whose backing file is image.
 func loopsOf(image string) ([]string, error) {
-	if resolved, err := filepath.EvalSymlinks(image); err == nil {
-		image = resolved
-	}
-	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	devices, err := filepath.Glob("/sys/block/loop*/loop")
 	if err != nil {
 		return nil, err
 	}
 	var out []string
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			continue // it was detached meanwhile
-		}
-		if strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), " (deleted)") == image {
-			out = append(out, "/dev/"+strings.Split(file, "/")[3])
+	for _, device := range devices {
+		if loop := filepath.Base(filepath.Dir(device)); backingFile(loop) == image {
+			out = append(out, "/dev/"+loop)
 		}
 	}
 	return out, nil

@@ -46,7 +46,7 @@ func (r *Runtime) freeze(ctx context.Context, run string) error {
 	if err := failpoint.Hit("gvisor/freeze/paused"); err != nil {
 		return err
 	}
-	return syncHome(r.path(run, dirHome))
+	return r.syncHome(run, st.gofer)
 }
 
 // Thaw implements runtime.Runtime.
@@ -129,7 +129,7 @@ func (r *Runtime) save(ctx context.Context, run string, dir string, opts runtime
 		return err
 	}
 	if opts.Memory {
-		if err := syncHome(r.path(run, dirHome)); err != nil {
+		if err := r.syncHome(run, st.gofer); err != nil {
 			return err
 		}
 	}

@@ -79,6 +79,7 @@ type Prepared struct {
 	r    *Runtime
 	spec runtime.Spec
 	lock *os.File
+	loop *os.File // keeps the home's loop device until it is mounted
 }
 
 // Prepare makes everything that a sandbox needs before runsc is called. If it fails nothing is left; else the
@@ -114,19 +115,19 @@ func (r *Runtime) Prepare(ctx context.Context, spec runtime.Spec) (*Prepared, er
 
 func (r *Runtime) prepare(ctx context.Context, spec runtime.Spec) (_ *Prepared, err error) {
 	run := spec.Run
+	p := &Prepared{Bundle: r.path(run, dirBundle), Args: append([]string{r.runsc}, r.sandboxArgs(spec)...), Tar: os.DevNull, r: r, spec: spec}
+	defer func() {
+		if err != nil {
+			p.Close()
+		}
+	}()
 	if err := os.Mkdir(r.runDir(run), 0o711); err != nil {
 		return nil, fmt.Errorf("making the run directory: %w", err)
 	}
-	lock, err := r.lockRun(ctx, run, busyPatience)
-	if err != nil {
+	if p.lock, err = r.lockRun(ctx, run, busyPatience); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			_ = lock.Close()
-		}
-	}()
-	data, err := json.Marshal(runFile{Home: spec.Home, AgentNetwork: spec.Network.AgentNetwork, AgentAddress: spec.Network.AgentAddress})
+	data, err := json.Marshal(runFile{Home: resolve(spec.Home), AgentNetwork: spec.Network.AgentNetwork, AgentAddress: spec.Network.AgentAddress})
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +157,12 @@ func (r *Runtime) prepare(ctx context.Context, spec runtime.Spec) (_ *Prepared, 
 			if err := os.Mkdir(r.path(run, dirHome), 0o700); err != nil {
 				return err
 			}
-			return mountHome(spec.Home, r.path(run, dirHome))
+			loop, err := openHome(spec.Home)
+			if err != nil {
+				return err
+			}
+			p.loop = loop
+			return os.WriteFile(r.path(run, fileLoop), []byte(loop.Name()), 0o600)
 		}},
 		{"the bundle", func() error {
 			if err := failpoint.Hit("gvisor/start/home"); err != nil {
@@ -171,10 +177,6 @@ func (r *Runtime) prepare(ctx context.Context, spec runtime.Spec) (_ *Prepared, 
 		if err := step.do(); err != nil {
 			return nil, fmt.Errorf("preparing %s: %w", step.name, noSpace(err))
 		}
-	}
-	p := &Prepared{
-		Bundle: r.path(run, dirBundle), Args: append([]string{r.runsc}, r.sandboxArgs(spec)...), Tar: os.DevNull,
-		r: r, spec: spec, lock: lock,
 	}
 	for _, h := range r.cgroups {
 		p.Cgroups = append(p.Cgroups, filepath.Join(h.parent, run))
@@ -207,15 +209,17 @@ func (r *Runtime) mountLogs(run string) error {
 	return nil
 }
 
-// Close gives up the lock of the sandbox. It may be called again.
+// Close gives up the lock and the home of the sandbox. It may be called again.
 func (p *Prepared) Close() {
-	if p.lock != nil {
-		_ = p.lock.Close()
-		p.lock = nil
+	for _, f := range []**os.File{&p.lock, &p.loop} {
+		if *f != nil {
+			_ = (*f).Close()
+			*f = nil
+		}
 	}
 }
 
-// Run runs the command in the cgroups and waits for it. When ctx ends it is killed.
+// Run mounts the home, runs the command in the cgroups and waits for it. When ctx ends it is killed.
 func (p *Prepared) Run(ctx context.Context) error {
 	r, run := p.r, p.spec.Run
 	tar, err := os.OpenFile(p.Tar, os.O_RDONLY|unix.O_NOFOLLOW, 0)
@@ -232,6 +236,9 @@ func (p *Prepared) Run(ctx context.Context) error {
 	cmd.ExtraFiles[0] = tar
 	cmd.Stdout, cmd.Stderr = console, console
 	err = r.cgroups.spawn(run, func(cgroupFD int) error {
+		if err := mountHomePrivately(p.loop.Name(), r.path(run, dirHome)); err != nil {
+			return err
+		}
 		if cgroupFD >= 0 {
 			cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, cgroupFD
 		}
@@ -272,9 +279,10 @@ func ignoreExit(err error) error {
 	return err
 }
 
-// String is the command for a shell.
+// String is what Run does, for a shell in a mount namespace of its own (unshare --mount).
 func (p *Prepared) String() string {
 	var b strings.Builder
+	fmt.Fprintf(&b, "mount -t ext4 -o nodev,nosuid,%s %s %s; ", homeOptions, p.loop.Name(), p.r.path(p.spec.Run, dirHome))
 	for _, dir := range p.Cgroups {
 		fmt.Fprintf(&b, "echo $$ > %s/cgroup.procs; ", dir)
 	}

@@ -20,7 +20,7 @@ import (
 
 // runFile is run.json: what must be known of a sandbox by a process that did not start it.
 type runFile struct {
-	Home         string `json:"home"`
+	Home         string `json:"home"` // as the kernel names it, links resolved
 	AgentNetwork string `json:"agent_network"`
 	AgentAddress string `json:"agent_address"`
 }
