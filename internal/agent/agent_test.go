@@ -296,3 +296,7 @@ func (l testLog) Write(p []byte) (int, error) {
 
 // asRoot reports whether the test can do what only root can; the short tests need none of it.
 func asRoot() bool { return os.Geteuid() == 0 }
+
+func withStartup(lines ...string) func(*Config, *identity.Identity) {
+	return func(_ *Config, id *identity.Identity) { id.Startup = lines }
+}

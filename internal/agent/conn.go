@@ -21,7 +21,7 @@ const (
 	// that a program in the box cannot keep the node out.
 	maxConnections  = 1024
 	maxWaiting      = 1024
-	maxWaitingLocal = 64
+	maxWaitingLocal = 256
 	prefaceTimeout  = 5 * time.Second
 	dialTimeout     = 10 * time.Second
 	copyBuffer      = 32 << 10

@@ -27,7 +27,7 @@ func TestOutputStreamsAreSeparateAndTheEndComesLast(t *testing.T) {
 	require.Equal(t, "err\n", s.out[stderr].String())
 	require.EqualValues(t, 7, s.exited.GetExitCode())
 	require.False(t, s.exited.GetRunning())
-	require.True(t, s.started.GetRunning())
+	require.Equal(t, s.exited.GetId(), s.started.GetId())
 	require.EqualValues(t, 4, s.exited.GetStdoutBytes())
 	require.Empty(t, s.exited.GetExitSignal())
 	require.Empty(t, s.exited.GetEndedBy())
@@ -97,10 +97,10 @@ func TestWhatCannotBeStartedIsSaidClearly(t *testing.T) {
 		require.Equal(t, c.code, connect.CodeOf(err), name)
 		require.Equal(t, c.reason, reason(t, err), name)
 	}
-	require.Len(t, b.processes_(), 1, "what was refused is not listed")
+	require.Len(t, b.list(), 1, "what was refused is not listed")
 }
 
-func (b *box) processes_() []*carrelv1.Process {
+func (b *box) list() []*carrelv1.Process {
 	response, err := b.processes.List(b.context(), connect.NewRequest(&carrelv1.ListProcessesRequest{}))
 	require.NoError(b.t, err)
 	return response.Msg.GetProcesses()
@@ -357,6 +357,7 @@ func TestEndedOutputMakesRoomForNew(t *testing.T) {
 
 func TestManyCommandsAtOnceAllEnd(t *testing.T) {
 	b := startBox(t)
+	require.Empty(t, b.list()) // and there is a connection, for all to share
 	var wg sync.WaitGroup
 	for i := range 100 {
 		wg.Go(func() {
@@ -372,5 +373,5 @@ func TestManyCommandsAtOnceAllEnd(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	require.Len(t, b.processes_(), 100)
+	require.Len(t, b.list(), 100)
 }
