@@ -62,7 +62,15 @@ func (s *Store) PushTemplate(ctx context.Context, scope Scope, request Request, 
 		if err != nil {
 			return fmt.Errorf("insert the template: %w", err)
 		}
-		return t.audit(ctx, tpl.Org, string(pushed.ID), fmt.Sprintf("%s@%d", tpl.Name, pushed.Version))
+		if err := t.audit(ctx, tpl.Org, string(pushed.ID), fmt.Sprintf("%s@%d", tpl.Name, pushed.Version)); err != nil {
+			return err
+		}
+		row, err := t.TemplateByID(ctx, pushed.ID)
+		if err != nil {
+			return fmt.Errorf("read the template again: %w", err)
+		}
+		pushed, err = templateOf(templateRow(row))
+		return err
 	})
 	return pushed, err
 }

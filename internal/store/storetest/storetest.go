@@ -1,5 +1,5 @@
 // Package storetest gives tests a real PostgreSQL: one server for a test binary, one database for each
-// test, cloned from a migrated template. It must not be imported outside tests. Data directories are kept in
+// test, cloned from a migrated template and emptied between tests. It must not be imported outside tests. Data directories are kept in
 // the temporary directory and used again by later test binaries; the server ends with the process.
 package storetest
 
@@ -76,23 +76,34 @@ var (
 type server struct {
 	*postgres.Server
 	template string
+	free     chan string // databases that are empty again
 	slot     *os.File
 	cancel   context.CancelFunc
 	ended    chan error
 }
 
-// NewDatabase gives a migrated, empty database that is dropped at the end of the test.
+// NewDatabase gives a migrated, empty database. At the end of the test it is emptied and used again.
 func NewDatabase(t testing.TB) Database {
 	t.Helper()
 	srv, err := running()
 	require.NoError(t, err)
-	name := fmt.Sprintf("t_%d_%d", os.Getpid(), counter.Add(1))
-	require.NoError(t, srv.exec(t.Context(), fmt.Sprintf("create database %s template %s", name, srv.template)))
+	var name string
+	select {
+	case name = <-srv.free:
+	default:
+		name = fmt.Sprintf("t_%d_%d", os.Getpid(), counter.Add(1))
+		require.NoError(t, srv.exec(t.Context(), "postgres", fmt.Sprintf("create database %s template %s", name, srv.template)))
+	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), startTime)
 		defer cancel()
-		if err := srv.exec(ctx, "drop database if exists "+name+" with (force)"); err != nil {
-			t.Errorf("drop the test's database: %v", err)
+		if err := srv.exec(ctx, name, empty); err != nil {
+			t.Errorf("empty the test's database: %v", err)
+			return
+		}
+		select {
+		case srv.free <- name:
+		default:
 		}
 	})
 	return Database{
@@ -101,6 +112,18 @@ func NewDatabase(t testing.TB) Database {
 		OwnerURL:   srv.OwnerURL(name),
 	}
 }
+
+// empty ends what is still connected and deletes every row: a good deal faster than a new database.
+const empty = `do $$
+declare
+	name text;
+begin
+	perform pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid();
+	set local session_replication_role = replica;
+	for name in select tablename from pg_tables where schemaname = 'public' and tablename <> 'goose_db_version' loop
+		execute format('delete from %I', name);
+	end loop;
+end $$`
 
 // Stop ends the server, for a TestMain that looks for leaks. Databases that are asked for later start it again.
 func Stop() error {
@@ -175,7 +198,7 @@ func start(dir string, slot *os.File) (*server, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	srv := &server{Server: pg, slot: slot, cancel: cancel, ended: make(chan error, 1), template: "template_" + store.SchemaHash()}
+	srv := &server{Server: pg, slot: slot, cancel: cancel, ended: make(chan error, 1), free: make(chan string, 256), template: "template_" + store.SchemaHash()}
 	go func() { srv.ended <- pg.Run(ctx) }()
 	patience := time.NewTimer(startTime)
 	defer patience.Stop()
@@ -206,7 +229,7 @@ func (s *server) prepare(ctx context.Context) error {
 			continue
 		}
 		if strings.HasPrefix(name, "t_") || strings.HasPrefix(name, "template_") {
-			if err := s.exec(ctx, "drop database "+pgx.Identifier{name}.Sanitize()+" with (force)"); err != nil {
+			if err := s.exec(ctx, "postgres", "drop database "+pgx.Identifier{name}.Sanitize()+" with (force)"); err != nil {
 				return err
 			}
 		}
@@ -216,7 +239,7 @@ func (s *server) prepare(ctx context.Context) error {
 			return nil
 		}
 	}
-	if err := s.exec(ctx, "create database template_half"); err != nil {
+	if err := s.exec(ctx, "postgres", "create database template_half"); err != nil {
 		return err
 	}
 	if err := store.Migrate(ctx, s.OwnerURL("template_half")); err != nil {
@@ -225,7 +248,7 @@ func (s *server) prepare(ctx context.Context) error {
 	if err := store.SetPasswords(ctx, s.OwnerURL("template_half"), password, password); err != nil {
 		return err
 	}
-	return s.exec(ctx, "alter database template_half rename to "+s.template)
+	return s.exec(ctx, "postgres", "alter database template_half rename to "+s.template)
 }
 
 func (s *server) databases(ctx context.Context) ([]string, error) {
@@ -241,8 +264,8 @@ func (s *server) databases(ctx context.Context) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-func (s *server) exec(ctx context.Context, statement string) error {
-	conn, err := pgx.Connect(ctx, s.OwnerURL("postgres"))
+func (s *server) exec(ctx context.Context, database, statement string) error {
+	conn, err := pgx.Connect(ctx, s.OwnerURL(database))
 	if err != nil {
 		return err
 	}
