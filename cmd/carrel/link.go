@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"carrel.dev/carrel/internal/client"
+)
+
+// linkWatch tells a person of a connection that stays broken, and lets Ctrl-C give up then.
+type linkWatch struct {
+	a      *app
+	raw    bool // the terminal is raw: lines need a carriage return
+	cancel context.CancelFunc
+
+	mu     sync.Mutex // guards what follows
+	down   bool
+	timer  *time.Timer
+	told   bool
+	gaveUp bool
+}
+
+func (l *linkWatch) set(state client.Link, _ error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.down = state == client.LinkDown
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	if l.down {
+		l.timer = time.AfterFunc(noticeAfter, func() { l.say("the connection is broken; trying again (Ctrl-C gives up, the command goes on)", true) })
+		return
+	}
+	if l.told {
+		l.told = false
+		l.line("the connection is back")
+	}
+}
+
+func (l *linkWatch) say(text string, told bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.down {
+		l.told = told
+		l.line(text)
+	}
+}
+
+func (l *linkWatch) line(text string) {
+	end := "\n"
+	if l.raw {
+		end = "\r\n"
+	}
+	fmt.Fprint(l.a.stderr, end+"carrel: "+text+end)
+}
+
+func (l *linkWatch) given() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.gaveUp
+}
+
+// forwardSignals passes this program's signals on; while the connection is broken an interrupt gives up.
+func (l *linkWatch) forwardSignals() (<-chan string, func()) {
+	caught := make(chan os.Signal, 16)
+	signal.Notify(caught, forwardedSignals()...)
+	names := make(chan string, 16)
+	done := make(chan struct{})
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		for {
+			select {
+			case s := <-caught:
+				name := signalName(s)
+				l.mu.Lock()
+				giveUp := l.down && (name == "INT" || name == "TERM" || name == "HUP")
+				l.gaveUp = l.gaveUp || giveUp
+				l.mu.Unlock()
+				if giveUp {
+					l.cancel()
+					continue
+				}
+				select {
+				case names <- name:
+				default: // sixteen wait already
+				}
+			case <-done:
+				return
+			}
+		}
+	})
+	return names, func() {
+		signal.Stop(caught)
+		close(done)
+		wait.Wait()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.timer != nil {
+			l.timer.Stop()
+		}
+	}
+}
