@@ -23,7 +23,7 @@ const (
 	// answerRoom is left of the client's own deadline, to say what was waited for in vain.
 	answerRoom = 300 * time.Millisecond
 	keepAlive  = 15 * time.Second
-	// maxBehind bounds how many boxes a watcher remembers having sent, to leave out repetitions.
+	// maxRemembered bounds how many boxes a watcher remembers having sent, to leave out repetitions.
 	maxRemembered = 100_000
 )
 
@@ -151,8 +151,7 @@ func (b boxService) WatchBoxes(ctx context.Context, req *connect.Request[carrelv
 	}
 	return w.run(ctx, 0, func(messages []*carrelv1.WatchBoxesResponse, _ int64) error {
 		for _, m := range messages {
-			guardWrite(ctx)
-			if err := stream.Send(m); err != nil {
+			if err := b.s.guardWrite(ctx, func() error { return stream.Send(m) }); err != nil {
 				return fmt.Errorf("send to watcher: %w", err)
 			}
 		}
@@ -259,26 +258,31 @@ func (s *Server) serveWatch(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusOK)
 	out := http.NewResponseController(w)
 	err = watching.run(ctx, since, func(messages []*carrelv1.WatchBoxesResponse, mark int64) error {
-		guardWrite(ctx)
 		if len(messages) == 0 {
-			if _, err := fmt.Fprint(w, ": keep-alive\n\n"); err != nil {
-				return err
-			}
+			return s.guardWrite(ctx, func() error {
+				_, err := fmt.Fprint(w, ": keep-alive\n\n")
+				return errors.Join(err, out.Flush())
+			})
 		}
 		for i, m := range messages {
-			if err := writeEvent(w, m, mark, i == len(messages)-1); err != nil {
+			err := s.guardWrite(ctx, func() error {
+				return errors.Join(writeEvent(w, m, mark, i == len(messages)-1), out.Flush())
+			})
+			if err != nil {
 				return err
 			}
 		}
-		return out.Flush()
+		return nil
 	})
 	if err != nil && !errors.Is(err, context.Canceled) {
 		// The status is sent already: say it in the stream.
 		known := s.explain(ctx, method, err)
 		if known != nil {
 			text, _ := json.Marshal(map[string]any{"code": int(known.Code), "reason": known.Reason, "message": known.Message}) // three plain values
-			guardWrite(ctx)
-			_, _ = fmt.Fprintf(w, "event: error\ndata: %s\n\n", text)
+			_ = s.guardWrite(ctx, func() error {
+				_, err := fmt.Fprintf(w, "event: error\ndata: %s\n\n", text)
+				return err
+			})
 		}
 	}
 	s.note(ctx, method, start, err)

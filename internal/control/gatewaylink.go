@@ -36,7 +36,7 @@ func (l gatewayLink) WatchRoutes(ctx context.Context, _ *connect.Request[linkv1.
 	if err != nil {
 		return fmt.Errorf("read routes: %w", err)
 	}
-	if err := sendRoutes(ctx, stream, routes, keys.ticketKeys, true); err != nil {
+	if err := l.s.sendRoutes(ctx, stream, routes, keys.ticketKeys, true); err != nil {
 		return err
 	}
 	for {
@@ -59,17 +59,17 @@ func (l gatewayLink) WatchRoutes(ctx context.Context, _ *connect.Request[linkv1.
 		if len(routes) == 0 && !rekeyed {
 			continue
 		}
-		if err := sendRoutes(ctx, stream, routes, keys.ticketKeys, false); err != nil {
+		if err := l.s.sendRoutes(ctx, stream, routes, keys.ticketKeys, false); err != nil {
 			return err
 		}
 	}
 }
 
-func sendRoutes(ctx context.Context, stream *connect.ServerStream[linkv1.RoutesUpdate], routes []store.Route, keys [][]byte, full bool) error {
+func (s *Server) sendRoutes(ctx context.Context, stream *connect.ServerStream[linkv1.RoutesUpdate], routes []store.Route, keys [][]byte, full bool) error {
 	for {
 		n := min(len(routes), maxRoutes)
-		guardWrite(ctx)
-		if err := stream.Send(&linkv1.RoutesUpdate{Full: full, Routes: each(routes[:n], routeProto), TicketKeys: keys}); err != nil {
+		update := &linkv1.RoutesUpdate{Full: full, Routes: each(routes[:n], routeProto), TicketKeys: keys}
+		if err := s.guardWrite(ctx, func() error { return stream.Send(update) }); err != nil {
 			return fmt.Errorf("send routes: %w", err)
 		}
 		routes, full = routes[n:], false

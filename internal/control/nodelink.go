@@ -53,8 +53,7 @@ func (l nodeLink) WatchDesired(ctx context.Context, _ *connect.Request[linkv1.Wa
 			if err != nil {
 				return err
 			}
-			guardWrite(ctx)
-			if err := stream.Send(next); err != nil {
+			if err := l.s.guardWrite(ctx, func() error { return stream.Send(next) }); err != nil {
 				return fmt.Errorf("send desired set: %w", err)
 			}
 			sent = next

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"net/http"
 	"runtime/debug"
 	"time"
@@ -14,8 +15,8 @@ import (
 // requestIDHeader goes in and out: a client may name its request, and finds it again in the logs.
 const requestIDHeader = "X-Request-Id"
 
-// streamWrite is how long one message of a stream may take to be written before the client counts as gone.
-const streamWrite = 30 * time.Second
+// defaultStreamWrite is how long one message of a stream may take to be written before the client counts as gone.
+const defaultStreamWrite = 30 * time.Second
 
 type contextKey int
 
@@ -43,7 +44,7 @@ func (s *Server) withConnection(next http.Handler) http.Handler {
 		}
 		defer func() {
 			if p := recover(); p != nil {
-				if p == http.ErrAbortHandler {
+				if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 					panic(p)
 				}
 				s.log.Error("panic", "request", c.requestID, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
@@ -77,9 +78,16 @@ func cleanRequestID(id string) string {
 	return hex.EncodeToString(raw[:])
 }
 
-// guardWrite gives the next message of a stream its time. A client that does not read is cut off.
-func guardWrite(ctx context.Context) {
-	if c := connectionOf(ctx); c.writer != nil {
-		_ = c.writer.SetWriteDeadline(time.Now().Add(streamWrite)) // where it can't be set, the server's own limits hold
+// guardWrite writes one message of a stream, which has its time for that: a client that does not read is cut off.
+// Between messages there is no deadline, because HTTP/2 would end the stream at it.
+func (s *Server) guardWrite(ctx context.Context, write func() error) error {
+	c := connectionOf(ctx)
+	if c.writer == nil {
+		return write()
 	}
+	// Where a deadline can't be set, the server's own limits hold.
+	_ = c.writer.SetWriteDeadline(time.Now().Add(s.streamWrite))
+	err := write()
+	_ = c.writer.SetWriteDeadline(time.Time{})
+	return err
 }

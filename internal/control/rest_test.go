@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -106,6 +107,20 @@ func TestRESTErrorsHaveOneShape(t *testing.T) {
 	status, _, _ = u.rest("POST", "/v1/boxes", `{"name":"`+strings.Repeat("x", 5<<20)+`"}`)
 	require.GreaterOrEqual(t, status, 400, "too large")
 	require.Less(t, status, 500)
+}
+
+func TestRetryAfterIsAHeaderToo(t *testing.T) {
+	r := newReplica(t)
+	r.catalogue()
+	u, m := r.asAdmin(), r.newMachine("one")
+	id := u.create("dev")
+	m.run(id)
+	u.rest("POST", "/v1/boxes/dev:stop", "{}")
+	m.halt(id)
+	u.rest("POST", "/v1/boxes/dev:start", "{}")
+	status, header, e := u.rest("POST", "/v1/boxes/dev:pause", "{}")
+	require.Equal(t, 503, status, e)
+	require.Equal(t, "1", header.Get("Retry-After"))
 }
 
 func TestPlainJSONPostsToMethodsWork(t *testing.T) {
@@ -286,6 +301,55 @@ func TestWatchAsServerSentEvents(t *testing.T) {
 	_, box, err = s.next()
 	require.NoError(t, err)
 	require.Equal(t, id, box["id"], "an id that makes no sense: from the beginning")
+}
+
+func TestAnIdleWatcherIsNotCutOff(t *testing.T) {
+	r := newReplica(t)
+	r.catalogue()
+	u := r.asAdmin()
+	r.server.SetStreamWrite(50 * time.Millisecond)
+	id := u.create("dev")
+	stream, err := u.boxes.WatchBoxes(within(t), req(&carrelv1.WatchBoxesRequest{Id: "dev"}))
+	require.NoError(t, err)
+	for range 2 {
+		require.True(t, stream.Receive())
+	}
+	// Nothing is sent for much longer than a message may take.
+	<-time.After(300 * time.Millisecond)
+	_, err = u.boxes.StopBox(t.Context(), req(&carrelv1.StopBoxRequest{Id: id}))
+	require.NoError(t, err)
+	require.True(t, stream.Receive(), stream.Err())
+}
+
+func TestAWatcherThatDoesNotReadIsCutOff(t *testing.T) {
+	r := newReplica(t)
+	r.catalogue()
+	u := r.asAdmin()
+	cl, err := r.store.Cluster(t.Context())
+	require.NoError(t, err)
+	template, err := r.store.GetTemplate(t.Context(), store.SystemScope(), cl.SystemOrg, "base", 0)
+	require.NoError(t, err)
+	who, err := u.users.WhoAmI(t.Context(), req(&carrelv1.WhoAmIRequest{}))
+	require.NoError(t, err)
+	scope := store.Scope{User: carrel.UserID(who.Msg.GetUser().GetId()), Orgs: []carrel.OrgID{cl.DefaultOrg}}
+	// More than the buffers on the way hold.
+	for i := range 150 {
+		_, err := r.store.CreateBox(t.Context(), scope, store.NewBox{
+			Org: cl.DefaultOrg, Name: "box-" + strconv.Itoa(i), TemplateID: template.ID, ImageDigest: testDigest, Resources: carrel.DefaultResources,
+			Env: map[string]string{"LARGE": strings.Repeat("x", 60<<10)},
+		})
+		require.NoError(t, err)
+	}
+	r.server.SetStreamWrite(200 * time.Millisecond)
+	stream, err := u.boxes.WatchBoxes(within(t), req(&carrelv1.WatchBoxesRequest{}))
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return r.server.Watchers() == 0 }, patience, 10*time.Millisecond)
+	received := 0
+	for stream.Receive() {
+		received++
+	}
+	require.Error(t, stream.Err())
+	require.Less(t, received, 150)
 }
 
 func TestASlowWatcherGetsFewerNewerStates(t *testing.T) {

@@ -56,6 +56,8 @@ type Server struct {
 	reports *reporter
 	handler http.Handler
 
+	streamWrite time.Duration // that one message of a stream may take to be written
+
 	// draining ends when Run does: streams are cut then, so that their clients go to another replica.
 	draining context.Context
 	drain    context.CancelFunc
@@ -90,7 +92,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read cluster: %w", err)
 	}
-	s := &Server{config: cfg, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cluster: cluster, rekeyed: make(chan struct{})}
+	s := &Server{config: cfg, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cluster: cluster, rekeyed: make(chan struct{}), streamWrite: defaultStreamWrite}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.limiter, s.hub, s.reports = newLimiter(s.now), newHub(s), newReporter(s)
 	loaded, err := s.loadKeys(ctx)

@@ -70,6 +70,7 @@ func (l *logBuffer) String() string {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
+	t.Parallel() // most of the time is spent waiting for heartbeats
 	c := &cluster{t: t, db: storetest.NewDatabase(t), kek: auth.NewKEK(), join: filepath.Join(t.TempDir(), "join-token"), logs: &logBuffer{}}
 	require.NoError(t, os.WriteFile(c.join, []byte(joinText+"\n"), 0o600))
 	st := c.db.Open(t, store.Config{})

@@ -1,0 +1,13 @@
+package control
+
+import "time"
+
+// SetStreamWrite changes how long one message of a stream may take. To be called before a stream begins.
+func (s *Server) SetStreamWrite(d time.Duration) { s.streamWrite = d }
+
+// Watchers is how many watch or wait.
+func (s *Server) Watchers() int {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	return len(s.hub.subs)
+}
