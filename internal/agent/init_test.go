@@ -1,5 +1,214 @@
 package agent
 
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	carrelv1 "carrel.dev/carrel/api/carrel/v1"
+	"carrel.dev/carrel/internal/agent/identity"
+)
+
+// initVariable tells the test's binary to be PID 1 of a namespace; it is the directory to live in.
 const initVariable = "CARREL_AGENT_TEST_INIT"
 
-func runAsInit() int { return 0 }
+// runAsInit is the agent as PID 1, as cmd/carrel-agent runs it.
+func runAsInit() int {
+	dir := os.Getenv(initVariable)
+	fail := func(err error) int {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fail(err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		return fail(err)
+	}
+	memory := procMemory()
+	memory.use = func() (memoryUse, error) { // /proc/meminfo would be the host's
+		all, err := listMemory()
+		use := memoryUse{}
+		for _, one := range all {
+			if one.pid != 1 {
+				use.used += one.resident
+			}
+		}
+		return use, err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	a, err := New(Config{
+		Version: "init", IdentityDir: dir, Listen: "127.0.0.1:0", Root: dir, Home: filepath.Join(dir, "home"), Init: true,
+		Env: []string{"PATH=" + defaultPath}, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), memory: memory,
+	})
+	if err != nil {
+		return fail(err)
+	}
+	fmt.Println(a.Addr())
+	if err := a.Run(ctx); err != nil {
+		return fail(err)
+	}
+	return 0
+}
+
+// startInit starts an agent as PID 1 of its own namespace.
+func startInit(t *testing.T, change func(*identity.Identity)) (*box, *exec.Cmd) {
+	t.Helper()
+	dir := openDir(t)
+	id := testIdentity()
+	change(&id)
+	require.NoError(t, identity.Write(dir, id))
+	for name, text := range map[string]string{
+		"etc/skel/.profile": "# hello\n", "etc/passwd": "root:x:0:0::/root:/bin/sh\nnode:x:1000:1000::/home/node:/bin/false\n", "etc/shadow": "root:*:1::::::\n",
+		"etc/hosts": "127.0.0.1 localhost\n127.0.1.1 before\n", "usr/bin/sudo": "",
+	} {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o644))
+	}
+	require.NoError(t, os.Symlink("/run/nowhere/resolv.conf", filepath.Join(dir, "etc/resolv.conf")))
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), initVariable+"="+dir)
+	cmd.Stderr = testLog{t}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	address, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	b := &box{t: t, dir: dir, identity: id}
+	var made []interface{ CloseIdleConnections() }
+	processes, control, clients := clients(strings.TrimSpace(address), id.Key)
+	for _, client := range clients {
+		made = append(made, client)
+	}
+	b.processes, b.control = processes, control
+	t.Cleanup(func() {
+		for _, client := range made {
+			client.CloseIdleConnections()
+		}
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	return b, cmd
+}
+
+func TestPID1PreparesTheBox(t *testing.T) {
+	if !asRoot() {
+		return // only root can make the namespace
+	}
+	b, _ := startInit(t, func(id *identity.Identity) { id.Sudo = true })
+	s := b.run(sh("id -u; cat .profile; stat -c %U:%a .; ps -o ppid= -p $$ | tr -d ' '"))
+	lines := strings.Split(s.out[stdout].String(), "\n")
+	require.Equal(t, "1000", lines[0], s.out[stderr].String())
+	require.Equal(t, "# hello", lines[1])
+	require.Equal(t, "1", lines[3])
+	read := func(name string) string {
+		data, err := os.ReadFile(filepath.Join(b.dir, "etc", name))
+		require.NoError(t, err)
+		return string(data)
+	}
+	require.Equal(t, "root:x:0:0::/root:/bin/sh\ncarrel:x:1000:1000::/home/carrel:/bin/sh\nnode:x:1000:1000::/home/node:/bin/false\n", read("passwd"))
+	require.Equal(t, "root:x:0:\ncarrel:x:1000:\n", read("group"))
+	require.Contains(t, read("shadow"), "\ncarrel:*:")
+	require.Equal(t, "alpha\n", read("hostname"))
+	require.Equal(t, "127.0.0.1 localhost\n127.0.1.1\talpha\n", read("hosts"))
+	require.Contains(t, read("resolv.conf"), "no name server")
+	require.Equal(t, sudoRule, read("sudoers.d/carrel"))
+	info, err := os.Stat(filepath.Join(b.dir, "etc/sudoers.d/carrel"))
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o440), info.Mode())
+	asked := sh("id -u")
+	asked.User = "root"
+	require.Equal(t, "0\n", b.run(asked).out[stdout].String())
+}
+
+func TestPID1ReapsWhatLostItsParent(t *testing.T) {
+	if !asRoot() {
+		return
+	}
+	b, _ := startInit(t, func(*identity.Identity) {})
+	for i := range 20 {
+		s := b.run(sh(fmt.Sprintf("for i in 1 2 3 4 5; do (setsid sh -c 'exec sleep 0.0%d' > /dev/null 2>&1 &) ; done; exit %d", i, i)))
+		require.EqualValues(t, i, s.exited.GetExitCode(), "its own children's ends are not lost to it")
+	}
+	eventually(t, func() bool {
+		return b.run(sh("ps -eo stat,comm --no-headers | grep -v -e ps -e grep -e sh | grep -c -e Z -e sleep")).out[stdout].String() == "0\n"
+	}, "no zombie is left")
+}
+
+func TestPID1LimitsTheProcessesOfTheUser(t *testing.T) {
+	if !asRoot() {
+		return
+	}
+	b, _ := startInit(t, func(id *identity.Identity) { id.Processes = 60 })
+	s := b.run(sh("for i in $(seq 200); do sleep 1000 & done; echo never"))
+	require.NotZero(t, s.exited.GetExitCode())
+	require.NotContains(t, s.out[stdout].String(), "never")
+	require.Contains(t, strings.ToLower(s.out[stderr].String()), "fork")
+	require.NotEmpty(t, b.list(), "the agent works on")
+}
+
+func TestPID1EndsTheLargestProcessBeforeMemoryIsOut(t *testing.T) {
+	if !asRoot() {
+		return
+	}
+	b, _ := startInit(t, func(id *identity.Identity) { id.MemoryBytes = 200 << 20 })
+	neighbour := b.start(sh("sleep 1000"))
+	s := b.run(sh("head -c 1000000000 /dev/zero | tail -c 1000000000 | wc -c; echo after; exit 9"))
+	require.Contains(t, s.out[stdout].String(), "after", "only the largest process is ended")
+	require.Equal(t, "memory", s.exited.GetEndedBy())
+	s = b.run(&carrelv1.StartProcessRequest{Args: []string{"awk", "BEGIN { s = \"0123456789\"; for (i = 0; ; i++) kept[i] = s i s i s i s i }"}})
+	require.Equal(t, "KILL", s.exited.GetExitSignal())
+	require.Equal(t, "memory", s.exited.GetEndedBy())
+	require.True(t, b.get(neighbour.GetId()).GetRunning())
+}
+
+func TestTERMShutsPID1Down(t *testing.T) {
+	if !asRoot() {
+		return
+	}
+	b, cmd := startInit(t, func(*identity.Identity) {})
+	p := b.start(sh("trap 'touch said; exit 0' TERM; echo ready; while :; do sleep 0.01; done"))
+	eventually(t, func() bool { return b.get(p.GetId()).GetStdoutBytes() > 0 }, "it runs")
+	require.NoError(t, cmd.Process.Signal(unix.SIGTERM))
+	require.NoError(t, cmd.Wait(), "the agent ends well")
+	_, err := os.Stat(filepath.Join(b.dir, "home", "said"))
+	require.NoError(t, err, "processes were told")
+}
+
+func TestTheGuardLooksMoreOftenTheNearerTheLimit(t *testing.T) {
+	const limit = 1 << 30
+	require.Equal(t, maxLook, untilNextLook(memoryUse{used: 0, total: 8 << 30}, limit))
+	require.Equal(t, minLook, untilNextLook(memoryUse{used: limit, total: limit}, limit))
+	near := untilNextLook(memoryUse{used: limit - 256<<20, total: limit}, limit)
+	require.InDelta(t, 0.125, near.Seconds(), 0.001)
+}
+
+func TestAnAccountTakesItsPlaceOnce(t *testing.T) {
+	line := func([]string) string { return "carrel:x:1000:" }
+	for _, c := range [][2]string{
+		{"", "root:x:0:\ncarrel:x:1000:\n"},
+		{"root:x:0:\n", "root:x:0:\ncarrel:x:1000:\n"},
+		{"root:x:0:\nnode:x:1000:\nlast:x:7:", "root:x:0:\ncarrel:x:1000:\nnode:x:1000:\nlast:x:7:\n"},
+		{"carrel:x:5:\nb:x:1000:\n", "carrel:x:1000:\nb:x:1000:\n"},
+	} {
+		once := putAccount(c[0], line)
+		require.Equal(t, c[1], once)
+		require.Equal(t, once, putAccount(once, line))
+	}
+}
