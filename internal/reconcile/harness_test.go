@@ -25,15 +25,18 @@ type world struct {
 	scope    store.Scope
 	template store.Template
 
-	mu    sync.Mutex // guards alive and wrong
-	alive map[carrel.BoxID]carrel.RunID
-	wrong []string
+	mu     sync.Mutex // guards what follows
+	alive  map[carrel.BoxID]carrel.RunID
+	wrong  []string
+	begun  int
+	enough int    // that many runs begun end the chaos
+	tired  func() // ends it; nil: there is none
 }
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
 func newWorld(t *testing.T, s *store.Store) *world {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	t.Cleanup(cancel)
 	boot, err := s.Bootstrap(ctx, store.Bootstrap{})
 	require.NoError(t, err)
@@ -104,7 +107,7 @@ func (w *world) box(id carrel.BoxID) *store.Box {
 func (w *world) eventually(id carrel.BoxID, what string, ok func(*store.Box) bool) *store.Box {
 	w.t.Helper()
 	var b *store.Box
-	require.Eventually(w.t, func() bool { b = w.box(id); return ok(b) }, 20*time.Second, 5*time.Millisecond, "the box should be %s", what)
+	require.Eventually(w.t, func() bool { b = w.box(id); return ok(b) }, time.Minute, 5*time.Millisecond, "the box should be %s", what)
 	return b
 }
 
@@ -149,6 +152,10 @@ func (w *world) begin(box carrel.BoxID, run carrel.RunID) {
 		w.wrong = append(w.wrong, fmt.Sprintf("box %s lives twice: as %s and as %s", box, other, run))
 	}
 	w.alive[box] = run
+	w.begun++
+	if w.tired != nil && w.begun > w.enough {
+		w.tired()
+	}
 }
 
 func (w *world) end(box carrel.BoxID, run carrel.RunID) {
