@@ -384,8 +384,9 @@ func (s *store) findKey(ctx context.Context, key string) (Result, bool, error) {
 		return Result{}, false, nil
 	}
 	result, err := s.find(ctx, record.Digest)
-	if code := carrel.CodeOf(err); err != nil && code != carrel.CodeInternal {
-		return Result{}, false, nil // missing or damaged: build it again
+	switch carrel.ReasonOf(err) {
+	case "image_missing", "image_corrupt", "bad_digest":
+		return Result{}, false, nil // build it again
 	}
 	if err != nil {
 		return Result{}, false, err

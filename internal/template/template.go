@@ -4,6 +4,7 @@
 package template
 
 import (
+	"errors"
 	"fmt"
 	"math/big"
 	"regexp"
@@ -119,7 +120,8 @@ func Parse(data []byte) (*Template, error) {
 
 // message is the part of an error that is for people.
 func message(err error) string {
-	if e, ok := err.(*carrel.Error); ok {
+	var e *carrel.Error
+	if errors.As(err, &e) {
 		return e.Message
 	}
 	return err.Error()
