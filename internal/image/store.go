@@ -381,7 +381,7 @@ func (s *store) findKey(ctx context.Context, key string) (Result, bool, error) {
 	}
 	var record keyRecord
 	if json.Unmarshal(data, &record) != nil {
-		return Result{}, false, nil
+		record.Digest = "" // a damaged entry is none: the digest is refused below
 	}
 	result, err := s.find(ctx, record.Digest)
 	switch carrel.ReasonOf(err) {
