@@ -225,6 +225,7 @@ func (w *worker) undo(ctx context.Context) error {
 		if err := w.d.snapshots.invalidate(m.Snapshot); err != nil {
 			return err
 		}
+		defer w.d.snapshots.abandon(m.Snapshot)
 	}
 	if err := failpoint.Hit("node/undo/taken-back"); err != nil {
 		return err
@@ -244,7 +245,14 @@ func (w *worker) undo(ctx context.Context) error {
 // been taken stays frozen for as long as that is not known.
 func (w *worker) commit(ctx context.Context, o order) error {
 	if w.e.Stage != stageCommitting || w.e.Snapshot == nil {
-		// A former process was killed between the seal and the ledger.
+		// A former process was killed between the seal and the ledger. Control has not heard of the snapshot, and the
+		// order may be another one by now.
+		if err := w.d.link.awaitFresh(ctx); err != nil {
+			return err
+		}
+		if w.wanted() != o {
+			return nil
+		}
 		m := w.d.snapshots.of(w.e.Run)
 		if m == nil {
 			return errors.New("commit: the snapshot is gone")
@@ -288,6 +296,7 @@ func (w *worker) refused(ctx context.Context, ref *snapshotRef, reason string) e
 	if err := w.d.snapshots.invalidate(ref.ID); err != nil {
 		return err
 	}
+	defer w.d.snapshots.abandon(ref.ID)
 	kind := carrel.OrderStop
 	if ref.Kind == carrel.SnapshotMemory {
 		kind = carrel.OrderPause

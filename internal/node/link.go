@@ -57,6 +57,7 @@ type link struct {
 	revision    int64 // of the desired set in the ledger
 	incarnation int64
 	joined      chan struct{} // closed once joined
+	fresh       chan struct{} // closed once this process got a desired set
 }
 
 func newLink(d *Daemon) (*link, error) {
@@ -64,7 +65,7 @@ func newLink(d *Daemon) (*link, error) {
 	if err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_config", "control's address %q is not https://HOST:PORT", d.cfg.ControlURL)
 	}
-	l := &link{d: d, url: u, joined: make(chan struct{})}
+	l := &link{d: d, url: u, joined: make(chan struct{}), fresh: make(chan struct{})}
 	ip := net.ParseIP(u.Hostname())
 	l.local = u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
 	dir := filepath.Join(d.cfg.DataDir, "identity")
@@ -383,7 +384,22 @@ func (l *link) desired(set *linkv1.DesiredSet) error {
 		l.d.routes.again()
 	}
 	l.d.manager.apply(set)
+	select {
+	case <-l.fresh:
+	default:
+		close(l.fresh) // only the goroutine that watches comes here
+	}
 	return nil
+}
+
+// awaitFresh waits until this process knows what is wanted now, and not only what was wanted before it began.
+func (l *link) awaitFresh(ctx context.Context) error {
+	select {
+	case <-l.fresh:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // restored tells the link what the ledger has.

@@ -183,9 +183,9 @@ func (s *snapshots) begin(id carrel.SnapshotID) (string, error) {
 	return tmp, os.Mkdir(tmp, 0o700)
 }
 
-// abandon removes a capture that was not sealed.
+// abandon removes the files of a capture that was not sealed, or was taken back.
 func (s *snapshots) abandon(id carrel.SnapshotID) {
-	if err := os.RemoveAll(s.tmpPath(id)); err != nil {
+	if err := errors.Join(os.RemoveAll(s.tmpPath(id)), os.RemoveAll(s.deadPath(id))); err != nil {
 		s.log.Error("an unfinished snapshot could not be removed; the next start of the node does it", "snapshot", id, "error", err)
 	}
 }

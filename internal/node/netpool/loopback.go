@@ -9,13 +9,17 @@ import (
 	"strconv"
 )
 
-// Loopback gives out ports of this machine's loopback interface instead of networks, for a runtime that isolates
+// Loopback gives out addresses of this machine's loopback interface instead of networks, for a runtime that isolates
 // nothing and listens itself. It needs no root and cleans up nothing.
 type Loopback struct{}
 
 // Take finds a free port.
 func (Loopback) Take(context.Context) (Network, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	// An address of its own for each, so that two that are taken at once do not get the same port.
+	var b [3]byte
+	_, _ = rand.Read(b[:]) // never fails
+	address := net.IPv4(127, b[0]|1, b[1], b[2]|1).String()
+	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
 		return Network{}, fmt.Errorf("find a free port: %w", err)
 	}
@@ -25,7 +29,7 @@ func (Loopback) Take(context.Context) (Network, error) {
 		return Network{}, err
 	}
 	number, err := strconv.Atoi(port)
-	return Network{ID: rand.Text(), Index: number, Name: "loopback", Host: "127.0.0.1", Box: "127.0.0.1", Port: number}, err
+	return Network{ID: rand.Text(), Index: number, Name: "loopback", Host: "127.0.0.1", Box: address, Port: number}, err
 }
 
 // Release does nothing.
