@@ -31,22 +31,32 @@ import (
 // from the capture's root file system. The home image is always the caller's business: Start mounts the
 // image that it is given, which for memory must be byte for byte the clone that belongs to it.
 // A Start that fails leaves the sandbox absent and no mount, loop device, process, cgroup or file
-// behind. A damaged capture is refused with ErrCorrupt before anything of it runs, one that
-// belongs to another runtime version, CPU or spec with ErrIncompatible; the capture is never changed.
+// behind; one that was killed half-way is listed as exited, and another Start of the same run takes that away
+// first. A Start of a sandbox that began whole, also of one that has exited since, is refused with ErrExists.
+// A damaged capture is refused with ErrCorrupt before anything of it runs: a file that is missing, not regular or of
+// another size, and the small files also by their hash. The content of memory pages is not looked at: the caller
+// keeps the hashes of all files. A capture that belongs to another runtime version, CPU or spec is refused with
+// ErrIncompatible. The capture is never changed, and may be removed once Start has answered.
 //
 // Freeze stops every process in the sandbox between two instructions, and nothing of it writes to the
 // home image any more when it answers: what was written is in the image file (it is synced).
-// Thaw undoes it. Both are idempotent.
+// Thaw undoes it. Both are idempotent. With Save they answer ErrNotFound for an absent sandbox and ErrDied for
+// one that has exited.
 //
 // Save writes a frozen sandbox into an empty directory that exists: always the root file system's
 // changes, and with memory also everything needed to go on. It leaves the sandbox frozen, whether it
-// succeeds or fails. The caller syncs, hashes and commits the files; after success the directory holds
-// regular files only.
+// succeeds or fails. The caller clones the home image after Save, and syncs, hashes and commits the files; after
+// success the directory holds regular files and directories only. A Save of a sandbox that is not frozen
+// is refused with ErrState; one that fails leaves the directory as empty as it was.
 //
 // Destroy ends the sandbox in any state, also a half-made one, unmounts its home and removes
-// everything of it but the home image and captures. It is idempotent, and answers only when nothing is left.
+// everything of it but the home image and captures. It is idempotent, and answers only when nothing is left:
+// the home image is complete then, and free for others. From Start to there nobody else writes to it.
 //
-// Wait answers when a sandbox that ran has ended by itself or was killed, with why.
+// Wait answers when a sandbox that ran has ended by itself or was killed, with why; it may be asked again.
+//
+// If ctx ends, a method answers with its error as soon as it can; Start takes away what it made. What another
+// method had begun may still go on: the next call for the same sandbox waits for it.
 //
 // Dial connects to the agent. Nothing that an agent says can harm the caller's process; still the node
 // daemon lets its unprivileged proxy do it.

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -297,6 +298,9 @@ func (r *Runtime) readCapture(spec runtime.Spec) (root, memory files, err error)
 	for name, want := range c.Files {
 		if !filepath.IsLocal(name) {
 			return nil, nil, corrupt(fmt.Errorf("it names the file %q", name))
+		}
+		if !spec.WithMemory && strings.HasPrefix(name, "memory/") {
+			continue // not needed, and perhaps not there any more
 		}
 		data, err := os.ReadFile(filepath.Join(spec.From, name))
 		if err != nil {
