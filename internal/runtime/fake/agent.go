@@ -95,7 +95,8 @@ func (r *Runtime) open(run string, frozen bool) error {
 				return err
 			}
 		}
-		if g.listener, err = net.Listen(network, rec.Spec.Network.AgentAddress); err != nil {
+		var config net.ListenConfig
+		if g.listener, err = config.Listen(context.Background(), network, rec.Spec.Network.AgentAddress); err != nil {
 			return fmt.Errorf("listening as the agent: %w", err)
 		}
 		r.handlers.Add(1)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -31,10 +32,15 @@ func (w *world) open(t *testing.T) runtime.Runtime {
 	if w.last != nil {
 		require.NoError(t, w.last.Close())
 	}
-	rt, err := fake.New(fake.Config{Root: w.root, Fault: w.fault, Agent: func(run string, conn net.Conn) {
-		probe.Serve(conn, &state{m: w.last.Machine(run), kill: func(e runtime.Exit) error { return w.last.Kill(run, e) }})
+	var rt *fake.Runtime
+	var err error
+	opened := make(chan struct{}) // an agent may be called before New answers
+	rt, err = fake.New(fake.Config{Root: w.root, Fault: w.fault, Agent: func(run string, conn net.Conn) {
+		<-opened
+		probe.Serve(conn, &state{m: rt.Machine(run), kill: func(e runtime.Exit) error { return rt.Kill(run, e) }})
 	}})
 	require.NoError(t, err)
+	close(opened)
 	w.last = rt
 	return rt
 }
@@ -82,12 +88,12 @@ func (s *state) Do(req probe.Request) (probe.Response, error) {
 	case "checksum":
 		return number("hog", func(n int64) int64 { return n })
 	case "read":
-		data, err := s.m.ReadFile(req.Path)
-		if req.Path == runtimetest.ImageFile && err != nil {
-			if _, gone := s.m.ReadFile("removed " + req.Path); gone != nil {
+		if req.Path == runtimetest.ImageFile {
+			if _, err := s.m.ReadFile("removed " + req.Path); errors.Is(err, fs.ErrNotExist) {
 				return probe.Response{Data: []byte("from the image")}, nil
 			}
 		}
+		data, err := s.m.ReadFile(req.Path)
 		return probe.Response{Data: data}, err
 	case "write":
 		return probe.Response{}, s.m.WriteFile(req.Path, req.Data)

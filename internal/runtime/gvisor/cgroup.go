@@ -215,7 +215,10 @@ func (s cgroupSet) create(run string, l runtime.Limits) error {
 		for _, c := range h.controllers {
 			for _, w := range limitWrites(c, h.v2, l) {
 				err := os.WriteFile(filepath.Join(dir, w.file), []byte(w.value), 0)
-				if err != nil && !(w.optional && errors.Is(err, fs.ErrNotExist)) {
+				if w.optional && errors.Is(err, fs.ErrNotExist) {
+					continue
+				}
+				if err != nil {
 					return fmt.Errorf("setting a limit of the cgroup: %w", err)
 				}
 			}

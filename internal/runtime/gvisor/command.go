@@ -56,7 +56,7 @@ const busyPatience = time.Minute
 
 // command prepares a runsc that acts on run and holds its lock.
 func (r *Runtime) command(lock *os.File, args ...string) *exec.Cmd {
-	cmd := exec.Command(r.runsc, args...)
+	cmd := exec.CommandContext(context.Background(), r.runsc, args...) // who calls decides when it is killed, if ever
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{nil, lock} // file descriptor 3 is the tar of a start, 4 the lock
@@ -64,19 +64,10 @@ func (r *Runtime) command(lock *os.File, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// act runs a command of runsc on a sandbox that exists, and returns an error with what it said.
+// actLocked runs a command of runsc on a sandbox that exists, and returns an error with what it said.
 //
 // A command that was begun is never cut off: runsc would leave the sandbox paused and its state file
-// saying that it runs. If ctx ends first, act answers, and the next call waits for the lock.
-func (r *Runtime) act(ctx context.Context, run string, args ...string) error {
-	lock, err := r.lockRun(ctx, run, busyPatience)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	return r.actLocked(ctx, lock, run, args...)
-}
-
+// saying that it runs. If ctx ends first, actLocked answers, and the next call waits for the lock.
 func (r *Runtime) actLocked(ctx context.Context, lock *os.File, run string, args ...string) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -168,7 +168,7 @@ func TestTheCallerDiesAnyMoment(t *testing.T) {
 	h := newHarness(t)
 	rt, ctx := h.open(t), context.Background()
 	for _, method := range []string{"start", "freeze", "save", "destroy"} {
-		for _, after := range []time.Duration{20, 40, 60, 80, 120, 160} {
+		for _, after := range []int{20, 40, 60, 80, 120, 160} {
 			spec := h.spec(t)
 			if method != "start" {
 				require.NoError(t, rt.Start(ctx, spec))
@@ -178,7 +178,7 @@ func TestTheCallerDiesAnyMoment(t *testing.T) {
 			}
 			cmd := childTask{Config: h.cfg, Method: method, Spec: spec, Dir: t.TempDir()}.command(t, "")
 			require.NoError(t, cmd.Start())
-			kill := time.AfterFunc(after*time.Millisecond, func() { _ = cmd.Process.Kill() })
+			kill := time.AfterFunc(time.Duration(after)*time.Millisecond, func() { _ = cmd.Process.Kill() })
 			_ = cmd.Wait()
 			kill.Stop()
 			if method == "freeze" || method == "save" {

@@ -24,11 +24,15 @@ import (
 // built is what all tests of this process share: the probe, an image and a formatted home.
 type built struct{ dir, probe, image, home string }
 
+// buildDir is set once it exists.
+var buildDir atomic.Pointer[string]
+
 var build = sync.OnceValues(func() (built, error) {
 	dir, err := os.MkdirTemp("", "carrel-rt-")
 	if err != nil {
 		return built{}, err
 	}
+	buildDir.Store(&dir)
 	b := built{dir: dir, probe: filepath.Join(dir, "probe"), image: filepath.Join(dir, "image.erofs"), home: filepath.Join(dir, "home.img")}
 	_, here, _, _ := goruntime.Caller(0)
 	root := filepath.Join(dir, "root")
@@ -50,8 +54,8 @@ func TestMain(m *testing.M) {
 		os.Exit(child())
 	}
 	code := m.Run()
-	if b, err := build(); err == nil {
-		_ = os.RemoveAll(b.dir)
+	if dir := buildDir.Load(); dir != nil {
+		_ = os.RemoveAll(*dir)
 	}
 	os.Exit(code)
 }
@@ -70,12 +74,11 @@ func runscPath(t testing.TB) string {
 
 // harness is a runtime in a directory and cgroup of its own.
 type harness struct {
-	cfg  Config
-	tag  string
-	nets atomic.Int32
+	cfg Config
+	tag string
 }
 
-// newHarness skips nothing: without root the test fails, except under -short, where it is left out by its caller.
+// newHarness needs root and runsc: tests under -short do without.
 func newHarness(t testing.TB) *harness {
 	root, err := os.MkdirTemp("/run", "carrel-rt-")
 	require.NoError(t, err)
@@ -114,7 +117,7 @@ func run(t testing.TB, line string) {
 	require.NoError(t, err, "%s: %s", line, out)
 }
 
-// subnet numbers networks over all tests on this machine that run at the same time: the process and a counter.
+// subnet numbers the networks of this process.
 var subnet atomic.Int32
 
 func (h *harness) spec(t testing.TB) runtime.Spec {
