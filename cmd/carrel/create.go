@@ -29,8 +29,8 @@ func (a *app) createCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVarP(&template, "template", "t", "", "template, as NAME or NAME@VERSION (default \"base\")")
 	resources.add(cmd)
-	flags.StringArrayVar(&labels, "label", nil, "label as KEY=VALUE; may be repeated")
-	flags.StringArrayVarP(&env, "env", "e", nil, "environment variable of every command as KEY=VALUE; may be repeated")
+	flags.StringArrayVar(&labels, "label", nil, "label as `KEY=VALUE`; may be repeated")
+	flags.StringArrayVarP(&env, "env", "e", nil, "environment variable of every command as `KEY=VALUE`; may be repeated")
 	wait.add(cmd)
 	a.complete(cmd, "template", a.templateNames())
 	cmd.RunE = a.does(func(ctx context.Context, c *client.Client, args []string) error {

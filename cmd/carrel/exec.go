@@ -46,7 +46,7 @@ func (a *app) execCommand() *cobra.Command {
 	flags.BoolVarP(&detach, "detach", "d", false, "print the process's id and leave it running")
 	flags.BoolVarP(&noStdin, "no-stdin", "n", false, "do not forward standard input")
 	flags.StringVarP(&user, "user", "u", "", "user in the box (default \"carrel\")")
-	flags.StringArrayVarP(&env, "env", "e", nil, "environment variable as KEY=VALUE; may be repeated")
+	flags.StringArrayVarP(&env, "env", "e", nil, "environment variable as `KEY=VALUE`; may be repeated")
 	flags.StringVarP(&cwd, "workdir", "w", "", "directory in the box (default: the user's home)")
 	cmd.MarkFlagsMutuallyExclusive("interactive", "no-stdin")
 	cmd.MarkFlagsMutuallyExclusive("interactive", "detach")

@@ -25,7 +25,7 @@ type waitFlags struct {
 
 func (f *waitFlags) add(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&f.wait, "wait", true, "wait until it is done")
-	cmd.Flags().BoolVar(&f.noWait, "no-wait", false, "answer at once; `carrel op show` tells how it goes")
+	cmd.Flags().BoolVar(&f.noWait, "no-wait", false, "answer at once; 'carrel op show' tells how it goes")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", 10*time.Minute, "how long to wait")
 }
 

@@ -26,7 +26,7 @@ func (a *app) listCommand() *cobra.Command {
 		Example: example("carrel list", "carrel list --state paused", "carrel list --filter template=python --filter label.team=infra -o json"),
 		Args:    takes(),
 	}
-	cmd.Flags().StringArrayVarP(&filters, "filter", "f", nil, "only boxes for which this holds; may be repeated")
+	cmd.Flags().StringArrayVarP(&filters, "filter", "f", nil, "only boxes for which `TERM` holds; may be repeated")
 	cmd.Flags().StringVar(&state, "state", "", "only boxes in this state")
 	cmd.Flags().StringVar(&order, "order", "", "name, create_time or update_time, with \" desc\" for newest first")
 	cmd.Flags().BoolVar(&deleted, "deleted", false, "also boxes that were deleted")

@@ -63,9 +63,9 @@ func (a *app) root() *cobra.Command {
 	root.SetErr(a.stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, "%s", err) })
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.flags.Context, "context", "", "context to use, of those that `carrel context list` shows")
-	flags.StringVar(&a.flags.URL, "url", "", "address of the gateway, in place of a context's")
-	flags.StringVar(&a.flags.Org, "org", "", "organisation to work in, id or name")
+	flags.StringVar(&a.flags.Context, "context", "", "`NAME` of the context to use")
+	flags.StringVar(&a.flags.URL, "url", "", "`URL` of the gateway, in place of a context's")
+	flags.StringVar(&a.flags.Org, "org", "", "`ORG` to work in, id or name")
 	a.complete(root, "context", a.contextNames)
 	root.AddGroup(
 		&cobra.Group{ID: groupBoxes, Title: "Boxes:"},

@@ -30,10 +30,10 @@ func (a *app) updateCommand() *cobra.Command {
 	resources.add(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&name, "name", "", "new name")
-	flags.StringArrayVar(&labels, "label", nil, "label to set as KEY=VALUE; may be repeated")
-	flags.StringArrayVar(&dropLabels, "drop-label", nil, "label to take away; may be repeated")
-	flags.StringArrayVarP(&env, "env", "e", nil, "variable to set as KEY=VALUE; may be repeated")
-	flags.StringArrayVar(&dropVariables, "drop-env", nil, "variable to take away; may be repeated")
+	flags.StringArrayVar(&labels, "label", nil, "label to set as `KEY=VALUE`; may be repeated")
+	flags.StringArrayVar(&dropLabels, "drop-label", nil, "label `KEY` to take away; may be repeated")
+	flags.StringArrayVarP(&env, "env", "e", nil, "variable to set as `KEY=VALUE`; may be repeated")
+	flags.StringArrayVar(&dropVariables, "drop-env", nil, "variable `NAME` to take away; may be repeated")
 	cmd.RunE = a.does(func(ctx context.Context, c *client.Client, args []string) error {
 		newLabels, err := keyValues(cmd, "label", labels)
 		if err != nil {

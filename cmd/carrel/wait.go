@@ -27,7 +27,7 @@ func (a *app) waitCommand() *cobra.Command {
 		Args:              takes("NAME"),
 		ValidArgsFunction: a.boxNames(),
 	}
-	cmd.Flags().StringArrayVarP(&names, "state", "s", nil, "state to wait for; may be repeated (default RUNNING)")
+	cmd.Flags().StringArrayVarP(&names, "state", "s", nil, "`STATE` to wait for; may be repeated (default RUNNING)")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait")
 	a.complete(cmd, "state", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return stateNames(), cobra.ShellCompDirectiveNoFileComp

@@ -81,7 +81,10 @@ func (p *fakeProcess) forget(stream carrelv1.Stream, n int64) {
 func pattern(from, n int64) []byte {
 	data := make([]byte, 0, n+8)
 	for at := from; at < from+n; at += 8 {
-		data = fmt.Appendf(data, "%07x\n", at>>3&0xfffffff)
+		for shift := 24; shift >= 0; shift -= 4 {
+			data = append(data, "0123456789abcdef"[at>>3>>shift&15])
+		}
+		data = append(data, '\n')
 	}
 	return data[:n]
 }
