@@ -186,7 +186,7 @@ func (s *Store) RetireMemory(ctx context.Context, lease Lease, box carrel.BoxID,
 		if !b.HasMemory() {
 			return nil
 		}
-		if _, err := t.Queries.RetireMemory(ctx, t.now, snapshot, box); err != nil {
+		if _, err := t.RetireMemory(ctx, t.now, snapshot, box); err != nil {
 			return fmt.Errorf("retire the memory: %w", err)
 		}
 		b.Snapshot.MemoryRetired = true

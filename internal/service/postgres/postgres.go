@@ -244,7 +244,13 @@ func (s *Server) prepareDirs() error {
 	}
 	// A restored copy may belong to somebody else.
 	info, err := os.Stat(s.data)
-	if err != nil || s.uid < 0 || int(info.Sys().(*syscall.Stat_t).Uid) == s.uid {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at the data directory: %w", err)
+	}
+	if s.uid < 0 || int(info.Sys().(*syscall.Stat_t).Uid) == s.uid {
 		return nil
 	}
 	return filepath.WalkDir(s.data, func(path string, _ os.DirEntry, err error) error {
@@ -280,7 +286,7 @@ func (s *Server) lock() (*os.File, error) {
 
 // command makes a command that runs as the server's user, with nothing of our environment.
 func (s *Server) command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(s.cfg.BinDir, name), args...)
+	cmd := exec.Command(filepath.Join(s.cfg.BinDir, name), args...) //nolint:noctx // a server is shut down, never killed
 	cmd.Dir = s.cfg.Dir
 	cmd.Env = []string{"PATH=" + s.cfg.BinDir + ":/usr/bin:/bin", "LC_ALL=C.UTF-8", "TZ=UTC"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -577,8 +583,9 @@ func (s *Server) stop(p *os.Process, ended <-chan error) {
 		_ = p.Signal(step.signal)
 		timer := time.NewTimer(step.patient)
 		select {
-		case <-ended:
+		case err := <-ended:
 			timer.Stop()
+			s.log.Info("PostgreSQL ended", "error", err)
 			return
 		case <-timer.C:
 			s.log.Warn("PostgreSQL does not end", "signal", step.signal.String())
