@@ -47,7 +47,8 @@ import (
 // changes, and with memory also everything needed to go on. It leaves the sandbox frozen, whether it
 // succeeds or fails. The caller clones the home image after Save, and syncs, hashes and commits the files; after
 // success the directory holds regular files and directories only. A Save of a sandbox that is not frozen
-// is refused with ErrState; one that fails leaves the directory as empty as it was.
+// is refused with ErrState; one that fails leaves the directory as empty as it was. What only a Start with memory
+// needs lies below the directory memory: a copy of a capture without it is good for a Start without memory.
 //
 // Destroy ends the sandbox in any state, also a half-made one, unmounts its home and removes
 // everything of it but the home image and captures. It is idempotent, and answers only when nothing is left:

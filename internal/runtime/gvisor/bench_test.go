@@ -34,9 +34,11 @@ func BenchmarkAgainstRunsc(b *testing.B) {
 		require.NoError(b, err, "%s", out)
 	}
 	raw := func(spec runtime.Spec, name string) {
+		begin := time.Now()
 		p, err := rt.Prepare(ctx, spec)
 		require.NoError(b, err)
-		begin := time.Now()
+		note("prepare-"+name, begin)
+		begin = time.Now()
 		require.NoError(b, p.Run(ctx))
 		note("raw-"+name, begin)
 		p.Close()
