@@ -222,10 +222,10 @@ func (w *worker) parentHome() (string, *disk.Tree) {
 // undo takes back what a former process or step left of a capture, and lets the box go on.
 func (w *worker) undo(ctx context.Context) error {
 	if m := w.d.snapshots.of(w.e.Run); m != nil {
+		defer w.d.snapshots.abandon(m.Snapshot)
 		if err := w.d.snapshots.invalidate(m.Snapshot); err != nil {
 			return err
 		}
-		defer w.d.snapshots.abandon(m.Snapshot)
 	}
 	if err := failpoint.Hit("node/undo/taken-back"); err != nil {
 		return err
@@ -293,10 +293,10 @@ func (w *worker) commit(ctx context.Context, o order) error {
 
 // refused is a definite no: the snapshot is nothing, and the box goes on until control orders otherwise.
 func (w *worker) refused(ctx context.Context, ref *snapshotRef, reason string) error {
+	defer w.d.snapshots.abandon(ref.ID)
 	if err := w.d.snapshots.invalidate(ref.ID); err != nil {
 		return err
 	}
-	defer w.d.snapshots.abandon(ref.ID)
 	kind := carrel.OrderStop
 	if ref.Kind == carrel.SnapshotMemory {
 		kind = carrel.OrderPause

@@ -187,5 +187,19 @@ func (d *Daemon) Run(ctx context.Context) error {
 	return err
 }
 
+// Ready says why the node cannot follow orders just now, nil if it can: it has joined, knows what is wanted, and
+// its proxy answers.
+func (d *Daemon) Ready(ctx context.Context) error {
+	if !d.link.isJoined() {
+		return errNotJoined
+	}
+	select {
+	case <-d.link.fresh:
+	default:
+		return errors.New("control has not said yet what is wanted")
+	}
+	return d.routes.told(ctx)
+}
+
 // startsAtOnce is how many boxes start or are captured at the same time: more would only share the same cores.
 func startsAtOnce() int { return 2 * goruntime.NumCPU() }

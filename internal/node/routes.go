@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -27,6 +28,7 @@ type routes struct {
 	table   map[carrel.RunID]proxy.Route
 	changed map[carrel.RunID]bool
 	all     bool // the proxy's state is not known
+	heard   bool // the proxy has been told who it is
 }
 
 func newRoutes(d *Daemon) *routes {
@@ -64,6 +66,16 @@ func (r *routes) remove(run carrel.RunID) {
 	r.changed[run] = true
 	r.mu.Unlock()
 	r.poke()
+}
+
+// told says why the proxy does not know everything, nil if it does.
+func (r *routes) told(context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all || !r.heard {
+		return errors.New("the proxy does not answer")
+	}
+	return nil
 }
 
 // again has everything told once more.
@@ -136,6 +148,9 @@ func (r *routes) push(ctx context.Context) error {
 				if err := r.d.proxy.SetIdentity(ctx, identity); err != nil {
 					return err
 				}
+				r.mu.Lock()
+				r.heard = true
+				r.mu.Unlock()
 			}
 			return r.d.proxy.SetRoutes(ctx, whole)
 		}

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -178,15 +179,18 @@ func hashFile(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// symlink makes path a link to target, replacing another link.
+// symlink makes path a link to target, replacing another link. Several may do so at once.
 func symlink(target, path string) error {
 	if got, err := os.Readlink(path); err == nil && got == target {
 		return nil
 	}
-	tmp := path + ".tmp"
-	_ = os.Remove(tmp)
+	tmp := path + "." + rand.Text()
 	if err := os.Symlink(target, tmp); err != nil {
 		return err
 	}
-	return os.Rename(tmp, path)
+	if err := os.Rename(tmp, path); err != nil {
+		_ = os.Remove(tmp)
+		return err
+	}
+	return nil
 }
