@@ -178,7 +178,7 @@ func (r *Runtime) sweepOverlays() {
 	}
 }
 
-// Purge removes what all sandboxes share in Root, once there is none left: for tests and for uninstalling.
+// Purge removes what all sandboxes share, once there is none left: for tests and for uninstalling.
 func (r *Runtime) Purge(ctx context.Context) error {
 	list, err := r.List(ctx)
 	if err != nil {
@@ -196,5 +196,11 @@ func (r *Runtime) Purge(ctx context.Context) error {
 			return fmt.Errorf("removing the parent cgroup: %w", err)
 		}
 	}
-	return os.RemoveAll(r.root)
+	// Root may hold what others made.
+	for _, path := range []string{r.stateRoot(), filepath.Join(r.root, "runs")} {
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -31,8 +31,8 @@ import (
 type Config struct {
 	// Runsc is the binary.
 	Runsc string
-	// Root is a directory of this runtime alone, best on a tmpfs such as /run/carrel: after a reboot nothing of
-	// it means anything. At most 60 bytes, since sockets lie below it.
+	// Root is where this runtime makes the directories "runs" and "runsc" of its own, best on a tmpfs such as
+	// /run/carrel: after a reboot nothing of them means anything. At most 60 bytes, since sockets lie below it.
 	Root string
 	// OverlayDir holds the files with the root file systems' changes. They are unlinked as soon as they are made and
 	// need real disk space: a symbolic link into the pool is fine.

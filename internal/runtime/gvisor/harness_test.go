@@ -97,6 +97,7 @@ func newHarness(t testing.TB) *harness {
 		for _, e := range entries {
 			t.Errorf("left over in the overlay directory: %s", e.Name())
 		}
+		require.NoError(t, os.Remove(root), "something was left in the root")
 		require.NoError(t, os.RemoveAll(overlay))
 	})
 	return h
