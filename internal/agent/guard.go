@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"time"
@@ -17,22 +18,23 @@ import (
 
 const (
 	procDir = "/proc"
-	// growthRate is how fast processes can use up memory, in bytes per second. Measured in gVisor on two busy cores: up to 0.75
-	// GiB/s for a process that only touches pages.
-	growthRate = 2 << 30
-	// The guard looks this often, depending on how near the limit is.
-	minLook, maxLook = 10 * time.Millisecond, time.Second
-	// afterKill is how long a killed process has to give its memory back before the next one is killed.
+	// growthRate is how fast a processor can use up memory, in bytes per second. Measured in gVisor: up to 0.75 GiB/s for a
+	// process that only touches pages.
+	growthRate = 768 << 20
+	// The guard looks this often, depending on how near the limit is. A look costs 1 to 2 ms of CPU time in gVisor, nearly all
+	// for waking up, so it is never more frequent than it must be.
+	minLook, maxLook = 10 * time.Millisecond, 2 * time.Second
+	// unlimitedLook is how soon a limit is noticed that comes with another run.
+	unlimitedLook = time.Minute
+	// A use that grew by this much between two looks, in bytes, is looked at more often.
+	growing = 1 << 20
+	// afterKill is how long killed processes have to give their memory back before others are killed.
 	afterKill = 500 * time.Millisecond
+	// countedLate is how many looks after their end the memory of killed processes may still be counted.
+	countedLate = 10
 	// minVictim is the smallest process that is worth ending, in bytes: memory that is in files is not freed so.
 	minVictim = 1 << 20
 )
-
-// memoryUse of a box, in bytes.
-type memoryUse struct {
-	used  int64
-	total int64 // what there is, the headroom above the box's limit included
-}
 
 // memoryProcess is a candidate for the guard.
 type memoryProcess struct {
@@ -42,9 +44,11 @@ type memoryProcess struct {
 
 // memorySource is where the guard looks and how it kills.
 type memorySource struct {
-	use       func() (memoryUse, error)
+	use       func() (int64, error) // bytes
 	processes func() ([]memoryProcess, error)
 	kill      func(pid int) error
+	// holds reports whether a process still has memory.
+	holds func(pid int) bool
 }
 
 // guardMemory ends the largest process whenever the processes of the box together use more than the identity allows,
@@ -56,12 +60,13 @@ func (a *Agent) guardMemory(ctx context.Context) {
 		source = procMemory()
 		if closer, err := openMeminfo(); err == nil {
 			defer closer.Close()
-			source.use = func() (memoryUse, error) { return readMeminfo(closer) }
+			source.use = func() (int64, error) { return readMeminfo(closer) }
 		}
 	}
 	wait := time.NewTimer(0)
 	defer wait.Stop()
 	complained := false
+	last, stuck := int64(0), false
 	for {
 		select {
 		case <-wait.C:
@@ -75,10 +80,10 @@ func (a *Agent) guardMemory(ctx context.Context) {
 		}
 		id, _ := a.current()
 		if id.MemoryBytes == 0 {
-			wait.Reset(maxLook)
+			wait.Reset(unlimitedLook)
 			continue
 		}
-		use, err := source.use()
+		used, err := source.use()
 		if err != nil {
 			if !complained {
 				a.log.Error("the memory in use cannot be read; the box is not guarded", "error", err)
@@ -87,69 +92,100 @@ func (a *Agent) guardMemory(ctx context.Context) {
 			wait.Reset(maxLook)
 			continue
 		}
-		if use.used > id.MemoryBytes {
-			a.relieve(source, use.used, id.MemoryBytes)
-			wait.Reset(a.settle(ctx, source, id.MemoryBytes))
+		if used > id.MemoryBytes {
+			killed := a.relieve(source, used, id.MemoryBytes, stuck)
+			a.settle(ctx, source, id.MemoryBytes, killed)
+			stuck = len(killed) == 0
+			last = 0 // look soon
+			wait.Reset(minLook)
 			continue
 		}
-		wait.Reset(untilNextLook(use, id.MemoryBytes))
+		wait.Reset(untilNextLook(used, id.MemoryBytes, used > last+growing))
+		last = used
 	}
 }
 
-// untilNextLook is the time in which what is left, with half of the headroom, cannot be used up.
-func untilNextLook(use memoryUse, limit int64) time.Duration {
-	left := limit - use.used + max(0, use.total-limit)/2
-	return min(maxLook, max(minLook, time.Duration(float64(left)/growthRate*float64(time.Second))))
+// untilNextLook is the time in which what is left cannot be used up, a quarter of it when the use is growing. The headroom
+// that the host gives above the limit is for the time that looking and killing take.
+func untilNextLook(used, limit int64, grows bool) time.Duration {
+	rate := float64(growthRate * min(8, runtime.NumCPU()))
+	if grows {
+		rate *= 4
+	}
+	return min(maxLook, max(minLook, time.Duration(float64(limit-used)/rate*float64(time.Second))))
 }
 
-// settle waits until the use is below the limit, at most afterKill, and gives how long to wait before the next look.
-func (a *Agent) settle(ctx context.Context, source *memorySource, limit int64) time.Duration {
+// settle waits until the use is below the limit, at most afterKill; or until the killed processes are gone and the use is still
+// rising, or did not come down for a while (it is counted a little later than it is freed).
+func (a *Agent) settle(ctx context.Context, source *memorySource, limit int64, killed []int) {
 	deadline := time.NewTimer(afterKill)
 	defer deadline.Stop()
 	tick := time.NewTicker(minLook)
 	defer tick.Stop()
+	last, over := int64(0), 0
 	for {
 		select {
 		case <-tick.C:
-			if use, err := source.use(); err != nil || use.used <= limit {
-				return minLook
+			used, err := source.use()
+			if err != nil || used <= limit {
+				return
 			}
+			if !slices.ContainsFunc(killed, source.holds) {
+				if over++; over > countedLate || (over > 1 && used > last+growing) {
+					return
+				}
+			}
+			last = used
 		case <-deadline.C:
-			return 0
+			return
 		case <-ctx.Done():
-			return 0
+			return
 		}
 	}
 }
 
-// relieve kills the largest process and notes it with the process of ours that it belongs to.
-func (a *Agent) relieve(source *memorySource, used, limit int64) {
+// relieve kills the largest processes, as many as it takes to come below the limit, notes it with the processes of ours that they
+// belong to, and gives their pids. Processes that are small beside what is missing are spared, unless that was no help before.
+func (a *Agent) relieve(source *memorySource, used, limit int64, stuck bool) []int {
 	all, err := source.processes()
 	if err != nil {
 		a.log.Error("the processes of the box cannot be listed; nothing is ended for memory", "error", err)
-		return
+		return nil
 	}
-	parents := map[int]memoryProcess{}
-	var largest memoryProcess
+	byPid := map[int]memoryProcess{}
 	for _, one := range all {
-		parents[one.pid] = one
-		if one.pid != 1 && one.pid != os.Getpid() && one.resident > largest.resident {
-			largest = one
+		byPid[one.pid] = one
+	}
+	slices.SortFunc(all, func(x, y memoryProcess) int { return cmp.Compare(y.resident, x.resident) })
+	smallest := int64(minVictim)
+	if !stuck {
+		smallest = max(smallest, (used-limit)/8)
+	}
+	var killed []int
+	for _, one := range all {
+		if used <= limit || one.resident < smallest {
+			break
 		}
+		if one.pid == 1 || one.pid == os.Getpid() {
+			continue
+		}
+		for _, p := range a.owners(one, byPid) {
+			p.killed("memory")
+		}
+		if err := source.kill(one.pid); err != nil {
+			if !errors.Is(err, unix.ESRCH) {
+				a.log.Error("a large process could not be ended", "pid", one.pid, "error", err)
+			}
+			continue
+		}
+		a.log.Warn("ended the largest process because memory was out", "pid", one.pid, "resident", one.resident, "used", used, "limit", limit)
+		used -= one.resident
+		killed = append(killed, one.pid)
 	}
-	if largest.resident < minVictim {
+	if len(killed) == 0 {
 		a.log.Warn("more memory is used than the box has, but not by processes", "used", used, "limit", limit)
-		return
 	}
-	ours := a.owners(largest, parents)
-	for _, p := range ours {
-		p.killed("memory")
-	}
-	if err := source.kill(largest.pid); err != nil && !errors.Is(err, unix.ESRCH) {
-		a.log.Error("the largest process could not be ended", "pid", largest.pid, "error", err)
-		return
-	}
-	a.log.Warn("ended the largest process because memory was out", "pid", largest.pid, "resident", largest.resident, "used", used, "limit", limit)
+	return killed
 }
 
 // owners gives the live processes of ours that one belongs to: by its session, or through its parents.
@@ -175,16 +211,20 @@ func (a *Agent) owners(one memoryProcess, all map[int]memoryProcess) []*process 
 // procMemory looks into /proc.
 func procMemory() *memorySource {
 	return &memorySource{
-		use: func() (memoryUse, error) {
+		use: func() (int64, error) {
 			file, err := openMeminfo()
 			if err != nil {
-				return memoryUse{}, err
+				return 0, err
 			}
 			defer file.Close()
 			return readMeminfo(file)
 		},
 		processes: listMemory,
 		kill:      func(pid int) error { return unix.Kill(pid, unix.SIGKILL) },
+		holds: func(pid int) bool {
+			one, err := readStat(pid)
+			return err == nil && one.resident > 0
+		},
 	}
 }
 
@@ -192,18 +232,18 @@ func openMeminfo() (*os.File, error) { return os.Open(filepath.Join(procDir, "me
 
 // readMeminfo reads what gVisor counts for the whole sandbox: MemTotal is the limit of its cgroup, and MemFree what is
 // left of it after anonymous memory, tmpfs and cached files. Files that lie on a disk of the host are not in it.
-func readMeminfo(file *os.File) (memoryUse, error) {
+func readMeminfo(file *os.File) (int64, error) {
 	var buf [512]byte // both are at the beginning
 	n, err := file.ReadAt(buf[:], 0)
 	if n == 0 {
-		return memoryUse{}, fmt.Errorf("read meminfo: %w", err)
+		return 0, fmt.Errorf("read meminfo: %w", err)
 	}
 	total, ok1 := meminfoField(buf[:n], "MemTotal:")
 	free, ok2 := meminfoField(buf[:n], "MemFree:")
 	if !ok1 || !ok2 {
-		return memoryUse{}, errors.New("read meminfo: it has no MemTotal or MemFree")
+		return 0, errors.New("read meminfo: it has no MemTotal or MemFree")
 	}
-	return memoryUse{used: total - free, total: total}, nil
+	return total - free, nil
 }
 
 // meminfoField gives a field in bytes.

@@ -37,15 +37,15 @@ func runAsInit() int {
 		return fail(err)
 	}
 	memory := procMemory()
-	memory.use = func() (memoryUse, error) { // /proc/meminfo would be the host's
+	memory.use = func() (int64, error) { // /proc/meminfo would be the host's
 		all, err := listMemory()
-		use := memoryUse{}
+		used := int64(0)
 		for _, one := range all {
 			if one.pid != 1 {
-				use.used += one.resident
+				used += one.resident
 			}
 		}
-		return use, err
+		return used, err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
@@ -192,11 +192,12 @@ func TestTERMShutsPID1Down(t *testing.T) {
 }
 
 func TestTheGuardLooksMoreOftenTheNearerTheLimit(t *testing.T) {
-	const limit = 1 << 30
-	require.Equal(t, maxLook, untilNextLook(memoryUse{used: 0, total: 8 << 30}, limit))
-	require.Equal(t, minLook, untilNextLook(memoryUse{used: limit, total: limit}, limit))
-	near := untilNextLook(memoryUse{used: limit - 256<<20, total: limit}, limit)
-	require.InDelta(t, 0.125, near.Seconds(), 0.001)
+	const limit = 64 << 30
+	require.Equal(t, maxLook, untilNextLook(0, limit, false))
+	require.Equal(t, minLook, untilNextLook(limit, limit, false))
+	far, near, fast := untilNextLook(limit-256<<20, limit, false), untilNextLook(limit-128<<20, limit, false), untilNextLook(limit-256<<20, limit, true)
+	require.InDelta(t, far.Seconds(), 2*near.Seconds(), 0.001)
+	require.Less(t, fast, near)
 }
 
 func TestAnAccountTakesItsPlaceOnce(t *testing.T) {

@@ -51,7 +51,7 @@ func TestAnOwnerThatTakesNothingHoldsThePumpForABoundedTime(t *testing.T) {
 		taken := make(chan struct{})
 		go func() {
 			defer close(taken)
-			time.Sleep(ownerPatience - time.Second)
+			<-time.After(ownerPatience - time.Second)
 			_, _, _ = owner.poll()
 		}()
 		p.append(stdout, make([]byte, 4<<10)) // waits for the owner
