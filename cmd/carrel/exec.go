@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/client"
 )
 
@@ -80,7 +82,11 @@ func (a *app) execCommand() *cobra.Command {
 		}
 		return a.session(tty, !noStdin, func(ctx context.Context, streams client.Streams) (client.ExitStatus, error) {
 			o.Streams = streams
-			return c.Exec(ctx, o)
+			status, err := c.Exec(ctx, o)
+			if err == nil && status.Lost > 0 && !tty {
+				err = carrel.Errorf(carrel.CodeUnavailable, "output_lost", "%d bytes of the command's output were lost when the connection broke; it ended with exit code %d", status.Lost, status.Code)
+			}
+			return status, err
 		})
 	}
 	return cmd
@@ -105,24 +111,24 @@ func (a *app) session(tty, stdin bool, f func(context.Context, client.Streams) (
 			if err != nil {
 				return fmt.Errorf("make the terminal raw: %w", err)
 			}
-			restore = func() { _ = term.Restore(int(file.Fd()), state) }
+			restore = sync.OnceFunc(func() { _ = term.Restore(int(file.Fd()), state) })
 		}
 	}
 	defer restore()
 
 	link := &linkWatch{a: a, raw: tty, cancel: cancel}
 	streams.OnLink = link.set
+	streams.OnStarted = link.start
 	signals, stop := link.forwardSignals()
 	defer stop()
 	streams.Signals = signals
 
 	status, err := f(ctx, streams)
-	restore()
-	restore = func() {}
+	restore() // before anything is printed
 	switch {
 	case link.given():
 		fmt.Fprintf(a.stderr, "carrel: given up while the connection was broken; process %s goes on in the box\n", status.Process)
-		return exitCode(ownFailure)
+		return exitError(ownFailure)
 	case err != nil:
 		return err
 	}
@@ -130,7 +136,7 @@ func (a *app) session(tty, stdin bool, f func(context.Context, client.Streams) (
 		fmt.Fprintf(a.stderr, "carrel: the command was ended by the platform: %s\n", printable(status.EndedBy))
 	}
 	if status.Code != 0 {
-		return exitCode(status.Code)
+		return exitError(status.Code)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	carrelv1 "carrel.dev/carrel/api/carrel/v1"
 	"carrel.dev/carrel/internal/client"
 )
 
@@ -17,11 +18,12 @@ type linkWatch struct {
 	raw    bool // the terminal is raw: lines need a carriage return
 	cancel context.CancelFunc
 
-	mu     sync.Mutex // guards what follows
-	down   bool
-	timer  *time.Timer
-	told   bool
-	gaveUp bool
+	mu      sync.Mutex // guards what follows
+	started bool
+	down    bool
+	timer   *time.Timer
+	told    bool
+	gaveUp  bool
 }
 
 func (l *linkWatch) set(state client.Link, _ error) {
@@ -64,7 +66,15 @@ func (l *linkWatch) given() bool {
 	return l.gaveUp
 }
 
-// forwardSignals passes this program's signals on; while the connection is broken an interrupt gives up.
+// start says that there is a process to forward signals to.
+func (l *linkWatch) start(*carrelv1.Process) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.started = true
+}
+
+// forwardSignals passes this program's signals on; before there is a process, and while the connection is
+// broken, an interrupt gives up.
 func (l *linkWatch) forwardSignals() (<-chan string, func()) {
 	caught := make(chan os.Signal, 16)
 	signal.Notify(caught, forwardedSignals()...)
@@ -77,8 +87,8 @@ func (l *linkWatch) forwardSignals() (<-chan string, func()) {
 			case s := <-caught:
 				name := signalName(s)
 				l.mu.Lock()
-				giveUp := l.down && (name == "INT" || name == "TERM" || name == "HUP")
-				l.gaveUp = l.gaveUp || giveUp
+				giveUp := (l.down || !l.started) && (name == "INT" || name == "TERM" || name == "HUP")
+				l.gaveUp = l.gaveUp || giveUp && l.started
 				l.mu.Unlock()
 				if giveUp {
 					l.cancel()

@@ -106,10 +106,10 @@ func usageError(cmd *cobra.Command, format string, args ...any) error {
 	return usage{fmt.Errorf("%s: %s (see `%s --help`)", cmd.CommandPath(), fmt.Sprintf(format, args...), cmd.CommandPath())}
 }
 
-// exitCode ends the program without a word.
-type exitCode int
+// exitError ends the program without a word.
+type exitError int
 
-func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
 // ownFailure is the exit code for what goes wrong in Carrel when the program's code else is a command's.
 const ownFailure = 255
@@ -119,7 +119,7 @@ func (a *app) exit(cmd *cobra.Command, err error) int {
 	if err == nil {
 		return 0
 	}
-	var code exitCode
+	var code exitError
 	if errors.As(err, &code) {
 		return int(code)
 	}

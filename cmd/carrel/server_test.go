@@ -96,7 +96,7 @@ func (s *server) CreateBox(_ context.Context, req *connect.Request[carrelv1.Crea
 	defer s.mu.Unlock()
 	name := req.Msg.GetName()
 	if err := carrel.ValidateName("box", name); err != nil {
-		return nil, wire(err.(*carrel.Error))
+		return nil, wire(carrel.Errorf(carrel.CodeOf(err), carrel.ReasonOf(err), "%q is no name for a box", name))
 	}
 	if _, err := s.find(name); err == nil {
 		return nil, wire(carrel.Errorf(carrel.CodeExists, "box_name_taken", "there is a box %q already; choose another name", name))

@@ -82,6 +82,9 @@ type ExitStatus struct {
 	Signal string
 	// EndedBy says why the platform ended it, such as "memory", or is empty.
 	EndedBy string
+	// Lost is how many bytes of output, from the offsets asked for on, were not kept any more when they were
+	// asked for: a box keeps the last of what a process wrote. A session that was never cut loses nothing.
+	Lost int64
 }
 
 // Exec runs a command in a box and carries its streams until it has ended. From the moment that the

@@ -36,7 +36,8 @@ type session struct {
 	offsets [3]int64 // next byte wanted, by carrelv1.Stream
 	input   int64    // first byte of input that was not given yet
 	exited  *carrelv1.Process
-	down    bool // OnLink has heard of a broken connection
+	lost    int64 // bytes of output
+	down    bool  // OnLink has heard of a broken connection
 
 	fail       context.CancelCauseFunc // ends the session with an error, from any goroutine
 	ended      chan struct{}           // closed when the process has ended or the session is over
@@ -56,10 +57,10 @@ func newSession(c *Client, box string, streams Streams) *session {
 	return &session{client: c, box: box, streams: streams, ended: make(chan struct{})}
 }
 
-// errWrite marks errors of the caller's own writers.
-type errWrite struct{ error }
+// writeError marks errors of the caller's own writers.
+type writeError struct{ error }
 
-func (e errWrite) Unwrap() error { return e.error }
+func (e writeError) Unwrap() error { return e.error }
 
 func (s *session) run(ctx context.Context) (ExitStatus, error) {
 	ctx, fail := context.WithCancelCause(ctx)
@@ -82,7 +83,7 @@ func (s *session) run(ctx context.Context) (ExitStatus, error) {
 		if cause := context.Cause(ctx); cause != nil {
 			return s.status(), cause
 		}
-		var write errWrite
+		var write writeError
 		if errors.As(err, &write) {
 			return s.status(), write.error
 		}
@@ -145,11 +146,11 @@ func messageOf(err error) string {
 
 func (s *session) status() ExitStatus {
 	if s.exited == nil {
-		return ExitStatus{Process: s.process, Running: s.process != ""}
+		return ExitStatus{Process: s.process, Running: s.process != "", Lost: s.lost}
 	}
 	return ExitStatus{
 		Process: s.process, Code: int(s.exited.GetExitCode()),
-		Signal: s.exited.GetExitSignal(), EndedBy: s.exited.GetEndedBy(),
+		Signal: s.exited.GetExitSignal(), EndedBy: s.exited.GetEndedBy(), Lost: s.lost,
 	}
 }
 
@@ -263,7 +264,7 @@ func (s *session) output(o *carrelv1.Output) error {
 		err = io.ErrShortWrite
 	}
 	if err != nil {
-		return errWrite{fmt.Errorf("write output of process %s: %w", s.process, err)}
+		return writeError{fmt.Errorf("write output of process %s: %w", s.process, err)}
 	}
 	return nil
 }
@@ -277,8 +278,9 @@ func (s *session) gap(stream carrelv1.Stream, next int64) error {
 		return nil
 	}
 	s.offsets[stream] = next
+	s.lost += lost
 	if _, err := fmt.Fprintf(s.streams.Stderr, "\r\n[carrel: %d bytes of output are no longer kept]\r\n", lost); err != nil {
-		return errWrite{fmt.Errorf("write output of process %s: %w", s.process, err)}
+		return writeError{fmt.Errorf("write output of process %s: %w", s.process, err)}
 	}
 	return nil
 }

@@ -44,9 +44,7 @@ type fakeProcess struct {
 	out     [3][]byte
 	first   [3]int64 // offset of out[i][0]
 	input   []byte
-	eof     bool
 	rows    uint32
-	signals []string
 	done    *carrelv1.Process
 	changed chan struct{}
 }

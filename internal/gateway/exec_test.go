@@ -140,7 +140,6 @@ func TestExecCarries64MB(t *testing.T) {
 type patternChecker struct {
 	t    *testing.T
 	seen int64
-	rest []byte
 	wait func()
 }
 
@@ -232,8 +231,9 @@ func TestGapIsShown(t *testing.T) {
 	require.NoError(t, err)
 	p.forget(carrelv1.Stream_STREAM_STDOUT, 4000)
 	var stdout, stderr buffer
-	_, err = c.Attach(testContext(t), client.AttachOptions{Box: "mybox", Process: status.Process, Streams: client.Streams{Stdout: &stdout, Stderr: &stderr}})
+	status, err = c.Attach(testContext(t), client.AttachOptions{Box: "mybox", Process: status.Process, Streams: client.Streams{Stdout: &stdout, Stderr: &stderr}})
 	require.NoError(t, err)
+	require.EqualValues(t, 4000, status.Lost)
 	require.Len(t, stdout.String(), 96)
 	require.Contains(t, stderr.String(), "[carrel: 4000 bytes of output are no longer kept]")
 }

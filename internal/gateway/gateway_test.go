@@ -281,3 +281,28 @@ func TestDialRefusesBeforeItConnects(t *testing.T) {
 	_, err = conn.Read(make([]byte, 1))
 	require.Error(t, err)
 }
+
+func TestCertificateIsRenewedAndKept(t *testing.T) {
+	s := newStack(t)
+	before := s.gateway.Certificate()
+	require.NoError(t, s.gateway.Renew(testContext(t)))
+	after := s.gateway.Certificate()
+	require.NotEqual(t, before, after)
+	_, err := s.client().Users.WhoAmI(testContext(t), request(&carrelv1.WhoAmIRequest{}))
+	require.NoError(t, err)
+	s.stopGateway()
+	s.startGateway()
+	require.Equal(t, after, s.gateway.Certificate())
+	require.Equal(t, 1, s.control.joins)
+}
+
+func TestWrongPeersAreNotSpokenTo(t *testing.T) {
+	s := newStack(t)
+	// The route says another node than the one whose proxy answers there.
+	r := s.route(2)
+	r.NodeId = string(carrel.NewNodeID())
+	s.proxy.epoch.Store(2)
+	s.control.setRoute(r)
+	_, err := s.gateway.Dial(testContext(t), s.box, "agent", s.ticket(func(t *auth.Ticket) { t.Epoch = 2 }))
+	require.Equal(t, "node_unreachable", carrel.ReasonOf(err))
+}

@@ -352,14 +352,13 @@ func (g *Gateway) followControl(ctx context.Context) error {
 			err = g.watchRoutes(ctx, waits.Reset)
 		}
 		g.routes.setLive(false)
-		if ctx.Err() != nil {
-			break
-		}
-		wait := waits.NextBackOff()
-		g.log.Warn("link to control is down", "error", err, "retry_in", wait)
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
+		if ctx.Err() == nil {
+			wait := waits.NextBackOff()
+			g.log.Warn("link to control is down", "error", err, "retry_in", wait)
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+			}
 		}
 	}
 	return nil

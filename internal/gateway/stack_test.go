@@ -220,7 +220,6 @@ type fakeControl struct {
 	tickets   int
 	exchanges int
 	joins     int
-	renewals  int
 	headers   http.Header // of the last WhoAmI
 	goOn      chan struct{}
 }
@@ -346,7 +345,6 @@ type fakeProxy struct {
 	epoch   atomic.Int64
 	refused atomic.Int64
 	agent   *fakeAgent
-	serve   http.Handler
 
 	mu    sync.Mutex
 	inner []net.Conn
