@@ -27,11 +27,15 @@ type ListBoxes struct {
 	Page        Page
 }
 
-// listChunk is how many rows are read at once when the state, which PostgreSQL does not know, is asked for.
-const listChunk = 500
+const (
+	// listChunk is how many rows are read at once when the state, which PostgreSQL does not know, is asked for.
+	listChunk = 500
+	// maxScan bounds how many rows are looked at for one page.
+	maxScan = 5000
+)
 
 // ListBoxes gives one page and the token of the next, empty at the end. Pages neither repeat nor skip a box
-// when others are made meanwhile.
+// when others are made meanwhile. A page may be short, even empty, and have a next one.
 func (s *Store) ListBoxes(ctx context.Context, scope Scope, list ListBoxes) ([]*Box, string, error) {
 	size, err := list.Page.size()
 	if err != nil {
@@ -42,6 +46,9 @@ func (s *Store) ListBoxes(ctx context.Context, scope Scope, list ListBoxes) ([]*
 		return nil, "", err
 	}
 	kind := list.kind(order)
+	if list.Org == "" && !scope.Platform && len(scope.Orgs) == 1 {
+		list.Org = scope.Orgs[0] // the same boxes, and there is an index for it
+	}
 	var start *cursor
 	if list.Page.Token != "" {
 		if start, err = parseCursor(list.Page.Token, kind); err != nil {
@@ -56,7 +63,7 @@ func (s *Store) ListBoxes(ctx context.Context, scope Scope, list ListBoxes) ([]*
 		if len(list.State) > 0 {
 			chunk = max(chunk, listChunk)
 		}
-		for after := start; ; {
+		for after, scanned := start, 0; ; {
 			condition, args := list.condition(order, after, chunk)
 			rows, err := t.boxes(ctx, condition, args...)
 			if err != nil {
@@ -76,6 +83,10 @@ func (s *Store) ListBoxes(ctx context.Context, scope Scope, list ListBoxes) ([]*
 				return nil
 			}
 			after = order.cursorAt(rows[len(rows)-1])
+			if scanned += len(rows); scanned >= maxScan {
+				next = after.token(kind)
+				return nil
+			}
 		}
 	})
 	return boxes, next, err

@@ -110,6 +110,23 @@ func TestListFilters(t *testing.T) {
 	requireCode(t, err, carrel.CodeInvalid, "bad_page_size")
 }
 
+func TestARareStateIsLookedForInBoundedSteps(t *testing.T) {
+	w := newWorld(t)
+	w.paused("needle")
+	w.create("hay")
+	w.sql(`insert into boxes (id, org_id, created_at, template_id, name, owner_id, image_digest, resources, disk_bytes, labels, env, region, intent,
+			intent_at, generation, boot_generation, updated_at)
+		select 'b' || lpad(i::text, 19, '0'), org_id, created_at, template_id, 'hay' || i, owner_id, image_digest, resources, disk_bytes, labels, env,
+			region, intent, intent_at, generation, boot_generation, updated_at
+		from boxes, generate_series(1, 5500) i where name = 'hay'`)
+	list := store.ListBoxes{OrderBy: "create_time desc", State: []carrel.State{carrel.StatePaused}, Page: store.Page{Size: 3}}
+	boxes, next, err := w.ListBoxes(t.Context(), w.scope, list)
+	require.NoError(t, err)
+	require.Empty(t, boxes)
+	require.NotEmpty(t, next, "there is more to look at")
+	require.Equal(t, []string{"needle"}, w.pages(list, nil))
+}
+
 func TestNamesAreFreeOnceDeletionIsAskedFor(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()

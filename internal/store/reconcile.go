@@ -81,7 +81,10 @@ func (s *Store) NextDue(ctx context.Context, shard, shards int) (time.Time, erro
 func (s *Store) BoxesOnSilentNodes(ctx context.Context, before time.Time, limit int) ([]*Box, error) {
 	var boxes []*Box
 	err := s.read(ctx, "BoxesOnSilentNodes", SystemScope(), func(t *tx) (err error) {
-		boxes, err = t.boxes(ctx, `where r.ended_at is null and r.node_id in (select id from nodes where last_seen < $1) order by b.id limit $2`, before, limit)
+		boxes, err = t.boxes(ctx, `where b.id in (
+			select live.box_id from runs live join nodes n on n.id = live.node_id
+			where live.ended_at is null and n.last_seen < $1 order by live.box_id limit $2
+		) order by b.id`, before, limit)
 		return err
 	})
 	return boxes, err

@@ -163,6 +163,8 @@ create table boxes (
 );
 create unique index boxes_name on boxes (org_id, name) where intent <> 'deleted';
 create index boxes_org_created on boxes (org_id, created_at, id);
+create index boxes_org_name on boxes (org_id, name, id);
+create index boxes_created on boxes (created_at, id);
 create index boxes_due on boxes (next_due) where next_due is not null;
 create index boxes_changed on boxes (changed_xid);
 create index boxes_home on boxes (home_node) where deleted_at is null;
