@@ -63,7 +63,10 @@ type ControlConfig struct {
 // ReconcileConfig is read by `carreld reconcile`.
 type ReconcileConfig struct {
 	Database DatabaseConfig `yaml:"database"`
-	Ops      string         `yaml:"ops"`
+	// Name of this replica, unlike any other's. A replica that comes back under its name goes on at once with the shards that it
+	// had; empty: a name is made up, and the shards of one that was killed rest for ten seconds.
+	Name string `yaml:"name"`
+	Ops  string `yaml:"ops"`
 }
 
 // JoinConfig says how a node or a gateway finds control and proves itself the first time.
@@ -96,7 +99,8 @@ type NodeConfig struct {
 	// RunDir has the paths that a memory snapshot remembers; default /run/carrel. It must be the same
 	// whenever a snapshot made here is resumed.
 	RunDir string `yaml:"run_dir"`
-	// ImageDir keeps images; default Dir/images. Several nodes of one machine may share one.
+	// ImageDir, if set, is where images are built and kept from one installation to the next; the node's pool gets a
+	// copy of what it uses. Several nodes of one machine may share one. Empty: only the pool has them.
 	ImageDir string `yaml:"image_dir"`
 	// PoolSize is reserved for homes and snapshots when Dir cannot clone files by itself, such as 64GiB;
 	// default: half of what is free.
@@ -222,7 +226,6 @@ func (c *Config) fillDefaults() {
 	or(&c.Node.Control.URL, "https://"+c.Control.Listen)
 	or(&c.Node.Dir, in("node"))
 	or(&c.Node.RunDir, "/run/carrel")
-	or(&c.Node.ImageDir, filepath.Join(c.Node.Dir, "images"))
 	or(&c.Node.NetRange, "100.64.0.0/16")
 	or(&c.Node.Agent, besideExecutable("carrel-agent"))
 	or(&c.Node.Runsc, besideExecutable("runsc"))

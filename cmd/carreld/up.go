@@ -34,6 +34,9 @@ const (
 	uidProxy   = 61703
 )
 
+// database is the name of the one that Carrel keeps everything in.
+const database = "carrel"
+
 // upRoles are started in this order.
 var upRoles = []struct {
 	name string
@@ -203,6 +206,7 @@ func (p *platform) prepare() error {
 	}
 	c.Gateway.Control.URL, c.Node.Control.URL = "https://"+c.Control.Listen, "https://"+c.Control.Listen
 	c.Node.ProxyAddress = c.Proxy.Listen
+	c.Reconcile.Name = "up" // there is one, and when it was killed the next one goes on at once
 	// Control is the writer of its certificate authority's public part, the others read it there.
 	c.Control.CAFile = p.path("control", "ca.pem")
 	c.Gateway.Control.CAFile, c.Node.Control.CAFile = c.Control.CAFile, c.Control.CAFile
@@ -217,7 +221,7 @@ func (p *platform) prepare() error {
 	}{
 		{p.path("secrets"), 0o711, 0}, {p.path("secrets", "control"), 0o700, uidControl}, {p.path("secrets", "gateway"), 0o700, uidGateway}, {p.path("secrets", "node"), 0o700, 0},
 		{p.path("control"), 0o755, uidControl}, {p.path("logs"), 0o700, 0}, {p.path("ops"), 0o755, 0},
-		{c.Gateway.Dir, 0o700, uidGateway}, {c.Proxy.Dir, 0o700, uidProxy}, {c.Node.Dir, 0o700, 0}, {c.Node.ImageDir, 0o755, 0},
+		{c.Gateway.Dir, 0o700, uidGateway}, {c.Proxy.Dir, 0o700, uidProxy}, {c.Node.Dir, 0o700, 0},
 		{p.path("ops", "control"), 0o700, uidControl}, {p.path("ops", "reconcile"), 0o700, uidControl}, {p.path("ops", "gateway"), 0o700, uidGateway}, {p.path("ops", "proxy"), 0o700, uidProxy}, {p.path("ops", "node"), 0o700, 0},
 	} {
 		if err := makeDir(dir.path, dir.mode, dir.uid); err != nil {
@@ -241,6 +245,16 @@ func (p *platform) prepare() error {
 		return err
 	}
 	if err := service.WriteFileAtomic(c.Node.Control.TokenFile, []byte(join+"\n"), 0o600, 0, 0); err != nil {
+		return err
+	}
+	owner, err := service.EnsureSecret(p.path("secrets", "owner-password"), 0, 0)
+	if err != nil {
+		return err
+	}
+	p.postgres, err = postgres.New(postgres.Config{
+		Dir: p.path("postgres"), BinDir: c.Up.PostgresBin, Password: owner, Database: database, Logger: p.log,
+	})
+	if err != nil {
 		return err
 	}
 	text, err := yaml.Marshal(c)
@@ -303,7 +317,6 @@ func (p *platform) prepareDatabase(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	const database = "carrel"
 	owner := p.postgres.OwnerURL(database)
 	if err := store.Migrate(ctx, owner); err != nil {
 		return err
