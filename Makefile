@@ -33,7 +33,7 @@ bin/carreld: FORCE
 	@$(GO_BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/carreld
 
 bin/carrel: FORCE
-	@$(GO_BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/carrel
+	@$(GO_BUILD) -ldflags '-s -w -X main.buildVersion=$(VERSION)' -o $@ ./cmd/carrel
 
 # The agent's version is its content: a box keeps the agent that it began with, whatever we are at.
 bin/carrel-agent: FORCE

@@ -11,6 +11,9 @@ includes=(-I api -I third_party/googleapis -I /usr/include)
 protoc "${includes[@]}" --go_out=api --go_opt=module=carrel.dev/carrel/api \
 	--connect-go_out=api --connect-go_opt=module=carrel.dev/carrel/api $protos
 
+# Queries, checked against the migrations.
+sqlc generate -f internal/store/sqlc.yaml
+
 # One OpenAPI document for the REST routes of all public services, the gateway's included.
 openapi=$(mktemp -d)
 trap 'rm -rf "$openapi"' EXIT

@@ -29,7 +29,8 @@ func lockData(data string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lock data directory: %w", err)
 	}
-	if err := f.Truncate(0); err == nil {
+	err = f.Truncate(0)
+	if err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,6 +18,9 @@ import (
 	"carrel.dev/carrel/internal/node/disk"
 	"carrel.dev/carrel/internal/runtime/gvisor"
 )
+
+// leaveTime bounds taking prepared things back at the end.
+const leaveTime = 5 * time.Second
 
 func runNode(ctx context.Context, config *Config, stderr io.Writer) error {
 	r := newRole(ctx, "node", config, stderr)
@@ -56,7 +60,10 @@ func runNode(ctx context.Context, config *Config, stderr io.Writer) error {
 		return err
 	}
 	r.run(daemon.Run)
-	return r.wait()
+	err = r.wait()
+	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
+	defer cancel()
+	return errors.Join(err, daemon.Leave(leave))
 }
 
 // poolSize is what to reserve for homes and snapshots, in bytes: what is configured, else half of what is

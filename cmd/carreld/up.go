@@ -98,7 +98,7 @@ func runUp(ctx context.Context, config *Config, tour bool, stdout, stderr io.Wri
 func (p *platform) serve(ctx context.Context, supervisor *service.Supervisor, tour bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	start, endStart := context.WithTimeoutCause(ctx, startTime, fmt.Errorf("Carrel did not get ready in %s; the logs in %s say more", startTime, p.path("logs")))
+	start, endStart := context.WithTimeoutCause(ctx, startTime, fmt.Errorf("no readiness after %s; the logs in %s say more", startTime, p.path("logs")))
 	defer endStart()
 	step := p.out.step("Starting PostgreSQL")
 	if err := p.prepareDatabase(start); err != nil {
@@ -298,7 +298,7 @@ func (p *platform) keepPostgres(ctx context.Context) error {
 	for {
 		err := p.postgres.Run(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return err
 		}
 		p.log.Warn("PostgreSQL ended and is started again", "error", err)
 		select {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"strconv"
@@ -187,7 +188,7 @@ func (p *process) pump(stream int, file *os.File, abandoned func(*os.File)) {
 		err = raw.Read(func(fd uintptr) bool {
 			buf = chunks.Get().(*[chunkSize]byte)
 			n, readErr = readOnce(int(fd), buf[:])
-			if readErr == unix.EAGAIN {
+			if errors.Is(readErr, unix.EAGAIN) {
 				chunks.Put(buf)
 				buf = nil
 				return false
@@ -256,7 +257,7 @@ func (p *process) empty(stream int, file *os.File) bool {
 			return false
 		}
 		if readErr != nil {
-			return readErr == unix.EAGAIN
+			return errors.Is(readErr, unix.EAGAIN)
 		}
 		p.append(stream, buf[:n])
 		left -= n

@@ -201,8 +201,10 @@ func (a *Agent) setUpSudo(allowed bool) error {
 		}
 		return nil
 	}
-	if _, err := os.Stat(filepath.Join(a.config.Root, "usr/bin/sudo")); err != nil {
-		return nil
+	if _, err := os.Stat(filepath.Join(a.config.Root, "usr/bin/sudo")); errors.Is(err, os.ErrNotExist) {
+		return nil // the image has no sudo
+	} else if err != nil {
+		return fmt.Errorf("allow sudo: %w", err)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return fmt.Errorf("allow sudo: %w", err)

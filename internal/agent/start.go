@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"os"
 	"sync"
 	"time"
@@ -160,7 +161,7 @@ func (a *Agent) abandon(file *os.File) {
 				buf := chunks.Get().(*[chunkSize]byte)
 				defer chunks.Put(buf)
 				_, readErr = readOnce(int(fd), buf[:])
-				return readErr != unix.EAGAIN
+				return !errors.Is(readErr, unix.EAGAIN)
 			})
 			if err == nil {
 				err = readErr

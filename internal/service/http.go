@@ -70,27 +70,27 @@ func Listen(address string) (net.Listener, error) {
 	return l, nil
 }
 
-// Serve serves on l until ctx ends, then lets open requests go on for drainTime. HTTP/1.1 and HTTP/2
-// are spoken, without TLS by prior knowledge. It closes l and returns nil after a drain.
-func Serve(ctx context.Context, l net.Listener, handler http.Handler, logger *slog.Logger) error {
+// NewServer is an HTTP server with limits for links between parts of Carrel. HTTP/1.1 and HTTP/2 are
+// spoken, without TLS by prior knowledge.
+func NewServer(handler http.Handler, logger *slog.Logger) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
-	server := &http.Server{
+	return &http.Server{
 		Handler:           handler,
 		Protocols:         protocols,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          1000,
-			MaxReceiveBufferPerConnection: 16 << 20,
-			MaxReceiveBufferPerStream:     4 << 20,
-			SendPingTimeout:               30 * time.Second,
-		},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000, SendPingTimeout: 30 * time.Second},
 	}
+}
+
+// Serve lets server answer on l until ctx ends, then lets open requests go on for drainTime. It closes l
+// and returns nil after a drain.
+func Serve(ctx context.Context, l net.Listener, server *http.Server) error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(l) }()
 	select {

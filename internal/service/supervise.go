@@ -121,11 +121,11 @@ func (s *Supervisor) reap() {
 // it does not listen, SIGKILL. It returns when the process is gone.
 func (s *Supervisor) Keep(ctx context.Context, child Child) error {
 	pause := restartMin
-	for {
+	for ctx.Err() == nil {
 		began := time.Now()
 		err := s.once(ctx, child)
 		if ctx.Err() != nil {
-			return nil
+			break
 		}
 		if time.Since(began) > steady {
 			pause = restartMin
@@ -134,10 +134,10 @@ func (s *Supervisor) Keep(ctx context.Context, child Child) error {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return nil
 		}
 		pause = min(2*pause, restartMax)
 	}
+	return nil
 }
 
 func (s *Supervisor) once(ctx context.Context, child Child) error {
@@ -187,7 +187,7 @@ func (s *Supervisor) once(ctx context.Context, child Child) error {
 	case <-ended:
 	case <-time.After(endTime):
 		_ = command.Process.Kill()
-		<-ended
+		_ = <-ended // how it ended does not matter any more
 	}
 	return forget(nil)
 }

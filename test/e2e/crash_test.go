@@ -165,14 +165,12 @@ func (l *life) reach(state carrelv1.State, ask func() error) *carrelv1.Box {
 	deadline := time.Now().Add(settleTime)
 	var last any
 	for time.Now().Before(deadline) {
-		if err := ask(); err != nil {
-			last = client.Error(err)
-		}
+		asked := client.Error(ask())
 		answer, err := l.client.Boxes.WaitBox(l.ctx(), connect.NewRequest(&carrelv1.WaitBoxRequest{
 			Id: l.id, States: []carrelv1.State{state}, Timeout: durationpb.New(5 * time.Second),
 		}))
 		if err != nil {
-			last = client.Error(err)
+			last = []error{asked, client.Error(err)}
 			continue
 		}
 		if answer.Msg.GetState() == state {

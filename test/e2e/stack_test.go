@@ -165,7 +165,7 @@ func (s *stack) start() {
 	case s.url = <-ready:
 	case err := <-s.ended:
 		s.ended <- err
-		require.NoError(s.t, fmt.Errorf("up ended: %v\n%s", err, s.logs()))
+		require.NoError(s.t, fmt.Errorf("up ended: %w\n%s", err, s.logs()))
 	case <-time.After(8 * time.Minute):
 		require.FailNow(s.t, "up did not get ready", s.logs())
 	}
@@ -218,13 +218,6 @@ func (s *stack) kill() {
 		}
 	}
 	<-s.ended
-}
-
-// killRole ends one role with SIGKILL; up starts it again.
-func (s *stack) killRole(role string) {
-	s.t.Helper()
-	pid := s.rolePID(role)
-	require.NoError(s.t, syscall.Kill(pid, syscall.SIGKILL))
 }
 
 // rolePID finds a role's process among the children of up.
