@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -124,9 +125,9 @@ func (i treeInfo) Sys() any {
 	}
 }
 
-// writeErofs writes the tree as an EROFS image. The bytes depend on the tree alone. progress is told how
-// many bytes have been written.
-func writeErofs(ctx context.Context, t *tree, out io.WriteSeeker, tempDir string, progress func(int64)) error {
+// writeErofs writes the tree as an EROFS image to an empty file that is open for reading and writing. The
+// bytes depend on the tree alone. progress is told how many bytes have been written.
+func writeErofs(ctx context.Context, t *tree, out *os.File, tempDir string, progress func(int64)) error {
 	w := &imageWriter{ctx: ctx, out: out, buffer: bufio.NewWriterSize(out, 1<<20), progress: progress}
 	image := erofs.Create(w, erofs.WithBuildTime(0, 0), erofs.WithTempDir(tempDir))
 	if err := image.CopyFrom(treeFS{t}); err != nil {
@@ -137,6 +138,9 @@ func writeErofs(ctx context.Context, t *tree, out io.WriteSeeker, tempDir string
 	}
 	if err := w.buffer.Flush(); err != nil {
 		return fmt.Errorf("writing the image: %w", err)
+	}
+	if err := plainFiles(ctx, out); err != nil {
+		return fmt.Errorf("moving small files to blocks of their own: %w", err)
 	}
 	return nil
 }
