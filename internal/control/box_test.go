@@ -430,6 +430,8 @@ func TestWhatOneMayNotSeeIsNotFound(t *testing.T) {
 			require.Equal(t, carrel.CodeNotFound, code(call()), "%s %s", name, ref)
 		}
 	}
+	_, err = admin.boxes.GetBox(ctx, req(&carrelv1.GetBoxRequest{Id: id, Org: "system"}))
+	require.Equal(t, carrel.CodeNotFound, code(err), "it is not in that organisation")
 	_, err = stranger.boxes.GetRun(ctx, req(&carrelv1.GetRunRequest{Id: run}))
 	require.Equal(t, carrel.CodeNotFound, code(err))
 	_, err = stranger.ops.GetOperation(ctx, req(&carrelv1.GetOperationRequest{Id: op}))

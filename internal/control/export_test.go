@@ -6,8 +6,4 @@ import "time"
 func (s *Server) SetStreamWrite(d time.Duration) { s.streamWrite = d }
 
 // Watchers is how many watch or wait.
-func (s *Server) Watchers() int {
-	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
-	return len(s.hub.subs)
-}
+func (s *Server) Watchers() int { return s.hub.count() }

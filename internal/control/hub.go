@@ -52,6 +52,13 @@ func (h *hub) unsubscribe(sub *subscription) {
 	h.mu.Unlock()
 }
 
+// count is how many watch.
+func (h *hub) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.subs)
+}
+
 func (h *hub) run(ctx context.Context) {
 	wake := h.s.store.Listen(ctx, store.TopicWatch)
 	defer wake.Close()

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -9,6 +10,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"carrel.dev/carrel/api/carrel/link/v1/linkv1connect"
 	carrelv1connect "carrel.dev/carrel/api/carrel/v1/carrelv1connect"
 	"carrel.dev/carrel/internal/carrel"
 )
@@ -96,8 +98,16 @@ func drainError() error {
 	return e
 }
 
-// note logs what was asked for: changes always, the rest for those who look closely.
+// streams are the methods whose duration says nothing: they last as long as somebody wants them to.
+var streams = map[string]bool{
+	carrelv1connect.BoxServiceWatchBoxesProcedure: true, carrelv1connect.BoxServiceWaitBoxProcedure: true,
+	linkv1connect.NodeLinkWatchDesiredProcedure: true, linkv1connect.GatewayLinkWatchRoutesProcedure: true,
+}
+
+// note counts what was asked for and logs it: changes always, the rest for those who look closely.
 func (s *Server) note(ctx context.Context, method string, start time.Time, err error) {
+	took := s.now().Sub(start)
+	s.metrics.ended(method, outcome(err), took, streams[method])
 	level := slog.LevelDebug
 	a := accessOf(ctx)
 	if a.rule.Mutates {
@@ -106,12 +116,26 @@ func (s *Server) note(ctx context.Context, method string, start time.Time, err e
 	if !s.log.Enabled(ctx, level) {
 		return
 	}
-	attrs := []slog.Attr{slog.String("method", method), slog.String("request", requestID(ctx)), slog.Duration("took", s.now().Sub(start))}
+	attrs := []slog.Attr{slog.String("method", method), slog.String("request", requestID(ctx)), slog.Duration("took", took)}
 	if actor := a.principal.Actor(); actor != "" {
 		attrs = append(attrs, slog.String("actor", actor))
 	}
 	if err != nil {
-		attrs = append(attrs, slog.String("reason", carrel.ReasonOf(err)))
+		attrs = append(attrs, slog.String("reason", outcome(err)))
 	}
 	s.log.LogAttrs(ctx, level, "request", attrs...)
+}
+
+// outcome is "ok", or the reason of an error: one of a small set.
+func outcome(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	if reason := carrel.ReasonOf(err); reason != "" {
+		return reason
+	}
+	if errors.Is(err, context.Canceled) {
+		return "canceled"
+	}
+	return "internal"
 }

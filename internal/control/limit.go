@@ -31,11 +31,8 @@ func newLimiter(now func() time.Time) *limiter {
 	return &limiter{now: now, buckets: map[string]*bucket{}}
 }
 
-// take takes one request from the bucket of who. Nobody (empty) is not limited: what nobody may call costs little.
+// take takes one request from the bucket of who.
 func (l *limiter) take(who string) error {
-	if who == "" {
-		return nil
-	}
 	now := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/store"
@@ -37,6 +39,8 @@ type Config struct {
 	Names auth.Names
 	// Version of this build, shown in OpenAPI and in the Server header.
 	Version string
+	// Registerer gets the metrics; nil: nobody does.
+	Registerer prometheus.Registerer
 	// Logger; default slog.Default().
 	Logger *slog.Logger
 	// Now is the clock; default time.Now.
@@ -54,6 +58,7 @@ type Server struct {
 	limiter *limiter
 	hub     *hub
 	reports *reporter
+	metrics *metrics
 	handler http.Handler
 
 	streamWrite time.Duration // that one message of a stream may take to be written
@@ -95,6 +100,9 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{config: cfg, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cluster: cluster, rekeyed: make(chan struct{}), streamWrite: defaultStreamWrite}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.limiter, s.hub, s.reports = newLimiter(s.now), newHub(s), newReporter(s)
+	if s.metrics, err = newMetrics(s, cfg.Registerer); err != nil {
+		return nil, fmt.Errorf("register control's metrics: %w", err)
+	}
 	loaded, err := s.loadKeys(ctx)
 	if err != nil {
 		return nil, err

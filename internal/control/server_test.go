@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 
@@ -28,7 +29,10 @@ func bare(t *testing.T) (*Server, *strings.Builder) {
 	logs := &strings.Builder{}
 	s := &Server{log: slog.New(slog.NewTextHandler(logs, nil)), now: time.Now}
 	s.draining, s.drain = context.WithCancel(t.Context())
-	s.limiter = newLimiter(time.Now)
+	s.limiter, s.hub = newLimiter(time.Now), newHub(s)
+	var err error
+	s.metrics, err = newMetrics(s, prometheus.NewRegistry())
+	require.NoError(t, err)
 	return s, logs
 }
 
