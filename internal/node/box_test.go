@@ -23,6 +23,7 @@ type box struct {
 	epoch      int64
 	generation int64
 	withMemory bool // the newest snapshot has it
+	memory_    int64
 }
 
 // newBox makes the image of all boxes and a box that has no run yet.
@@ -41,7 +42,7 @@ func (w *world) newBox() *box {
 
 func (b *box) spec() *linkv1.RunSpec {
 	return &linkv1.RunSpec{
-		BoxName: "box", ImageDigest: imageDigest(baseImage), CpuMillis: 1000, MemoryBytes: 256 * carrel.MiB, HomeBytes: 32 * carrel.MiB,
+		BoxName: "box", ImageDigest: imageDigest(baseImage), CpuMillis: 1000, MemoryBytes: max(b.memory_, 256*carrel.MiB), HomeBytes: 32 * carrel.MiB,
 		RootBytes: 64 * carrel.MiB, Processes: 100, TmpBytes: carrel.MiB, ShmBytes: carrel.MiB, Env: map[string]string{"A": "b"},
 	}
 }

@@ -23,7 +23,7 @@ const (
 	// shutdownGrace is what processes have between SIGTERM and SIGKILL when their box is stopped.
 	shutdownGrace = 10 * time.Second
 	// fillCheck is how often the pool's free space is looked at while memory is written to it.
-	fillCheck = 50 * time.Millisecond
+	fillCheck = 25 * time.Millisecond
 )
 
 // capture makes the sealed snapshot in which a pause or stop ends. Until it is done nothing is decided: every failure
@@ -77,6 +77,7 @@ func (w *worker) makeSnapshot(ctx context.Context, o order, undo *undoStack) (*s
 	if err := w.d.pool.Continue(); err != nil {
 		return nil, err
 	}
+	times := newLaps()
 	id := carrel.NewSnapshotID()
 	undo.add(func(context.Context) error { w.d.snapshots.abandon(id); return nil })
 	undo.add(func(ctx context.Context) error {
@@ -89,6 +90,7 @@ func (w *worker) makeSnapshot(ctx context.Context, o order, undo *undoStack) (*s
 	if err := w.quiet(ctx, o); err != nil {
 		return nil, err
 	}
+	times.lap("quiet")
 	if err := failpoint.Hit("node/capture/quiet"); err != nil {
 		return nil, err
 	}
@@ -96,6 +98,7 @@ func (w *worker) makeSnapshot(ctx context.Context, o order, undo *undoStack) (*s
 		return nil, err
 	}
 	w.sandbox = sandboxFrozen
+	times.lap("freeze")
 	if err := failpoint.Hit("node/capture/frozen"); err != nil {
 		return nil, err
 	}
@@ -106,6 +109,7 @@ func (w *worker) makeSnapshot(ctx context.Context, o order, undo *undoStack) (*s
 	if err := w.save(ctx, dir, kind); err != nil {
 		return nil, err
 	}
+	times.lap("save")
 	if err := failpoint.Hit("node/capture/saved"); err != nil {
 		return nil, err
 	}
@@ -113,6 +117,7 @@ func (w *worker) makeSnapshot(ctx context.Context, o order, undo *undoStack) (*s
 	if err := disk.Clone(w.d.pool.HomePath(run), filepath.Join(dir, homeName)); err != nil {
 		return nil, err
 	}
+	times.lap("clone")
 	if err := failpoint.Hit("node/capture/home-cloned"); err != nil {
 		return nil, err
 	}
@@ -122,6 +127,8 @@ func (w *worker) makeSnapshot(ctx context.Context, o order, undo *undoStack) (*s
 	if err != nil {
 		return nil, err
 	}
+	times.lap("seal")
+	w.log.Debug("a box was captured", "snapshot", id, "kind", kind, "bytes", ref.SizeBytes, "times", times)
 	if err := failpoint.Hit("node/capture/sealed"); err != nil {
 		return nil, err
 	}
@@ -170,7 +177,8 @@ func (w *worker) goOn(ctx context.Context) error {
 	return nil
 }
 
-// save lets the runtime write the capture, and stops it when the pool runs full: the writes of other boxes would fail.
+// save lets the runtime write the capture. What it has written goes to the disk meanwhile. It is stopped when the pool
+// runs full: the writes of other boxes would fail.
 func (w *worker) save(ctx context.Context, dir string, kind carrel.SnapshotKind) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
@@ -185,6 +193,7 @@ func (w *worker) save(ctx context.Context, dir string, kind carrel.SnapshotKind)
 					cancel(err)
 					return
 				}
+				disk.BeginWriteBack(dir)
 			case <-ctx.Done():
 				return
 			}
@@ -265,6 +274,7 @@ func (w *worker) commit(ctx context.Context, o order) error {
 			return fmt.Errorf("commit: %w", err)
 		}
 	}
+	times := newLaps()
 	ref := w.e.Snapshot
 	answer, err := w.propose(ctx, ref)
 	if err != nil {
@@ -273,12 +283,15 @@ func (w *worker) commit(ctx context.Context, o order) error {
 	if !answer.GetAccepted() {
 		return w.refused(ctx, ref, answer.GetReason())
 	}
+	times.lap("propose")
 	if err := failpoint.Hit("node/commit/accepted"); err != nil {
 		return err
 	}
 	if err := w.clear(ctx); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
+	times.lap("clear")
+	w.log.Debug("a snapshot was committed", "snapshot", ref.ID, "times", times)
 	if err := failpoint.Hit("node/commit/cleared"); err != nil {
 		return err
 	}

@@ -83,6 +83,7 @@ func (w *worker) fail(f *failure, snapshot carrel.SnapshotID) error {
 }
 
 func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack) error {
+	times := newLaps()
 	var base *manifest
 	var err error
 	if err := w.e.Spec.check(); err != nil {
@@ -133,6 +134,7 @@ func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack) error {
 		return err
 	}
 	w.passing(carrel.PhaseStarting, o.generation)
+	times.lap("note")
 	if err := failpoint.Hit("node/start/noted"); err != nil {
 		return err
 	}
@@ -140,6 +142,7 @@ func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack) error {
 	if err != nil {
 		return err
 	}
+	times.lap("home")
 	if err := failpoint.Hit("node/start/home-cloned"); err != nil {
 		return err
 	}
@@ -156,9 +159,12 @@ func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack) error {
 			return err
 		}
 	}
-	if err := w.boot(ctx, spec, base); err != nil {
+	times.lap("check")
+	if err := w.boot(ctx, spec, base, times); err != nil {
 		return err
 	}
+	times.lap("ready")
+	w.log.Debug("a box was started", "from", w.e.StartedFrom, "times", times)
 	return failpoint.Hit("node/start/ready")
 }
 
@@ -217,7 +223,7 @@ func (w *worker) runtimeSpec(image, home, agent string) runtime.Spec {
 // boot starts the sandbox and waits until its agent is ready and everything that it was restored from was
 // found whole. The large files are read while the runtime restores them, on another core; only when both
 // are done is the box called running.
-func (w *worker) boot(ctx context.Context, spec runtime.Spec, base *manifest) error {
+func (w *worker) boot(ctx context.Context, spec runtime.Spec, base *manifest, times *laps) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	if base != nil {
 		group.Go(func() error { return w.d.snapshots.checkLarge(groupCtx, base) })
@@ -231,6 +237,7 @@ func (w *worker) boot(ctx context.Context, spec runtime.Spec, base *manifest) er
 			return startErr
 		}
 		w.sandbox = sandboxRunning
+		times.lap("boot")
 		w.watchExit()
 		if err := failpoint.Hit("node/start/booted"); err != nil {
 			return err

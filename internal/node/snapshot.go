@@ -17,7 +17,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"carrel.dev/carrel/internal/carrel"
@@ -193,8 +192,7 @@ func (s *snapshots) abandon(id carrel.SnapshotID) {
 // seal makes a capture durable, hashes it, reads it back and gives it its final name. What m lacks (the hashes) is
 // filled in. parent is the home image that the run's home was cloned from, with its tree if that is known.
 //
-// Hashing and syncing overlap: one takes the processor and the other the disk. The files are then read again past the
-// page cache and compared, so that what control commits has been read from the disk once.
+// What control commits has been read from the disk once: see disk.HashDurably.
 func (s *snapshots) seal(ctx context.Context, m *manifest, parent string, parentTree *disk.Tree) (*snapshotRef, error) {
 	tmp := s.tmpPath(m.Snapshot)
 	names, err := captureFiles(tmp)
@@ -215,38 +213,20 @@ func (s *snapshots) seal(ctx context.Context, m *manifest, parent string, parent
 		}
 		files[name] = f
 	}
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		for name, f := range files {
-			if err := unix.Fdatasync(int(f.Fd())); err != nil {
-				return fmt.Errorf("sync %s: %w", name, err)
-			}
+	for _, name := range names {
+		if m.Files[name], err = disk.HashDurably(ctx, files[name]); err != nil {
+			return nil, fmt.Errorf("seal snapshot: %s: %w", name, err)
 		}
-		return nil
-	})
-	group.Go(func() (err error) {
-		for _, name := range names {
-			if m.Files[name], err = disk.Hash(groupCtx, files[name]); err != nil {
-				return fmt.Errorf("hash %s: %w", name, err)
-			}
-		}
-		// The clone shares no page cache with the live image: its changed blocks are read from the disk here.
-		m.Home, err = hashHome(groupCtx, files[homeName], parent, parentTree)
-		return err
-	})
-	if err := group.Wait(); err != nil {
-		return nil, fmt.Errorf("seal snapshot: %w", err)
 	}
 	if err := failpoint.Hit("node/seal/hashed"); err != nil {
 		return nil, fmt.Errorf("seal snapshot: %w", err)
 	}
-	for _, name := range names {
-		if err := disk.DropCache(files[name]); err != nil {
-			return nil, fmt.Errorf("seal snapshot: drop the cache of %s: %w", name, err)
-		}
-		if err := m.Files[name].Check(ctx, files[name]); err != nil {
-			return nil, fmt.Errorf("seal snapshot: read back %s: %w", name, err)
-		}
+	// The clone shares no page cache with the live image: its changed blocks are read from the disk here.
+	if m.Home, err = hashHome(ctx, files[homeName], parent, parentTree); err != nil {
+		return nil, fmt.Errorf("seal snapshot: %w", err)
+	}
+	if err := unix.Fdatasync(int(files[homeName].Fd())); err != nil {
+		return nil, fmt.Errorf("seal snapshot: sync %s: %w", homeName, err)
 	}
 	body, err := json.Marshal(m)
 	if err != nil {

@@ -78,7 +78,7 @@ func HashChanged(ctx context.Context, f, parent *os.File, known Tree) (Tree, err
 	if err != nil {
 		return Tree{}, err
 	}
-	t := Tree{Size: info.Size(), Blocks: make([]string, (info.Size()+BlockBytes-1)/BlockBytes)}
+	t := newTree(info.Size())
 	a, b := byBlock(now), byBlock(before)
 	data, err := dataBlocks(f, t.Size)
 	if err != nil {
@@ -86,10 +86,10 @@ func HashChanged(ctx context.Context, f, parent *os.File, known Tree) (Tree, err
 	}
 	var read []int64
 	for _, block := range data {
-		same := block < int64(len(known.Blocks)) && known.Blocks[block] != "" && min(t.Size, known.Size) >= (block+1)*BlockBytes &&
+		same := block < int64(min(len(known.Blocks), len(known.Fast))) && known.Blocks[block] != "" && min(t.Size, known.Size) >= (block+1)*BlockBytes &&
 			equalPlaces(a[block], b[block])
 		if same {
-			t.Blocks[block] = known.Blocks[block]
+			t.Blocks[block], t.Fast[block] = known.Blocks[block], known.Fast[block]
 		} else {
 			read = append(read, block)
 		}

@@ -1,0 +1,68 @@
+package node
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/node/disk"
+)
+
+// BenchmarkSeal compares the sealing of 256 MiB with what cannot be left out: hashing the same bytes once and syncing
+// them. Pair by pair, because the speed of disks wanders; the metrics are medians.
+func BenchmarkSeal(b *testing.B) {
+	dir := b.TempDir()
+	pool, err := disk.Open(b.Context(), disk.Config{Dir: dir, RunDir: filepath.Join(dir, "run"), SizeBytes: 2 * carrel.GiB, Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(b, err)
+	defer func() { require.NoError(b, pool.Unmount()) }()
+	s, err := openSnapshots(filepath.Join(pool.Root(), "snapshots"), pool.Continue, slog.New(slog.DiscardHandler))
+	require.NoError(b, err)
+	home, err := pool.Golden(b.Context(), 64*carrel.MiB)
+	require.NoError(b, err)
+	content := make([]byte, 256<<20)
+	_, _ = rand.Read(content)
+	var ratios, seals, raws []float64
+	for b.Loop() {
+		b.StopTimer()
+		id := carrel.NewSnapshotID()
+		tmp, err := s.begin(id)
+		require.NoError(b, err)
+		require.NoError(b, os.WriteFile(filepath.Join(tmp, "pages.img"), content, 0o600))
+		require.NoError(b, disk.Clone(home, filepath.Join(tmp, homeName)))
+		b.StartTimer()
+		began := time.Now()
+		_, err = s.seal(b.Context(), &manifest{Snapshot: id, Kind: carrel.SnapshotMemory}, "", nil)
+		require.NoError(b, err)
+		seal := time.Since(began).Seconds()
+		b.StopTimer()
+		require.NoError(b, s.drop(id))
+
+		path := filepath.Join(pool.Root(), "raw")
+		require.NoError(b, os.WriteFile(path, content, 0o600))
+		began = time.Now()
+		f, err := os.Open(path)
+		require.NoError(b, err)
+		_, err = io.Copy(sha256.New(), f)
+		require.NoError(b, err)
+		require.NoError(b, unix.Fdatasync(int(f.Fd())))
+		raw := time.Since(began).Seconds()
+		require.NoError(b, f.Close())
+		require.NoError(b, os.Remove(path))
+		seals, raws, ratios = append(seals, seal), append(raws, raw), append(ratios, seal/raw)
+		b.StartTimer()
+	}
+	median := func(list []float64) float64 { slices.Sort(list); return list[len(list)/2] }
+	b.ReportMetric(median(seals)*1000, "seal-ms")
+	b.ReportMetric(median(raws)*1000, "raw-ms")
+	b.ReportMetric(median(ratios), "seal/raw")
+}
