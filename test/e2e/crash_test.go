@@ -156,7 +156,7 @@ func (l *life) live() {
 	_, err = l.client.Boxes.DeleteBox(l.ctx(), connect.NewRequest(&carrelv1.DeleteBoxRequest{Id: l.id}))
 	require.NoError(t, err)
 	l.reach(deleted, func() error { return nil })
-	l.eventually("nothing is left of the box", func() bool { return len(l.leftovers(true)) == 0 })
+	l.nothingLeft()
 }
 
 // reach asks until the box is in a state: a request that failed by the fault is asked again, as a person would.

@@ -25,13 +25,28 @@ func (s *stack) tearDown() {
 	if s.up != nil && s.up.ProcessState == nil {
 		if s.client != nil {
 			s.removeAll()
-			s.eventually("everything of the deleted boxes is gone", func() bool { return len(s.leftovers(true)) == 0 || s.t.Failed() })
+			if !s.t.Failed() {
+				s.nothingLeft()
+			}
 		}
 		s.stop()
 	}
 	left := s.leftovers(false)
-	s.destroy()
 	require.Empty(s.t, left, "left behind after every box was deleted and Carrel ended")
+}
+
+// nothingLeft waits until nothing of the boxes is left, while Carrel lives.
+func (s *stack) nothingLeft() {
+	s.t.Helper()
+	var left []string
+	deadline := time.Now().Add(settleTime)
+	for time.Now().Before(deadline) {
+		if left = s.leftovers(true); len(left) == 0 {
+			return
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+	require.Empty(s.t, left, "%s", lazy(s.logs))
 }
 
 func (s *stack) removeAll() {
@@ -61,8 +76,9 @@ func (s *stack) leftovers(alive bool) []string {
 		fields := strings.Fields(line)
 		at := fields[4]
 		pool := at == filepath.Join(s.data, "node", "pool")
-		shared := at == filepath.Join(s.runDir, "runsc", "null-netns") || strings.HasPrefix(at, s.runDir) && alive && strings.HasSuffix(at, "null-netns")
-		if (strings.HasPrefix(at, s.runDir+"/") || strings.HasPrefix(at, s.data+"/")) && !pool && !shared {
+		prepared := alive && strings.HasPrefix(at, filepath.Join(s.runDir, "netns")+"/")
+		runscs := at == filepath.Join(s.runDir, "runsc", "null-netns") // one for all sandboxes there will be
+		if (strings.HasPrefix(at, s.runDir+"/") || strings.HasPrefix(at, s.data+"/")) && !pool && !prepared && !runscs {
 			left = append(left, "mount "+at)
 		}
 	}
@@ -163,6 +179,16 @@ func (s *stack) destroy() {
 		}
 		if !busy {
 			break
+		}
+	}
+	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, path := range loops {
+		data, _ := os.ReadFile(path)
+		if strings.HasPrefix(string(data), s.data+"/") {
+			if f, err := os.OpenFile("/dev/"+strings.Split(path, "/")[3], os.O_RDWR, 0); err == nil {
+				_ = unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0)
+				f.Close()
+			}
 		}
 	}
 	require.NoError(s.t, os.RemoveAll(s.runDir))

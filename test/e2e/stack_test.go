@@ -122,9 +122,8 @@ func newStack(t testing.TB, opts options) *stack {
 	}
 	require.NoError(t, os.WriteFile(s.failpoints, nil, 0o666))
 	require.NoError(t, os.Chmod(s.failpoints, 0o666))
-	t.Cleanup(func() {
-		s.tearDown()
-	})
+	t.Cleanup(s.destroy) // comes after the next, however that ends
+	t.Cleanup(s.tearDown)
 	s.start()
 	return s
 }
@@ -205,17 +204,14 @@ func (s *stack) stop() {
 func (s *stack) kill() {
 	s.t.Helper()
 	s.client.Close()
-	pids := append(descendants(s.up.Process.Pid), s.up.Process.Pid)
-	sandboxes := map[int]bool{}
-	for _, pid := range pids {
-		if s.isSandbox(pid) {
-			sandboxes[pid] = true
+	pids := []int{s.up.Process.Pid} // first, so that it starts nobody again
+	for _, pid := range descendants(s.up.Process.Pid) {
+		if s.isOurs(pid) {
+			pids = append(pids, pid)
 		}
 	}
 	for _, pid := range pids {
-		if !sandboxes[pid] {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
+		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	<-s.ended
 }
@@ -244,10 +240,10 @@ func commandLine(pid int) []string {
 	return strings.Split(strings.TrimSuffix(string(data), "\x00"), "\x00")
 }
 
-// isSandbox says whether a process belongs to a sandbox of this stack.
-func (s *stack) isSandbox(pid int) bool {
-	line := strings.Join(commandLine(pid), " ")
-	return strings.Contains(line, "runsc") && strings.Contains(line, s.runDir)
+// isOurs says whether a process is Carrel's or PostgreSQL's, and not a sandbox's.
+func (s *stack) isOurs(pid int) bool {
+	args := commandLine(pid)
+	return len(args) > 0 && (strings.HasSuffix(args[0], "/carreld") || strings.Contains(args[0], "postgres"))
 }
 
 // descendants lists the processes below pid, parents first.
