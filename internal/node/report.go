@@ -22,23 +22,38 @@ const (
 )
 
 // reporter tells control what happened. Reports that settle something are sent at once and until they are
-// answered; those on the way ride along. It is safe for concurrent use, and nobody waits for it.
+// answered; those on the way ride along. What settles nothing, control answers only after a while, when it has written
+// it with others; so that goes its own way, and nothing that settles something waits behind it. It is safe
+// for concurrent use, and nobody waits for it.
 type reporter struct {
-	d    *Daemon
-	wake chan struct{}
+	d        *Daemon
+	settling lane // reports of runs and chores
+	resting  lane // facts and dropped snapshots, and with each heartbeat what only rides along
 
-	mu      sync.Mutex // guards what follows
-	runs    map[carrel.RunID][]*linkv1.RunReport
-	chores  map[string]*linkv1.ChoreReport
-	drops   map[carrel.SnapshotID]bool
-	pressed bool // something is to be sent now
-	facts   bool // with facts
+	mu     sync.Mutex // guards what follows
+	runs   map[carrel.RunID][]*linkv1.RunReport
+	chores map[string]*linkv1.ChoreReport
+	drops  map[carrel.SnapshotID]bool
+	facts  bool // are to be sent
+}
+
+// lane is one report at a time.
+type lane struct {
+	wake    chan struct{}
+	pressed bool // something is to be sent now; guarded by the reporter's mu
+}
+
+func (l *lane) poke() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
 }
 
 func newReporter(d *Daemon) *reporter {
 	return &reporter{
-		d: d, wake: make(chan struct{}, 1), runs: map[carrel.RunID][]*linkv1.RunReport{}, chores: map[string]*linkv1.ChoreReport{},
-		drops: map[carrel.SnapshotID]bool{},
+		d: d, settling: lane{wake: make(chan struct{}, 1)}, resting: lane{wake: make(chan struct{}, 1)},
+		runs: map[carrel.RunID][]*linkv1.RunReport{}, chores: map[string]*linkv1.ChoreReport{}, drops: map[carrel.SnapshotID]bool{},
 	}
 }
 
@@ -68,22 +83,28 @@ func (r *reporter) add(p *linkv1.RunReport, now bool) {
 		list = list[1:]
 	}
 	r.runs[run] = list
-	r.pressed = r.pressed || now
 	r.mu.Unlock()
 	if now {
-		r.poke()
+		r.press(&r.settling)
 	}
+}
+
+// press has a lane send now.
+func (r *reporter) press(l *lane) {
+	r.mu.Lock()
+	l.pressed = true
+	r.mu.Unlock()
+	l.poke()
 }
 
 // chore reports the progress or end of a chore.
 func (r *reporter) chore(p *linkv1.ChoreReport) {
 	r.mu.Lock()
 	r.chores[p.GetChoreId()] = p
-	r.pressed = r.pressed || p.GetDone()
-	r.facts = r.facts || p.GetDone()
 	r.mu.Unlock()
 	if p.GetDone() {
-		r.poke()
+		r.press(&r.settling)
+		r.beat()
 	}
 }
 
@@ -91,34 +112,37 @@ func (r *reporter) chore(p *linkv1.ChoreReport) {
 func (r *reporter) dropped(id carrel.SnapshotID) {
 	r.mu.Lock()
 	r.drops[id] = true
-	r.pressed = true // the facts are told with the next heartbeat
 	r.mu.Unlock()
-	r.poke()
-}
-
-func (r *reporter) poke() {
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
+	r.press(&r.resting) // the facts are told with the next heartbeat
 }
 
 // beat has facts sent now.
 func (r *reporter) beat() {
 	r.mu.Lock()
-	r.pressed, r.facts = true, true
+	r.facts = true
 	r.mu.Unlock()
-	r.poke()
+	r.press(&r.resting)
 }
 
 // run sends until ctx ends. What is not sent then is in the ledger.
 func (r *reporter) run(ctx context.Context) error {
-	beat := time.NewTicker(heartbeat)
-	defer beat.Stop()
+	var lanes sync.WaitGroup
+	lanes.Go(func() { r.follow(ctx, &r.settling, nil) })
+	lanes.Go(func() {
+		beat := time.NewTicker(heartbeat)
+		defer beat.Stop()
+		r.follow(ctx, &r.resting, beat.C)
+	})
+	lanes.Wait()
+	return nil
+}
+
+// follow sends what goes one lane.
+func (r *reporter) follow(ctx context.Context, l *lane, beat <-chan time.Time) {
 	pause := retryMin
 	for {
 		var retry <-chan time.Time
-		if err := r.send(ctx); err != nil && ctx.Err() == nil {
+		if err := r.send(ctx, l); err != nil && ctx.Err() == nil {
 			r.d.log.Debug("control does not take a report; it is tried again", "error", err)
 			retry = time.After(pause + rand.N(pause))
 			pause = min(2*pause, retryMax)
@@ -126,43 +150,49 @@ func (r *reporter) run(ctx context.Context) error {
 			pause = retryMin
 		}
 		select {
-		case <-r.wake:
+		case <-l.wake:
 			if retry != nil { // control is away: new reports wait for the same try
 				select {
 				case <-retry:
 				case <-ctx.Done():
-					return nil
+					return
 				}
 			}
 		case <-retry:
-		case <-beat.C:
+		case <-beat:
 			r.d.manager.tidy()
 			r.beat()
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
 }
 
-// send sends everything that waits, if something presses.
-func (r *reporter) send(ctx context.Context) error {
+// send sends everything that waits in a lane, if something presses.
+func (r *reporter) send(ctx context.Context, l *lane) error {
 	r.mu.Lock()
-	if !r.pressed {
+	if !l.pressed {
 		r.mu.Unlock()
 		return nil
 	}
 	request := &linkv1.ReportRequest{}
-	for _, list := range r.runs {
-		request.Runs = append(request.Runs, list...)
+	// A report twice is a report once; still, what is about to go the other lane stays there.
+	if l == &r.settling || !r.settling.pressed {
+		for _, list := range r.runs {
+			request.Runs = append(request.Runs, list...)
+		}
+		for _, c := range r.chores {
+			request.Chores = append(request.Chores, c)
+		}
 	}
-	for _, c := range r.chores {
-		request.Chores = append(request.Chores, c)
+	facts := false
+	if l == &r.resting {
+		for id := range r.drops {
+			request.DroppedSnapshots = append(request.DroppedSnapshots, string(id))
+		}
+		facts, r.facts = r.facts, false
 	}
-	for id := range r.drops {
-		request.DroppedSnapshots = append(request.DroppedSnapshots, string(id))
-	}
-	facts := r.facts
-	r.pressed, r.facts = false, false
+	l.pressed = false
 	r.mu.Unlock()
 	slices.SortFunc(request.Runs, func(a, b *linkv1.RunReport) int { return int(a.GetSequence() - b.GetSequence()) })
 	if facts {
@@ -172,7 +202,7 @@ func (r *reporter) send(ctx context.Context) error {
 	defer cancel()
 	if err := r.d.link.report(ctx, request); err != nil {
 		r.mu.Lock()
-		r.pressed, r.facts = true, r.facts || facts
+		l.pressed, r.facts = true, r.facts || facts
 		r.mu.Unlock()
 		return err
 	}
