@@ -70,7 +70,11 @@ func (a *access) finish() error {
 func (s *Server) authenticate(ctx context.Context, header http.Header) (auth.Principal, error) {
 	value := header.Get("Authorization")
 	if value == "" {
-		return auth.Principal{Peer: connectionOf(ctx).peer}, nil
+		peer := connectionOf(ctx).peer
+		if peer.Role == auth.PeerGateway { // it passes on the request of somebody who did not say who they are
+			peer = auth.Peer{}
+		}
+		return auth.Principal{Peer: peer}, nil
 	}
 	scheme, text, ok := strings.Cut(value, " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") {
