@@ -29,10 +29,6 @@ const (
 // capture makes the sealed snapshot in which a pause or stop ends. Until it is done nothing is decided: every failure
 // is undone, the box goes on, and control hears why.
 func (w *worker) capture(ctx context.Context, o order) error {
-	if err := w.d.manager.heavy.Acquire(ctx, 1); err != nil {
-		return context.Cause(ctx)
-	}
-	defer w.d.manager.heavy.Release(1)
 	var undo undoStack
 	ref, err := w.makeSnapshot(ctx, o, &undo)
 	if err == nil {
@@ -87,8 +83,20 @@ func (w *worker) makeSnapshot(ctx context.Context, o order, undo *undoStack) (*s
 		}
 		return w.goOn(ctx)
 	})
-	if err := w.quiet(ctx, o); err != nil {
+	if o.kind == carrel.OrderStop {
+		// The processes take their time to end, and nobody else has to wait for that.
+		if err := w.shutDown(ctx, o); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.d.manager.heavy.Acquire(ctx, 1); err != nil {
 		return nil, err
+	}
+	defer w.d.manager.heavy.Release(1)
+	if o.kind == carrel.OrderPause {
+		if err := w.quiet(ctx, o); err != nil {
+			return nil, err
+		}
 	}
 	times.lap("quiet")
 	if err := failpoint.Hit("node/capture/quiet"); err != nil {
@@ -135,16 +143,17 @@ func (w *worker) makeSnapshot(ctx context.Context, o order, undo *undoStack) (*s
 	return ref, context.Cause(ctx)
 }
 
-// quiet prepares the processes: for a stop they end, for a pause the agent syncs and starts nothing new. Streams
-// are cut either way.
+// quiet has the agent sync and start nothing new, and cuts the streams.
 func (w *worker) quiet(ctx context.Context, o order) error {
-	if o.kind == carrel.OrderPause {
-		w.passing(carrel.PhasePausing, o.generation)
-		if w.sandbox == sandboxFrozen {
-			return nil // by a former process, which asked it
-		}
-		return w.d.proxy.Quiesce(ctx, w.e.Run, quietLease)
+	w.passing(carrel.PhasePausing, o.generation)
+	if w.sandbox == sandboxFrozen {
+		return nil // by a former process, which asked it
 	}
+	return w.d.proxy.Quiesce(ctx, w.e.Run, quietLease)
+}
+
+// shutDown ends the processes, and cuts the streams.
+func (w *worker) shutDown(ctx context.Context, o order) error {
 	w.passing(carrel.PhaseStopping, o.generation)
 	if w.sandbox != sandboxFrozen {
 		if err := w.d.proxy.Shutdown(ctx, w.e.Run, shutdownGrace); err != nil {

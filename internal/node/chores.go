@@ -67,8 +67,10 @@ func (c *chores) run(ctx context.Context) error {
 			}
 		}
 		report := c.do(ctx, next)
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done():
 			return nil // the next process begins again
+		default:
 		}
 		c.mu.Lock()
 		c.known[next.GetId()] = report

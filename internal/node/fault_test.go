@@ -186,6 +186,28 @@ func TestAbsenceIsNoOrder(t *testing.T) {
 	w.nothingLeft()
 }
 
+func TestSandboxInQuarantineIsDestroyedByOrder(t *testing.T) {
+	if testing.Short() {
+		return
+	}
+	w := newWorld(t, "")
+	b := w.newBox()
+	b.start()
+	w.stop(syscall.SIGKILL)
+	// Neither ledger nor identity explain the sandbox.
+	require.NoError(t, os.Remove(filepath.Join(w.dir, "data/ledger/runs", b.run+".json")))
+	require.NoError(t, os.Remove(filepath.Join(w.dir, "data/ledger/desired")))
+	require.NoError(t, os.RemoveAll(filepath.Join(w.dir, "run/identities", b.run)))
+	w.start()
+	require.Equal(t, runtime.StateRunning, b.sandbox())
+	other := &box{w: w, id: carrel.NewBoxID()}
+	other.start() // the node works, and leaves the other alone
+	other.delete()
+	require.Equal(t, runtime.StateRunning, b.sandbox(), "an order to run it is not followed without its identity")
+	b.delete()
+	w.nothingLeft()
+}
+
 func TestDamagedLedgerDestroysNothing(t *testing.T) {
 	if testing.Short() {
 		return

@@ -60,6 +60,7 @@ func life(t *testing.T, w *world) {
 	b.start()
 	require.Equal(t, "3", b.read("/home/carrel/a"), "the files of a box that crashed are lost")
 	require.Equal(t, "2", b.read("/etc/a"), "the root is that of the last snapshot")
+	require.Contains(t, b.last().GetNotice(), "had died")
 	b.pause()
 	b.start()
 	b.delete()

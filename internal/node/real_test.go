@@ -23,7 +23,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/net/http2"
 
 	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
@@ -162,11 +161,14 @@ func (n *realNode) agent(b *box) agentv1connect.ProcessServiceClient {
 	require.NoError(n.t, err)
 	ticket, err := n.signer.Sign(auth.Ticket{Box: b.id, Org: "o", User: "u", Epoch: b.epoch, Scopes: []string{auth.ScopeExec}, Expires: time.Now().Add(time.Minute)})
 	require.NoError(n.t, err)
-	outer := &http2.Transport{TLSClientConfig: &tls.Config{
-		Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true, NextProtos: []string{"h2"},
+	h2, h2c := new(http.Protocols), new(http.Protocols)
+	h2.SetHTTP2(true)
+	h2c.SetUnencryptedHTTP2(true)
+	outer := &http.Transport{Protocols: h2, TLSClientConfig: &tls.Config{
+		Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true,
 		VerifyConnection: auth.VerifyPeer(n.control.ca.Pool(), "c1", string(n.control.node), auth.PeerProxy),
 	}}
-	inner := &http2.Transport{AllowHTTP: true, DialTLSContext: func(context.Context, string, string, *tls.Config) (net.Conn, error) {
+	inner := &http.Transport{Protocols: h2c, DialContext: func(context.Context, string, string) (net.Conn, error) {
 		in, out := io.Pipe()
 		resp, err := outer.RoundTrip(&http.Request{
 			Method: http.MethodConnect, URL: &url.URL{Scheme: "https", Host: n.proxy.Addr().String()}, Host: string(b.id),

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -26,7 +27,7 @@ const (
 	readyTime = time.Minute
 	// headroom is how far the hard limit of a sandbox's memory lies above what is promised to its processes, in
 	// bytes: what gVisor needs for itself, and a twentieth for its page tables.
-	headroom = 128 * carrel.MiB
+	headroom = 256 * carrel.MiB
 )
 
 // undoStack has what takes back a step that fails half way, done in the opposite order.
@@ -53,9 +54,10 @@ func (w *worker) start(ctx context.Context, o order) error {
 	if err := w.d.manager.heavy.Acquire(ctx, 1); err != nil {
 		return context.Cause(ctx)
 	}
-	defer w.d.manager.heavy.Release(1)
+	booted := sync.OnceFunc(func() { w.d.manager.heavy.Release(1) })
+	defer booted()
 	var undo undoStack
-	err := w.bringUp(ctx, o, &undo)
+	err := w.bringUp(ctx, o, &undo, booted)
 	if err == nil {
 		undo.release()
 		// Whoever hears of it may work in it: from now on its files are kept, whatever happens. If the ledger cannot
@@ -82,7 +84,8 @@ func (w *worker) fail(f *failure, snapshot carrel.SnapshotID) error {
 	return w.settle(r, func(e *entry) { e.Stage, e.Failure = stageEnded, f })
 }
 
-func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack) error {
+// bringUp does the work of start. It calls booted when what is left to do is to wait.
+func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack, booted func()) error {
 	times := newLaps()
 	var base *manifest
 	var err error
@@ -128,6 +131,9 @@ func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack) error {
 	_, _ = rand.Read(key) // never fails
 	w.e.Key, w.e.AgentSHA256 = hex.EncodeToString(key), agentSHA256
 	w.e.StartedFrom = startedFrom(w.e.Spec)
+	if base != nil && base.Salvaged {
+		w.e.Notice = "The box's sandbox had died. The home is as it was then; the rest of the file system is as it was when the box was last paused or stopped."
+	}
 	w.e.Stage = stageStarting
 	// The ledger knows of the run before anything of it is made, and above all before its home is mounted.
 	if err := w.put(); err != nil {
@@ -155,12 +161,12 @@ func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack) error {
 	spec := w.runtimeSpec(image, home, agent)
 	if base != nil && base.Root {
 		spec.From, spec.WithMemory = w.d.snapshots.path(base.Snapshot), w.e.Spec.WithMemory
-		if err := w.d.snapshots.checkSmall(ctx, base); err != nil {
+		if err := w.d.snapshots.checkSmall(ctx, base, w.e.Spec.WithMemory); err != nil {
 			return err
 		}
 	}
 	times.lap("check")
-	if err := w.boot(ctx, spec, base, times); err != nil {
+	if err := w.boot(ctx, spec, base, times, booted); err != nil {
 		return err
 	}
 	times.lap("ready")
@@ -223,10 +229,10 @@ func (w *worker) runtimeSpec(image, home, agent string) runtime.Spec {
 // boot starts the sandbox and waits until its agent is ready and everything that it was restored from was
 // found whole. The large files are read while the runtime restores them, on another core; only when both
 // are done is the box called running.
-func (w *worker) boot(ctx context.Context, spec runtime.Spec, base *manifest, times *laps) error {
+func (w *worker) boot(ctx context.Context, spec runtime.Spec, base *manifest, times *laps, booted func()) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	if base != nil {
-		group.Go(func() error { return w.d.snapshots.checkLarge(groupCtx, base) })
+		group.Go(func() error { return w.d.snapshots.checkLarge(groupCtx, base, w.e.Spec.WithMemory) })
 	}
 	group.Go(func() error {
 		routed := make(chan error, 1)
@@ -238,6 +244,7 @@ func (w *worker) boot(ctx context.Context, spec runtime.Spec, base *manifest, ti
 		}
 		w.sandbox = sandboxRunning
 		times.lap("boot")
+		booted()
 		w.watchExit()
 		if err := failpoint.Hit("node/start/booted"); err != nil {
 			return err

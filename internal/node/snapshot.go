@@ -308,14 +308,15 @@ func (s *snapshots) drop(id carrel.SnapshotID) error {
 	return nil
 }
 
-// checkSmall reads the small files of a snapshot, before anything is started from it.
-func (s *snapshots) checkSmall(ctx context.Context, m *manifest) error {
-	return s.check(ctx, m, func(t disk.Tree) bool { return t.Size <= smallFile })
+// checkSmall reads the small files of a snapshot, before anything is started from it. Without memory its files are
+// not looked at: a start from files must work whatever became of the memory.
+func (s *snapshots) checkSmall(ctx context.Context, m *manifest, memory bool) error {
+	return s.check(ctx, m, memory, func(t disk.Tree) bool { return t.Size <= smallFile })
 }
 
 // checkLarge reads the large ones and the home, while the runtime restores.
-func (s *snapshots) checkLarge(ctx context.Context, m *manifest) error {
-	if err := s.check(ctx, m, func(t disk.Tree) bool { return t.Size > smallFile }); err != nil {
+func (s *snapshots) checkLarge(ctx context.Context, m *manifest, memory bool) error {
+	if err := s.check(ctx, m, memory, func(t disk.Tree) bool { return t.Size > smallFile }); err != nil {
 		return err
 	}
 	return s.checkHome(ctx, m)
@@ -355,10 +356,10 @@ func (s *snapshots) checkHome(ctx context.Context, m *manifest) error {
 	return nil
 }
 
-func (s *snapshots) check(ctx context.Context, m *manifest, which func(disk.Tree) bool) error {
+func (s *snapshots) check(ctx context.Context, m *manifest, memory bool, which func(disk.Tree) bool) error {
 	for _, name := range slices.Sorted(maps.Keys(m.Files)) {
 		t := m.Files[name]
-		if !which(t) {
+		if !which(t) || !memory && strings.HasPrefix(name, "memory/") {
 			continue
 		}
 		f, err := os.Open(filepath.Join(s.path(m.Snapshot), name))

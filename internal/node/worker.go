@@ -288,7 +288,9 @@ func (w *worker) adopt(ctx context.Context) error {
 		if w.live() {
 			w.log.Info("a box is adopted", "state", w.sandbox)
 			w.watchExit()
-			w.d.routes.set(w.route(w.sandbox == sandboxRunning))
+			if w.e.Key != "" {
+				w.d.routes.set(w.route(w.sandbox == sandboxRunning))
+			}
 		}
 	}
 	return nil

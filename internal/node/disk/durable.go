@@ -120,7 +120,7 @@ func (t *Tree) each(ctx context.Context, f *os.File, blocks []int64, buf []byte,
 		offset := b * BlockBytes
 		want := min(BlockBytes, t.Size-offset)
 		n, err := f.ReadAt(buf[:want], offset)
-		if err != nil && !(errors.Is(err, io.EOF) && int64(n) == want) {
+		if err != nil && (!errors.Is(err, io.EOF) || int64(n) != want) {
 			return fmt.Errorf("read block %d: %w", b, err)
 		}
 		if err := visit(b, buf[:want]); err != nil {

@@ -3,16 +3,15 @@ package proxy
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
-	"golang.org/x/net/http2"
 
 	agentv1 "carrel.dev/carrel/api/carrel/agent/v1"
 	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
@@ -152,22 +151,21 @@ func control(ctx context.Context, r Route, try time.Duration) (client agentv1con
 	if err != nil {
 		return nil, nil, err
 	}
-	transport := &http2.Transport{
-		AllowHTTP: true, MaxHeaderListSize: 16 << 10, MaxReadFrameSize: 64 << 10,
-		DialTLSContext: func(context.Context, string, string, *tls.Config) (net.Conn, error) {
-			return nil, errors.New("the connection is used up")
+	var once sync.Once
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	transport := &http.Transport{
+		Protocols: protocols, DisableCompression: true, MaxResponseHeaderBytes: maxHeaders, HTTP2: &http.HTTP2Config{MaxReadFrameSize: 64 << 10},
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
+			err := errors.New("the connection is used up")
+			once.Do(func() { err = nil })
+			return conn, err
 		},
 	}
-	h2, err := transport.NewClientConn(conn)
-	if err != nil {
-		_ = conn.Close()
-		return nil, nil, err
-	}
-	client = agentv1connect.NewControlServiceClient(&http.Client{Transport: h2}, "http://agent",
-		connect.WithReadMaxBytes(maxMessage))
+	client = agentv1connect.NewControlServiceClient(&http.Client{Transport: transport}, "http://agent", connect.WithReadMaxBytes(maxMessage))
 	return client, func() {
-		_ = h2.Close()
 		_ = conn.Close()
+		transport.CloseIdleConnections()
 	}, nil
 }
 

@@ -120,11 +120,11 @@ func (a *agent) serve(c net.Conn) {
 		return
 	}
 	_, _ = io.WriteString(c, "ok\n")
-	switch {
-	case words[2] == "control":
+	switch words[2] {
+	case "control":
 		defer func() { _ = recover() }() // the listener is closed
 		a.inner <- c
-	case words[2] == "tcp/localhost:99": // sends without being asked, then closes
+	case "tcp/localhost:99": // sends without being asked, then closes
 		_, _ = c.Write(make([]byte, 8<<20))
 		_ = c.Close()
 	default:

@@ -1,0 +1,37 @@
+package node
+
+import (
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+func TestOrphansAreReapedAndChildrenLeftToWhomTheyBelong(t *testing.T) {
+	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+	defer func() { require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)) }()
+	// A process that is left behind by its parent, and ends.
+	out, err := exec.Command("sh", "-c", "sh -c : >/dev/null 2>&1 & echo $!").Output()
+	require.NoError(t, err)
+	orphan, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	require.NoError(t, err)
+	// A child of ours, which we have not waited for yet.
+	child := exec.Command("true")
+	require.NoError(t, child.Start())
+	dead := func(pid int) func() bool { return func() bool { return isZombie(pid) } }
+	require.Eventually(t, dead(orphan), 5*time.Second, time.Millisecond)
+	require.Eventually(t, dead(child.Process.Pid), 5*time.Second, time.Millisecond)
+
+	now := time.Now()
+	waiting := reapOnce(nil, now, reapAge)
+	require.Contains(t, waiting, orphan)
+	require.True(t, isZombie(orphan), "it might still be waited for")
+	require.NoError(t, child.Wait(), "the child was taken from us")
+	waiting = reapOnce(waiting, now.Add(reapAge), reapAge)
+	require.NotContains(t, waiting, orphan)
+	require.False(t, isZombie(orphan))
+}
