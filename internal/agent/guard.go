@@ -92,18 +92,23 @@ func (a *Agent) guardMemory(ctx context.Context) {
 			wait.Reset(maxLook)
 			continue
 		}
-		if used > id.MemoryBytes {
-			killed := a.relieve(source, used, id.MemoryBytes, stuck)
-			a.settle(ctx, source, id.MemoryBytes, killed)
+		limit := guardLimit(id.MemoryBytes)
+		if used > limit {
+			killed := a.relieve(source, used, limit, stuck)
+			a.settle(ctx, source, limit, killed)
 			stuck = len(killed) == 0
 			last = 0 // look soon
 			wait.Reset(minLook)
 			continue
 		}
-		wait.Reset(untilNextLook(used, id.MemoryBytes, used > last+growing))
+		wait.Reset(untilNextLook(used, limit, used > last+growing))
 		last = used
 	}
 }
+
+// guardLimit is the use above which processes are ended, in bytes. It is a little less than what the box has: the kernel
+// in the sandbox never reports more in use than there is, so a use that is over the limit looks like one that is at it.
+func guardLimit(memory int64) int64 { return memory - memory/64 }
 
 // untilNextLook is the time in which what is left cannot be used up, a quarter of it when the use is growing. The headroom
 // that the host gives above the limit is for the time that looking and killing take.

@@ -162,7 +162,7 @@ func (r *raw) prepare(capture string, memory bool) *rawBox {
 	require.NoError(r.t, os.MkdirAll(dir, 0o700))
 	m := benchResources
 	require.NoError(r.t, identity.Write(dir, identity.Identity{RunID: b.id, BoxID: string(carrel.NewBoxID()), BoxName: "raw", Key: b.key, MemoryBytes: m.GetMemoryBytes(), Processes: m.GetProcesses(), Sudo: true}))
-	headroom := 128*carrel.MiB + m.GetMemoryBytes()/20
+	headroom := 256*carrel.MiB + m.GetMemoryBytes()/20
 	b.spec = runtime.Spec{
 		Run: b.id, Hostname: "raw", Image: r.image, Home: home, Agent: r.agent, Identity: dir, Sudo: true, From: capture, WithMemory: memory,
 		Network: runtime.Network{Namespace: b.network.Namespace, AgentNetwork: "tcp", AgentAddress: b.network.Agent()},
