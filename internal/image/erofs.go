@@ -120,7 +120,7 @@ func (i treeInfo) Sys() any {
 		}
 	}
 	return &erofs.Stat{
-		Nlink: links, UID: e.uid, GID: e.gid, Rdev: e.device, Xattrs: e.xattrs,
+		Nlink: links, UID: e.uid, GID: e.gid, Rdev: e.device,
 		Mtime: uint64(max(e.mtime.Unix(), 0)), MtimeNs: uint32(e.mtime.Nanosecond()),
 	}
 }

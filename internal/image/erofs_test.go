@@ -34,8 +34,8 @@ func everyKind(t testing.TB) []byte {
 		special("sgid", func(h *tar.Header) { h.Mode = 0o2755 }),
 		special("attributes", func(h *tar.Header) {
 			h.PAXRecords = map[string]string{
-				xattrPrefix + "user.note": "kept", xattrPrefix + "security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
-				xattrPrefix + "trusted.overlay.opaque": "y", xattrPrefix + "security.selinux": "label",
+				"SCHILY.xattr." + "user.note": "kept", "SCHILY.xattr." + "security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+				"SCHILY.xattr." + "trusted.overlay.opaque": "y", "SCHILY.xattr." + "security.selinux": "label",
 			}
 		}),
 		special("before the epoch", func(h *tar.Header) { h.ModTime = time.Unix(-5, 0) }),
@@ -87,15 +87,11 @@ func TestImageIsWhatTheLayerSaid(t *testing.T) {
 		require.Len(t, got, len(expected))
 		require.Contains(t, got["dir"], "links 4", "find relies on it")
 
-		note := make([]byte, 100)
-		n, err := unix.Lgetxattr(filepath.Join(dir, "attributes"), "user.note", note)
-		require.NoError(t, err)
-		require.Equal(t, "kept", string(note[:n]))
-		n, err = unix.Lgetxattr(filepath.Join(dir, "attributes"), "security.capability", note)
-		require.NoError(t, err)
-		require.Equal(t, 20, n)
-		_, err = unix.Lgetxattr(filepath.Join(dir, "attributes"), "trusted.overlay.opaque", note)
-		require.ErrorIs(t, err, unix.ENODATA)
+		// gVisor would not open a file that has any.
+		for _, name := range []string{"user.note", "security.capability", "trusted.overlay.opaque"} {
+			_, err := unix.Lgetxattr(filepath.Join(dir, "attributes"), name, make([]byte, 100))
+			require.ErrorIs(t, err, unix.ENODATA, name)
+		}
 	})
 }
 

@@ -84,7 +84,7 @@ func (b *Builder) importImage(ctx context.Context, r ImportRequest, progress fun
 	if err != nil {
 		return Result{}, err
 	}
-	sum := sha256.Sum256([]byte(keyVersion + "\noci\n" + image.manifestDigest))
+	sum := sha256.Sum256([]byte(keyVersion + "\noci 2\n" + image.manifestDigest))
 	key := hex.EncodeToString(sum[:])
 	if cached, ok, err := b.store.findKey(ctx, key); err != nil || ok {
 		return cached, err

@@ -60,7 +60,7 @@ func (m *meter) addEntry(names int) error {
 		return tooLarge("it has more than %d files", m.limits.Entries)
 	}
 	if m.nameBytes > m.limits.NameBytes {
-		return tooLarge("its names and attributes are more than %d bytes", m.limits.NameBytes)
+		return tooLarge("its names are more than %d bytes", m.limits.NameBytes)
 	}
 	return nil
 }
@@ -93,9 +93,6 @@ type record struct {
 const (
 	whiteoutPrefix = ".wh."
 	opaqueName     = ".wh..wh..opq"
-	xattrPrefix    = "SCHILY.xattr."
-	// maxXattrBytes of one file: more does not fit into an EROFS inode's block beside everything else.
-	maxXattrBytes = 2048
 )
 
 // layerReader indexes one layer. The layer's bytes are read from source, which is a file that is already there
@@ -160,11 +157,7 @@ func (l *layerReader) record(reader *tar.Reader, header *tar.Header) (*record, e
 	if err != nil {
 		return nil, err
 	}
-	xattrs, xattrBytes, err := xattrsOf(header)
-	if err != nil {
-		return nil, err
-	}
-	if err := l.meter.addEntry(len(header.Name) + len(header.Linkname) + xattrBytes); err != nil {
+	if err := l.meter.addEntry(len(header.Name) + len(header.Linkname)); err != nil {
 		return nil, err
 	}
 	if len(parts) > 0 {
@@ -186,7 +179,8 @@ func (l *layerReader) record(reader *tar.Reader, header *tar.Header) (*record, e
 	if err != nil {
 		return nil, err
 	}
-	e.xattrs = xattrs
+	// Extended attributes are left out: gVisor's EROFS does not open a file that has any ("operation not
+	// supported"), so a ping with a file capability would be worse than one without. In a box sudo does what it did.
 	switch header.Typeflag {
 	case tar.TypeLink:
 		target, err := split(header.Linkname)
@@ -244,31 +238,6 @@ func entryOf(header *tar.Header) (*entry, error) {
 		return nil, layerError("%q is of the unknown kind %q", name, header.Typeflag)
 	}
 	return e, nil
-}
-
-// xattrsOf returns the attributes that an image keeps: those of users, and file capabilities. The
-// others speak of another machine (SELinux labels, an overlay's notes), or are none that gVisor has.
-func xattrsOf(header *tar.Header) (map[string]string, int, error) {
-	var kept map[string]string
-	total := 0
-	for key, value := range header.PAXRecords {
-		name, ok := strings.CutPrefix(key, xattrPrefix)
-		if !ok || name != "security.capability" && !strings.HasPrefix(name, "user.") {
-			continue
-		}
-		if len(name) > 255 || name == "user." {
-			return nil, 0, layerError("%q has an attribute with an impossible name", clip(header.Name))
-		}
-		total += len(name) + len(value) + 8
-		if total > maxXattrBytes {
-			return nil, 0, layerError("%q has more than %d bytes of attributes", clip(header.Name), maxXattrBytes)
-		}
-		if kept == nil {
-			kept = map[string]string{}
-		}
-		kept[name] = value
-	}
-	return kept, total, nil
 }
 
 // contentOf says where the bytes of a regular file lie.

@@ -20,7 +20,6 @@ type entry struct {
 	mtime    time.Time
 	device   uint32 // as the kernel encodes it, for devices
 	target   string // of a symbolic link
-	xattrs   map[string]string
 	content  content
 	children map[string]*entry // of a directory
 }
