@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -259,6 +260,38 @@ func (r *ticker) Read(p []byte) (int, error) {
 	case <-r.ctx.Done():
 		return 0, r.ctx.Err()
 	}
+}
+
+// TestSnapshotOfAnotherAgentBuild: a box that was paused with one build of the agent is resumed by a Carrel that has
+// another, with the agent that it was paused with; new boxes get the new one.
+func TestSnapshotOfAnotherAgentBuild(t *testing.T) {
+	s := newStack(t, options{})
+	s.create("old")
+	s.background("old", counter)
+	pid, before := s.progressOf("old")
+	was := s.sh("old", "/.carrel/bin/carrel-agent version")
+	s.pause("old")
+	s.stop()
+
+	s.opts.agent = filepath.Join(t.TempDir(), "carrel-agent")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=another", "-o", s.opts.agent, "../../cmd/carrel-agent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	s.start()
+
+	box := s.resume("old")
+	require.Equal(t, "memory", box.GetStartedFrom())
+	again, after := s.progressOf("old")
+	require.Equal(t, pid, again)
+	require.GreaterOrEqual(t, after, before)
+	require.Equal(t, was, s.sh("old", "/.carrel/bin/carrel-agent version"))
+	s.create("new")
+	require.Equal(t, "another", s.sh("new", "/.carrel/bin/carrel-agent version"))
+	// From its files it starts with the new one, too.
+	s.stopBox("old")
+	s.startBox("old")
+	require.Equal(t, "another", s.sh("old", "/.carrel/bin/carrel-agent version"))
 }
 
 // TestDamagedMemoryIsRefusedAndFilesStay: resume says what is wrong, and a cold start works when asked for.

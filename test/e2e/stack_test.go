@@ -59,6 +59,7 @@ func bin(t testing.TB) string {
 type options struct {
 	images string // default tiny
 	pool   string // default 12GiB
+	agent  string // the binary for new boxes; default that of bin
 }
 
 // stack is one running Carrel.
@@ -138,7 +139,13 @@ func imageDir(t testing.TB) string {
 // start runs `carreld up` and waits until it is ready.
 func (s *stack) start() {
 	s.t.Helper()
-	s.up = exec.Command(filepath.Join(bin(s.t), "carreld"), "up",
+	config := filepath.Join(s.data, "config.yaml")
+	agent := s.opts.agent
+	if agent == "" {
+		agent = filepath.Join(bin(s.t), "carrel-agent")
+	}
+	require.NoError(s.t, os.WriteFile(config, fmt.Appendf(nil, "node:\n  agent: %s\n", agent), 0o600))
+	s.up = exec.Command(filepath.Join(bin(s.t), "carreld"), "up", "--config", config,
 		"--data", s.data, "--http", "127.0.0.1:0", "--control-listen", "127.0.0.1:0", "--proxy-listen", "127.0.0.1:0",
 		"--run-dir", s.runDir, "--net-range", s.netRange, "--image-dir", imageDir(s.t), "--images", s.opts.images, "--pool-size", s.opts.pool)
 	s.up.Env = append(os.Environ(), "HOME="+s.home, "XDG_CONFIG_HOME=", "CARREL_CONFIG="+filepath.Join(s.home, "config.yaml"), "CARREL_FAILPOINTS=@"+s.failpoints)
