@@ -213,11 +213,13 @@ func (s *snapshots) seal(ctx context.Context, m *manifest, parent string, parent
 		}
 		files[name] = f
 	}
+	times := newLaps()
 	for _, name := range names {
 		if m.Files[name], err = disk.HashDurably(ctx, files[name]); err != nil {
 			return nil, fmt.Errorf("seal snapshot: %s: %w", name, err)
 		}
 	}
+	times.lap("files")
 	if err := failpoint.Hit("node/seal/hashed"); err != nil {
 		return nil, fmt.Errorf("seal snapshot: %w", err)
 	}
@@ -228,6 +230,7 @@ func (s *snapshots) seal(ctx context.Context, m *manifest, parent string, parent
 	if err := unix.Fdatasync(int(files[homeName].Fd())); err != nil {
 		return nil, fmt.Errorf("seal snapshot: sync %s: %w", homeName, err)
 	}
+	times.lap("home")
 	body, err := json.Marshal(m)
 	if err != nil {
 		return nil, fmt.Errorf("seal snapshot: %w", err)
@@ -249,6 +252,8 @@ func (s *snapshots) seal(ctx context.Context, m *manifest, parent string, parent
 	if err := disk.Publish(tmp, s.path(m.Snapshot)); err != nil {
 		return nil, fmt.Errorf("seal snapshot: %w", err)
 	}
+	times.lap("publish")
+	s.log.Debug("a snapshot was sealed", "snapshot", m.Snapshot, "times", times)
 	s.mu.Lock()
 	s.sealed[m.Snapshot] = m
 	s.mu.Unlock()
