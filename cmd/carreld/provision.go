@@ -107,10 +107,10 @@ func (p *platform) buildImage(ctx context.Context, c *client.Client, name string
 
 // awaitOperation waits for the end of an operation and gives its error, if it has one.
 func awaitOperation(ctx context.Context, c *client.Client, op *carrelv1.Operation, progress func(string)) error {
-	for !op.GetDone() {
+	for pause := 50 * time.Millisecond; !op.GetDone(); pause = min(2*pause, 500*time.Millisecond) {
 		progress(op.GetProgress())
 		select {
-		case <-time.After(500 * time.Millisecond):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -125,16 +125,16 @@ func (p *platform) tourTemplate(ctx context.Context, c *client.Client) (string, 
 }
 
 func (p *platform) tourDelete(ctx context.Context, c *client.Client) error {
-	_, err := c.Boxes.DeleteBox(ctx, connect.NewRequest(&carrelv1.DeleteBoxRequest{Id: tourBox}))
+	answer, err := c.Boxes.DeleteBox(ctx, connect.NewRequest(&carrelv1.DeleteBoxRequest{Id: tourBox}))
 	if err != nil {
 		return client.Error(err)
 	}
-	return nil
+	return awaitOperation(ctx, c, answer.Msg, func(string) {})
 }
 
-// count reads the counter, once it has begun.
+// count reads the counter, once it is well on its way.
 func (p *platform) count(ctx context.Context, c *client.Client) (string, error) {
-	return output(ctx, c, tourBox, "sh", "-c", "until [ -s ~/count ]; do sleep 0.05; done; cat ~/count")
+	return output(ctx, c, tourBox, "sh", "-c", "until [ -s ~/count ] && [ $(cat ~/count) -ge 5 ]; do sleep 0.05; done; cat ~/count")
 }
 
 // awaitState waits until a box is in a state; failing is an error at once.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -106,10 +107,10 @@ func (p *platform) serve(ctx context.Context, supervisor *service.Supervisor, to
 	}
 	step.done()
 	step = p.out.step("Starting Carrel")
-	var roles errgroup.Group
+	var roles sync.WaitGroup
 	defer func() {
 		cancel()
-		_ = roles.Wait()
+		roles.Wait()
 	}()
 	exe, err := os.Executable()
 	if err != nil {
@@ -125,7 +126,7 @@ func (p *platform) serve(ctx context.Context, supervisor *service.Supervisor, to
 			Name: role.name, Args: []string{exe, role.name, "--config", p.configFile},
 			Env: childEnvironment(), UID: role.uid, GID: role.uid, Output: logs,
 		}
-		roles.Go(func() error { return supervisor.Keep(ctx, child) })
+		roles.Go(func() { supervisor.Keep(ctx, child) })
 	}
 	for _, role := range upRoles {
 		if err := p.awaitReady(start, role.name); err != nil {

@@ -103,6 +103,8 @@ func Serve(ctx context.Context, l net.Listener, server *http.Server) error {
 	if server.Shutdown(drain) != nil {
 		server.Close()
 	}
-	<-failed
+	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+	}
 	return nil
 }

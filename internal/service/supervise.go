@@ -119,13 +119,13 @@ func (s *Supervisor) reap() {
 
 // Keep runs the child until ctx ends, again and again with growing pauses, then ends it with SIGTERM and, when
 // it does not listen, SIGKILL. It returns when the process is gone.
-func (s *Supervisor) Keep(ctx context.Context, child Child) error {
+func (s *Supervisor) Keep(ctx context.Context, child Child) {
 	pause := restartMin
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := s.once(ctx, child)
 		if ctx.Err() != nil {
-			break
+			return
 		}
 		if time.Since(began) > steady {
 			pause = restartMin
@@ -137,7 +137,6 @@ func (s *Supervisor) Keep(ctx context.Context, child Child) error {
 		}
 		pause = min(2*pause, restartMax)
 	}
-	return nil
 }
 
 func (s *Supervisor) once(ctx context.Context, child Child) error {
@@ -166,8 +165,12 @@ func (s *Supervisor) once(ctx context.Context, child Child) error {
 	if err := <-started; err != nil {
 		return fmt.Errorf("start %s: %w", child.Name, err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- command.Wait() }()
+	ended := make(chan struct{})
+	var waited error // set before ended is closed
+	go func() {
+		waited = command.Wait()
+		close(ended)
+	}()
 	forget := func(err error) error {
 		s.mu.Lock()
 		delete(s.known, command.Process.Pid)
@@ -175,11 +178,11 @@ func (s *Supervisor) once(ctx context.Context, child Child) error {
 		return err
 	}
 	select {
-	case err := <-ended:
-		if err == nil {
-			err = errors.New("it ended by itself")
+	case <-ended:
+		if waited == nil {
+			waited = errors.New("it ended by itself")
 		}
-		return forget(err)
+		return forget(waited)
 	case <-ctx.Done():
 	}
 	_ = command.Process.Signal(syscall.SIGTERM)
@@ -187,7 +190,7 @@ func (s *Supervisor) once(ctx context.Context, child Child) error {
 	case <-ended:
 	case <-time.After(endTime):
 		_ = command.Process.Kill()
-		_ = <-ended // how it ended does not matter any more
+		<-ended
 	}
 	return forget(nil)
 }
