@@ -242,10 +242,11 @@ func (p *platform) prepare() error {
 	if err != nil {
 		return err
 	}
-	if err := service.WriteFileAtomic(c.Gateway.Control.TokenFile, []byte(join+"\n"), 0o600, uidGateway, uidGateway); err != nil {
+	// The gateway reads what strangers send: its token must not let it join as a node.
+	if err := service.WriteFileAtomic(c.Gateway.Control.TokenFile, []byte(auth.RoleJoinToken(join, auth.PeerGateway)+"\n"), 0o600, uidGateway, uidGateway); err != nil {
 		return err
 	}
-	if err := service.WriteFileAtomic(c.Node.Control.TokenFile, []byte(join+"\n"), 0o600, 0, 0); err != nil {
+	if err := service.WriteFileAtomic(c.Node.Control.TokenFile, []byte(auth.RoleJoinToken(join, auth.PeerNode)+"\n"), 0o600, 0, 0); err != nil {
 		return err
 	}
 	owner, err := service.EnsureSecret(p.path("secrets", "owner-password"), 0, 0)

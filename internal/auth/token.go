@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -70,6 +71,14 @@ func parseSecret(text, prefix string) (Secret, bool) {
 		return Secret{}, false
 	}
 	return Secret{ID: carrel.TokenID(id), Text: text, Hash: sha256.Sum256([]byte(secret))}, true
+}
+
+// RoleJoinToken makes of the text of a join token file what lets peers of one role join and no others, so that who has
+// a gateway's token can't become a node with it.
+func RoleJoinToken(text string, role PeerRole) string {
+	mac := hmac.New(sha256.New, []byte(text))
+	_, _ = mac.Write([]byte("carrel join " + string(role))) // a hash never fails
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
 // Matches reports in constant time whether the secret's hash is the stored one.

@@ -19,6 +19,7 @@ type access struct {
 	principal auth.Principal
 	method    string
 	rule      auth.Rule
+	header    http.Header // what the caller proved themselves with
 	asked     atomic.Bool
 }
 
@@ -36,7 +37,7 @@ func (s *Server) begin(ctx context.Context, method string, header http.Header) (
 	if !ok {
 		return ctx, nil, auth.Allow(auth.Principal{}, method, "")
 	}
-	a := &access{method: method, rule: rule}
+	a := &access{method: method, rule: rule, header: header}
 	if rule.Need == auth.NeedPeer || rule.Need == auth.NeedNothing {
 		a.principal = auth.Principal{Peer: connectionOf(ctx).peer}
 	} else {
@@ -81,6 +82,21 @@ func (s *Server) authenticate(ctx context.Context, header http.Header) (auth.Pri
 		return auth.Principal{}, carrel.Errorf(carrel.CodeUnauthorized, "bad_authorization", "the Authorization header must be: Bearer TOKEN")
 	}
 	return s.principalOf(ctx, strings.TrimSpace(text))
+}
+
+// again authenticates the caller of a long stream once more: tokens end and are revoked, and roles are taken away.
+// Only the goroutine of the request may call it.
+func (s *Server) again(ctx context.Context) error {
+	a := accessOf(ctx)
+	p, err := s.authenticate(ctx, a.header)
+	if err == nil && p.User == "" {
+		err = auth.BadToken()
+	}
+	if err != nil {
+		return err
+	}
+	a.principal = p
+	return nil
 }
 
 // principalOf is who an API token speaks for.

@@ -25,6 +25,8 @@ const (
 	keepAlive  = 15 * time.Second
 	// maxRemembered bounds how many boxes a watcher remembers having sent, to leave out repetitions.
 	maxRemembered = 100_000
+	// defaultWatchCheck is how often a watcher's token and roles are looked at again.
+	defaultWatchCheck = 15 * time.Second
 )
 
 func (b boxService) WaitBox(ctx context.Context, req *connect.Request[carrelv1.WaitBoxRequest]) (*connect.Response[carrelv1.Box], error) {
@@ -192,8 +194,14 @@ func (w *watch) run(ctx context.Context, since int64, send func(messages []*carr
 	defer w.s.hub.unsubscribe(sub)
 	poll := time.NewTicker(watcherPoll)
 	defer poll.Stop()
-	mark, synced, lastSent := since, false, time.Now()
+	mark, synced, lastSent, checked := since, false, time.Now(), time.Now()
 	for {
+		if time.Since(checked) >= w.s.watchCheck {
+			if err := w.check(ctx); err != nil {
+				return err
+			}
+			scope, checked = scopeOf(ctx), time.Now()
+		}
 		boxes, next, err := w.s.store.ChangedBoxes(ctx, scope, w.org, w.box, mark)
 		if err != nil {
 			return fmt.Errorf("watch boxes: %w", err)
@@ -227,6 +235,19 @@ func (w *watch) run(ctx context.Context, since int64, send func(messages []*carr
 			return ctx.Err()
 		}
 	}
+}
+
+// check asks again whether the caller may watch what they watch.
+func (w *watch) check(ctx context.Context) error {
+	if err := w.s.again(ctx); err != nil {
+		return err
+	}
+	if w.box != "" {
+		_, err := w.s.find(ctx, "", string(w.box))
+		return err
+	}
+	_, err := w.s.orgs(ctx, string(w.org))
+	return err
 }
 
 // serveWatch is GET /v1/boxes:watch, WatchBoxes as server-sent events. Each "box" event has the JSON of

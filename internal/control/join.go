@@ -47,7 +47,7 @@ func (j joinService) Join(ctx context.Context, req *connect.Request[linkv1.JoinR
 	if len(m.GetRegion()) > 64 || len(m.GetNodeId()) > carrel.IDLength {
 		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_region", "a region has at most 64 bytes, and an id %d", carrel.IDLength)
 	}
-	hash, err := j.tokenHash(m.GetToken())
+	hash, err := j.tokenHash(m.GetToken(), role)
 	if err != nil {
 		return nil, err
 	}
@@ -81,14 +81,16 @@ func (j joinService) joinProxy(ctx context.Context, m *linkv1.JoinRequest) (*con
 	return j.s.identity(auth.Peer{Role: auth.PeerProxy, ID: peer.ID}, []byte(m.GetCsrPem()))
 }
 
-// tokenHash is the hash of a token to be used up, or nil when the token is that of the join token file.
-func (j joinService) tokenHash(token string) ([]byte, error) {
+// tokenHash is the hash of a token to be used up, or nil when the token is that of the join token file, or what
+// auth.RoleJoinToken makes of it for this role.
+func (j joinService) tokenHash(token string, role auth.PeerRole) ([]byte, error) {
 	if j.s.config.JoinTokenFile != "" {
 		text, err := os.ReadFile(j.s.config.JoinTokenFile)
 		if err != nil {
 			return nil, fmt.Errorf("read join token file: %w", err)
 		}
-		if known := strings.TrimSpace(string(text)); len(known) >= minJoinToken && auth.SameText(known, token) {
+		if known := strings.TrimSpace(string(text)); len(known) >= minJoinToken &&
+			(auth.SameText(known, token) || auth.SameText(auth.RoleJoinToken(known, role), token)) {
 			return nil, nil
 		}
 	}

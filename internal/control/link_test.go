@@ -71,6 +71,13 @@ func TestMachinesJoinByTheFileOrByAToken(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, nodes.Msg.GetNodes(), 1, "nothing half-made")
 
+	_, _, err = r.joinAs("node", auth.RoleJoinToken(joinText, auth.PeerGateway), "three")
+	require.Equal(t, carrel.CodeUnauthorized, code(err), "who may join as a gateway can't become a node")
+	_, _, err = r.joinAs("gateway", auth.RoleJoinToken(joinText, auth.PeerGateway), "front")
+	require.NoError(t, err)
+	_, _, err = r.joinAs("node", auth.RoleJoinToken(joinText, auth.PeerNode), "three")
+	require.NoError(t, err)
+
 	require.NoError(t, os.WriteFile(r.join, []byte("short"), 0o600))
 	_, _, err = r.joinAs("node", "short", "three")
 	require.Equal(t, carrel.CodeUnauthorized, code(err), "a file with next to nothing lets nobody in")
@@ -432,6 +439,30 @@ func TestAGatewayExchangesTokensForTickets(t *testing.T) {
 	}
 	_, err = exchange(r.admin, "dev", "exec")
 	require.Contains(t, message(t, err), "box dev is stopped; start it with: carrel start dev")
+}
+
+func TestAWatchEndsWithTheTokenItBeganWith(t *testing.T) {
+	r := newReplica(t)
+	r.catalogue()
+	r.server.SetWatchCheck(time.Millisecond)
+	member := r.newUser("maya", "default", auth.RoleMember)
+	ctx := within(t)
+	stream, err := member.boxes.WatchBoxes(ctx, req(&carrelv1.WatchBoxesRequest{}))
+	require.NoError(t, err)
+	require.True(t, stream.Receive())
+	require.True(t, stream.Msg().GetSynced())
+	r.asAdmin().create("before")
+	require.True(t, stream.Receive())
+	require.Equal(t, "before", stream.Msg().GetBox().GetName())
+	tokens, err := member.tokens.ListTokens(ctx, req(&carrelv1.ListTokensRequest{}))
+	require.NoError(t, err)
+	_, err = member.tokens.RevokeToken(ctx, req(&carrelv1.RevokeTokenRequest{Id: tokens.Msg.GetTokens()[0].GetId()}))
+	require.NoError(t, err)
+	r.asAdmin().create("after")
+	for stream.Receive() { // what was on its way
+		require.NotEqual(t, "after", stream.Msg().GetBox().GetName())
+	}
+	require.Equal(t, carrel.CodeUnauthorized, code(stream.Err()))
 }
 
 func TestReplicasAreAlike(t *testing.T) {

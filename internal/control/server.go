@@ -32,8 +32,8 @@ type Config struct {
 	Keyring *auth.Keyring
 	// ClusterName is a name for people in the certificate of the authority; default "carrel".
 	ClusterName string
-	// JoinTokenFile has a text of at least 20 characters that lets any machine join, read at each join; empty: only join
-	// tokens do.
+	// JoinTokenFile has a text of at least 20 characters that lets any machine join (what auth.RoleJoinToken makes of
+	// it: those of one role), read at each join; empty: only join tokens do.
 	JoinTokenFile string
 	// Names under which control is reached, for its certificate; default localhost and the loopback addresses.
 	Names auth.Names
@@ -62,6 +62,7 @@ type Server struct {
 	handler http.Handler
 
 	streamWrite time.Duration // that one message of a stream may take to be written
+	watchCheck  time.Duration // between two looks at whether a watcher still may
 
 	// draining ends when Run does: streams are cut then, so that their clients go to another replica.
 	draining context.Context
@@ -97,7 +98,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read cluster: %w", err)
 	}
-	s := &Server{config: cfg, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cluster: cluster, rekeyed: make(chan struct{}), streamWrite: defaultStreamWrite}
+	s := &Server{config: cfg, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cluster: cluster, rekeyed: make(chan struct{}), streamWrite: defaultStreamWrite, watchCheck: defaultWatchCheck}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.limiter, s.hub, s.reports = newLimiter(s.now), newHub(s), newReporter(s)
 	if s.metrics, err = newMetrics(s, cfg.Registerer); err != nil {
