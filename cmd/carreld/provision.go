@@ -128,8 +128,8 @@ func awaitOperation(ctx context.Context, c *client.Client, op *carrelv1.Operatio
 
 // writeContext lets the CLI of the person who started us find this Carrel.
 func (p *platform) writeContext() error {
-	getenv := os.Getenv
 	uid, gid := -1, -1
+	var path string
 	if name := os.Getenv("SUDO_USER"); name != "" && os.Getenv(client.EnvConfig) == "" {
 		person, err := user.Lookup(name)
 		if err != nil {
@@ -137,19 +137,20 @@ func (p *platform) writeContext() error {
 		}
 		uid, _ = strconv.Atoi(person.Uid)
 		gid, _ = strconv.Atoi(person.Gid)
-		getenv = func(key string) string {
-			switch key {
-			case "HOME":
-				return person.HomeDir
-			case "XDG_CONFIG_HOME":
-				return ""
-			}
-			return os.Getenv(key)
+		path = filepath.Join(person.HomeDir, ".config", "carrel", "config.yaml")
+	} else {
+		var err error
+		if path, err = client.ContextsPath(os.Getenv); err != nil {
+			return err
 		}
 	}
-	path, err := client.ContextsPath(getenv)
-	if err != nil {
-		return err
+	// What is made here is theirs; what is there already stays as it is.
+	owned := []string{path}
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		if _, err := os.Lstat(dir); err == nil || dir == filepath.Dir(dir) {
+			break
+		}
+		owned = append(owned, dir)
 	}
 	contexts, err := client.LoadContexts(path)
 	if err != nil {
@@ -167,8 +168,8 @@ func (p *platform) writeContext() error {
 		return err
 	}
 	if uid >= 0 {
-		for _, owned := range []string{path, filepath.Dir(path)} {
-			if err := os.Chown(owned, uid, gid); err != nil {
+		for _, made := range owned {
+			if err := os.Lchown(made, uid, gid); err != nil {
 				return fmt.Errorf("give context to %s: %w", os.Getenv("SUDO_USER"), err)
 			}
 		}
