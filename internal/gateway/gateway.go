@@ -33,7 +33,7 @@ type Config struct {
 	Name, Region string
 	// Version is told to clients in the Server header.
 	Version string
-	// Ops answers /healthz, /readyz and /metrics; nil: they do not exist at the front door.
+	// Ops answers /healthz and /readyz; nil: they do not exist at the front door. /metrics never does.
 	Ops http.Handler
 	// Verifier checks tickets; the gateway sets its keys. nil: a new one.
 	Verifier *auth.TicketVerifier

@@ -58,7 +58,7 @@ func (g *Gateway) newHandler() http.Handler {
 		case p == "/":
 			servePage(w, r)
 		case p == "/healthz" || p == "/readyz" || p == "/metrics":
-			if g.config.Ops == nil {
+			if g.config.Ops == nil || p == "/metrics" { // figures are for operators, at the operations address
 				writeError(w, r, carrel.NotFound("path", p))
 				return
 			}
