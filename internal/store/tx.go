@@ -231,6 +231,10 @@ func mapError(ctx context.Context, err error) error {
 		e := carrel.Errorf(carrel.CodeDenied, "not_allowed", "this organisation's data may not be changed by you")
 		e.Cause = err
 		return e
+	case state == "22021" || state == "22P05": // the only text of ours that PostgreSQL cannot keep
+		e := carrel.Errorf(carrel.CodeInvalid, "bad_text", "a text of the request has a zero byte in it")
+		e.Cause = err
+		return e
 	case isConnection(err):
 		return unavailable("database_unavailable", "the database does not answer; running boxes go on, try again in a moment")
 	}
