@@ -167,8 +167,23 @@ type tunnel struct {
 	close  func()
 }
 
-func (t *tunnel) Read(p []byte) (int, error)  { return t.body.Read(p) }
-func (t *tunnel) Write(p []byte) (int, error) { return t.out.Write(p) }
+// Read never gives an error of the HTTP/2 connection as it is: one that is about our stream would be taken for one
+// of its own streams by the HTTP/2 connection to the agent that reads here, which would then read again for ever.
+func (t *tunnel) Read(p []byte) (int, error) {
+	n, err := t.body.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("read from box %s: %w", t.box, err)
+	}
+	return n, err
+}
+
+func (t *tunnel) Write(p []byte) (int, error) {
+	n, err := t.out.Write(p)
+	if err != nil {
+		err = fmt.Errorf("write to box %s: %w", t.box, err)
+	}
+	return n, err
+}
 
 // CloseWrite tells the other end that nothing more comes; what it sends can still be read.
 func (t *tunnel) CloseWrite() error { return t.out.Close() }
