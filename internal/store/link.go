@@ -293,7 +293,7 @@ func (s *Store) RoutesSince(ctx context.Context, since int64) ([]Route, int64, e
 
 // selectRoutes reads the live runs ($1 is 0), or those and the missing ones of the boxes that changed.
 const selectRoutes = `
-select b.id, coalesce(r.id, ''), coalesce(r.epoch, 0), coalesce(r.node_id, ''), coalesce(r.phase, ''), coalesce(n.facts->>'proxy_address', '')
+select b.id, coalesce(r.id, ''), coalesce(r.epoch, b.epoch), coalesce(r.node_id, ''), coalesce(r.phase, ''), coalesce(n.facts->>'proxy_address', '')
 from boxes b
 left join runs r on r.box_id = b.id and r.ended_at is null
 left join nodes n on n.id = r.node_id

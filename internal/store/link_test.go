@@ -269,7 +269,7 @@ func TestRoutesFollowTheBoxes(t *testing.T) {
 	since()
 	w.report(a.ID, carrel.PhaseFailed)
 	changed := since()
-	require.Equal(t, store.Route{Box: a.ID, Gone: true}, changed[a.ID])
+	require.Equal(t, store.Route{Box: a.ID, Epoch: 1, Gone: true}, changed[a.ID], "the epoch is that of the run that is over")
 	f := facts(16)
 	f.ProxyAddress = "127.0.0.1:9"
 	require.NoError(t, w.TouchNodes(ctx, []store.NodeBeat{{Node: w.node, Facts: f}}))

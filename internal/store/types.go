@@ -348,7 +348,7 @@ type Route struct {
 	Node         carrel.NodeID
 	Phase        carrel.Phase
 	ProxyAddress string
-	Gone         bool // the box has no live run; the other fields but Box are empty
+	Gone         bool // the box has no live run; Epoch is that of the last one, the other fields but Box are empty
 }
 
 // Cluster names this installation. Incarnation rises when PostgreSQL was restored with possible loss.
