@@ -107,9 +107,7 @@ func unwrapPermanent(err error) error {
 
 func (i *interceptor) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
 	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
-		conn := next(ctx, spec)
-		i.header(conn.RequestHeader())
-		return &streamConn{StreamingClientConn: conn, interceptor: i}
+		return &streamConn{StreamingClientConn: next(ctx, spec), interceptor: i}
 	}
 }
 
@@ -122,7 +120,10 @@ type streamConn struct {
 	interceptor *interceptor
 }
 
+// Send completes the headers only now: those of the call are added after the stream was made, so that one that was set before would
+// be sent beside its bearer, and the server would take the first.
 func (s *streamConn) Send(m any) error {
+	s.interceptor.header(s.RequestHeader())
 	s.interceptor.prepare(s.Spec().Procedure, m)
 	if err := s.StreamingClientConn.Send(m); err != nil && !errors.Is(err, io.EOF) {
 		return Error(err)
