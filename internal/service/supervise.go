@@ -44,7 +44,7 @@ type Supervisor struct {
 
 const (
 	restartMin = 200 * time.Millisecond
-	restartMax = 10 * time.Second
+	restartMax = 2 * time.Second
 	// steady is how long a child must have lived for its next restart to be quick again.
 	steady = 30 * time.Second
 	// endTime is how long a child has after SIGTERM.
