@@ -224,9 +224,8 @@ func (s *session) event(ctx context.Context, event *carrelv1.ProcessEvent) error
 }
 
 func (s *session) started(ctx context.Context, process *carrelv1.Process) {
-	first := s.process == ""
-	s.process = process.GetId()
-	if first {
+	if s.process == "" { // a stream that was made again says it again
+		s.process = process.GetId()
 		s.forward(ctx)
 	}
 	if s.streams.OnStarted != nil {
