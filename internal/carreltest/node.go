@@ -51,11 +51,6 @@ func (s *Stack) startNode(name string) *Node {
 	require.NoError(t, os.WriteFile(n.agentPath(), []byte("#!/bin/sh\n# the agent of these sandboxes lives in the test\n"), 0o755))
 	pool, err := n.openPool(t.Context())
 	require.NoError(t, err)
-	t.Cleanup(func() {
-		if err := pool.Unmount(); err != nil {
-			t.Errorf("%v", err)
-		}
-	})
 	// One node builds the image, and no one may wait until the others have it.
 	_, _, err = images{pool}.add(imageYAML)
 	require.NoError(t, err)

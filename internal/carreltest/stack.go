@@ -76,7 +76,7 @@ type Stack struct {
 
 	t       testing.TB
 	options Options
-	dir     string // its path is short enough for sockets, and any user may pass through it
+	dir     string
 	log     *slog.Logger
 	db      storetest.Database
 	kek     string
@@ -123,11 +123,14 @@ func Start(t testing.TB, o Options) *Stack {
 	if os.Getenv(verbose) != "" {
 		s.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	var err error
-	s.dir, err = os.MkdirTemp("", "ct")
+	dir, lock, err := takePlace()
 	require.NoError(t, err)
-	require.NoError(t, os.Chmod(s.dir, 0o711))
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(s.dir)) })
+	s.dir = dir
+	t.Cleanup(func() {
+		if err := errors.Join(clearAway(dir), lock.Close()); err != nil {
+			t.Errorf("clear away the ring: %v", err)
+		}
+	})
 	s.join = s.path("join-token")
 	require.NoError(t, os.WriteFile(s.join, []byte(auth.NewJoinToken().Text+"\n"), 0o600))
 	s.agents = newAgents(s.path("homes"), s.log)
