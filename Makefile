@@ -70,7 +70,7 @@ test-short: ## Run the tests that need neither root nor gVisor
 	go test -short ./...
 
 bench: install build ## Measure against raw runsc on this machine
-	@go run ./test/bench
+	@go test -tags bench -count=1 -timeout 30m -v -run TestBench ./test/e2e
 
 clean: ## Remove what was built
 	rm -rf bin .cache

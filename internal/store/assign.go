@@ -111,7 +111,7 @@ func (t *tx) assign(ctx context.Context, cluster Cluster, a AssignRun, b *Box, n
 		return refuse(ErrChanged, "the box is gone or was assigned already")
 	case b.Epoch != a.Epoch || b.Generation != a.Generation:
 		return refuse(ErrChanged, "the box has another epoch or generation")
-	case b.Intent != carrel.IntentRunning || b.Live():
+	case b.Next() != carrel.ActAssign && b.Next() != carrel.ActRetry:
 		return refuse(ErrChanged, "the box has a live run or is not wanted running")
 	case (b.Snapshot == nil) != (a.Snapshot == ""):
 		return refuse(ErrChanged, "the box has another snapshot")

@@ -189,6 +189,9 @@ func (s *Store) RetireMemory(ctx context.Context, lease Lease, box carrel.BoxID,
 		if !b.HasMemory() {
 			return nil
 		}
+		if b.Next() != carrel.ActRetireMemory {
+			return ErrChanged // a resume came between the plan and this
+		}
 		if _, err := t.RetireMemory(ctx, t.now, snapshot, box); err != nil {
 			return fmt.Errorf("retire the memory: %w", err)
 		}

@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -64,7 +65,7 @@ func newRaw(t testing.TB, s *stack) *raw {
 	overlay := filepath.Join(s.data, "node", "pool", "overlay")
 	r.rt, err = gvisor.New(gvisor.Config{Runsc: runsc[0], Root: root, OverlayDir: overlay, CgroupParent: "/carrel-raw"})
 	require.NoError(t, err)
-	r.nets, err = netpool.Open(context.Background(), netpool.Config{Instance: root, RunDir: root, Range: strings.Replace(s.netRange, "100.", "101.", 1), Ready: 1}, nil)
+	r.nets, err = netpool.Open(context.Background(), netpool.Config{Instance: root, RunDir: root, Range: strings.Replace(s.netRange, "100.", "101.", 1), Ready: 1, Logger: slog.New(slog.DiscardHandler)}, nil)
 	require.NoError(t, err)
 	stopNets, netsDone := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -146,8 +146,11 @@ func TestBadInput(t *testing.T) {
 	} {
 		r := s.carrel(c.args...)
 		want := 1
-		if c.args[0] == "exec" {
+		switch c.args[0] {
+		case "exec":
 			want = 255 // the codes below belong to the command
+		case "wait":
+			want = 2 // wrong words
 		}
 		require.Equal(t, want, r.code, "%v: %s", c.args, r.stderr)
 		require.Contains(t, r.stderr, c.says, "%v", c.args)
