@@ -48,7 +48,7 @@ type raw struct {
 	agent string
 	home  string // golden
 	dir   string // in the pool, for homes and captures
-	last  *gvisor.Prepared
+	shown string // the command
 }
 
 func newRaw(t testing.TB, s *stack) *raw {
@@ -120,7 +120,7 @@ func (r *raw) checkIdentical(name string) {
 	ours := bundle(r.t, filepath.Join(r.s.runDir, "runs", box.GetRunId(), "bundle"), box.GetRunId(), r.s.runDir)
 	theirs := bundle(r.t, other.p.Bundle, other.id, r.root)
 	require.Equal(r.t, ours, theirs, "the baseline must be the same sandbox")
-	r.last = other.p
+	r.shown = other.p.String()
 	other.destroy()
 }
 
@@ -141,7 +141,7 @@ func bundle(t testing.TB, dir, run, root string) string {
 	return regexp.MustCompile(`"[^"]*/images/`).ReplaceAllString(strings.ReplaceAll(text, "IMAGES", "ROOT/images"), `"IMAGES/`)
 }
 
-func (r *raw) command() string { return r.last.String() }
+func (r *raw) command() string { return r.shown }
 
 // prepare does everything that comes before runsc is called.
 func (r *raw) prepare(capture string, memory bool) *rawBox {
@@ -178,6 +178,8 @@ func (r *raw) prepare(capture string, memory bool) *rawBox {
 func (b *rawBox) start() {
 	require.NoError(b.r.t, b.p.Run(context.Background()))
 	b.p.Close()
+	// The runtime's own note that a sandbox began whole, which its Freeze and Save want to see.
+	require.NoError(b.r.t, os.WriteFile(filepath.Join(b.r.root, "runs", b.id, "started"), nil, 0o600))
 	b.client = agentv1connect.NewProcessServiceClient(&http.Client{Transport: &http2.Transport{
 		AllowHTTP: true, DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) { return b.dial(ctx) },
 	}}, "http://agent")
