@@ -1,6 +1,7 @@
 package carreltest_test
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -33,8 +34,14 @@ func TestABoxLivesThroughTheWholeRing(t *testing.T) {
 
 	require.NoError(t, s.Nodes[0].KillSandbox(box.GetRunId()))
 	s.Eventually("it was started again", func() error {
-		return failed(s.Admin.Boxes.WaitBox(t.Context(), request(&carrelv1.WaitBoxRequest{Id: "dev", States: []carrelv1.State{carrelv1.State_STATE_RUNNING}})))
+		now, err := s.Admin.Boxes.GetBox(t.Context(), request(&carrelv1.GetBoxRequest{Id: "dev"}))
+		if err == nil && (now.Msg.GetEpoch() != 4 || now.Msg.GetState() != carrelv1.State_STATE_RUNNING) {
+			err = fmt.Errorf("%v", now.Msg)
+		}
+		return err
 	})
+	out, _, _ = exec(t, s.Admin, "dev", "cat file")
+	require.Equal(t, "kept\n", out)
 	box = verb(t, s.Admin, "restart", "dev")
 	require.Equal(t, carrelv1.State_STATE_RUNNING, box.GetState())
 	verb(t, s.Admin, "delete", "dev")
