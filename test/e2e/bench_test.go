@@ -187,6 +187,7 @@ func TestBench(t *testing.T) {
 	s.remove("exec")
 
 	// Twenty at once: the 99th percentile of twenty is the slowest.
+	benchResources.CpuMillis = 280 // twenty must have room beside the model, on a machine of two cores
 	many := &comparison{name: "the slowest of 20 created at once", aim: 1.5}
 	for round := range 3 {
 		ours := atOnce(t, func(i int) { s.createAndRun(t, fmt.Sprintf("many-%d-%d", round, i)) })
