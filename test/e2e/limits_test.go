@@ -176,7 +176,7 @@ func TestBadInput(t *testing.T) {
 		s.eventually("the box says that there is no room", func() bool {
 			b, err := s.client.Boxes.GetBox(s.ctx(), connect.NewRequest(&carrelv1.GetBoxRequest{Id: "big"}))
 			require.NoError(t, err)
-			return b.Msg.GetFailure().GetReason() == "no_room"
+			return b.Msg.GetFailure().GetReason() == "too_large" // no node could ever take it
 		})
 		s.remove("big")
 	}
