@@ -69,7 +69,7 @@ func (p *platform) provision(ctx context.Context) (first bool, err error) {
 		if state.Done[name] == mark {
 			continue
 		}
-		if err := p.buildImage(ctx, c, name, image, mark); err != nil {
+		if err := p.buildImage(ctx, c, name, image); err != nil {
 			return false, err
 		}
 		_, err = c.Templates.PushTemplate(ctx, connect.NewRequest(&carrelv1.PushTemplateRequest{Org: systemOrg, Yaml: string(template)}))
@@ -92,7 +92,7 @@ func (p *platform) saveState(state shipped) error {
 	return service.WriteFileAtomic(p.path("up.json"), text, 0o600, 0, 0)
 }
 
-func (p *platform) buildImage(ctx context.Context, c *client.Client, name string, definition []byte, mark string) error {
+func (p *platform) buildImage(ctx context.Context, c *client.Client, name string, definition []byte) error {
 	step := p.out.step(fmt.Sprintf("Building the image %s (some minutes, once)", name))
 	answer, err := c.Images.BuildImage(ctx, connect.NewRequest(&carrelv1.BuildImageRequest{Org: systemOrg, Yaml: string(definition)}))
 	if err != nil {
