@@ -150,7 +150,7 @@ func (d *duty) run(ctx context.Context) {
 	wait(ctx, d.patience)
 	for ctx.Err() == nil {
 		asked := time.Now()
-		lease, ok, err := d.r.store.AcquireLease(ctx, d.name, d.r.cfg.Holder, d.r.cfg.LeaseTTL)
+		lease, ok, err := d.acquire(ctx)
 		if err != nil && ctx.Err() == nil {
 			log.Warn("lease not acquired", "error", err)
 		}
@@ -163,6 +163,13 @@ func (d *duty) run(ctx context.Context) {
 		d.hold(ctx, lease, asked, wake, log)
 		d.r.metrics.held.Dec()
 	}
+}
+
+// acquire asks for the lease and hears the answer even when ctx ends meanwhile: a lease that was given unheard would be given back by nobody.
+func (d *duty) acquire(ctx context.Context) (store.Lease, bool, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.r.cfg.LeaseTTL/5)
+	defer cancel()
+	return d.r.store.AcquireLease(ctx, d.name, d.r.cfg.Holder, d.r.cfg.LeaseTTL)
 }
 
 // hold works under a lease until it is lost, can no longer be trusted, or ctx ends. What runs under it ends before it answers.
