@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/jackc/pgx/v5"
 
@@ -22,10 +23,14 @@ type NewBox struct {
 	Labels      map[string]string
 	Env         map[string]string
 	Region      string
+	// MaxBoxes is how many boxes Org may have, this one included; 0: any number. Requests at the same moment do not see
+	// each other, so a few more may be let in.
+	MaxBoxes int
 }
 
 // CreateBox makes a box that is wanted running, and its operation. A name that is in use is refused with
-// CodeExists, reason box_name_taken; a repeated request gives the first operation.
+// CodeExists, reason box_name_taken, and one box too many with CodeExhausted, reason too_many_boxes; a repeated request
+// gives the first operation.
 func (s *Store) CreateBox(ctx context.Context, scope Scope, box NewBox) (*Operation, error) {
 	if err := box.Request.check(); err != nil {
 		return nil, err
@@ -42,6 +47,9 @@ func (s *Store) CreateBox(ctx context.Context, scope Scope, box NewBox) (*Operat
 		}
 		if op.Replayed {
 			return t.fillOperations(ctx, []*Operation{op})
+		}
+		if err := t.checkBoxes(ctx, box); err != nil {
+			return err
 		}
 		err = t.InsertBox(ctx, db.InsertBoxParams{
 			ID: id, OrgID: box.Org, TemplateID: box.TemplateID, Name: box.Name, OwnerID: scope.User, ImageDigest: box.ImageDigest,
@@ -68,6 +76,20 @@ func (s *Store) CreateBox(ctx context.Context, scope Scope, box NewBox) (*Operat
 		return nil
 	})
 	return op, err
+}
+
+func (t *tx) checkBoxes(ctx context.Context, box NewBox) error {
+	if box.MaxBoxes <= 0 {
+		return nil
+	}
+	n, err := t.CountBoxes(ctx, box.Org, int32(min(box.MaxBoxes, math.MaxInt32)))
+	if err != nil {
+		return fmt.Errorf("count the boxes: %w", err)
+	}
+	if n >= int64(box.MaxBoxes) {
+		return carrel.Errorf(carrel.CodeExhausted, "too_many_boxes", "the organisation has %d boxes, and no more may be; delete one that nobody needs, or ask an operator to raise the limit", n)
+	}
+	return nil
 }
 
 func nameTaken(name string) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -194,9 +195,13 @@ type NewImage struct {
 	// Digest and SizeBytes of an image that nodes have already; it is ready at once.
 	Digest    string
 	SizeBytes int64
+	// MaxImports is how many imports of Org may be under way, this one included; 0: any number. Requests at the same
+	// moment do not see each other, so a few more may be let in.
+	MaxImports int
 }
 
-// CreateImage makes an image, the chore that builds or imports it, and the operation.
+// CreateImage makes an image, the chore that builds or imports it, and the operation. One import more than Org may have
+// under way is refused with CodeExhausted, too_many_imports.
 func (s *Store) CreateImage(ctx context.Context, scope Scope, image NewImage) (*Operation, error) {
 	if err := image.Request.check(); err != nil {
 		return nil, err
@@ -216,6 +221,9 @@ func (s *Store) CreateImage(ctx context.Context, scope Scope, image NewImage) (*
 		if op.Replayed {
 			return t.fillOperations(ctx, []*Operation{op})
 		}
+		if err := t.checkImports(ctx, image); err != nil {
+			return err
+		}
 		params := db.InsertImageParams{
 			ID: id, OrgID: image.Org, Name: image.Name, Digest: image.Digest, SizeBytes: image.SizeBytes, State: ImageBuilding,
 			Source: image.Source, CreatedAt: t.now,
@@ -230,7 +238,7 @@ func (s *Store) CreateImage(ctx context.Context, scope Scope, image NewImage) (*
 			c := image.Chore
 			err := t.InsertChore(ctx, db.InsertChoreParams{
 				ID: carrel.NewChoreID(), OrgID: image.Org, ImageID: id, Kind: c.Kind, Name: image.Name, Definition: c.Definition,
-				Reference: c.Reference, Platform: c.Platform, Insecure: c.Insecure, CreatedAt: t.now,
+				Reference: c.Reference, Platform: c.Platform, Insecure: c.Insecure, Trusted: c.Trusted, CreatedAt: t.now,
 			})
 			if err != nil {
 				return fmt.Errorf("insert the chore: %w", err)
@@ -244,6 +252,22 @@ func (s *Store) CreateImage(ctx context.Context, scope Scope, image NewImage) (*
 		return t.fillOperations(ctx, []*Operation{op})
 	})
 	return op, err
+}
+
+func (t *tx) checkImports(ctx context.Context, image NewImage) error {
+	if image.MaxImports <= 0 || image.Digest != "" || image.Chore.Kind != ChoreImageImport {
+		return nil
+	}
+	open, err := t.CountOpenChores(ctx, image.Org, ChoreImageImport)
+	if err != nil {
+		return fmt.Errorf("count the imports: %w", err)
+	}
+	if open < int64(image.MaxImports) {
+		return nil
+	}
+	e := carrel.Errorf(carrel.CodeExhausted, "too_many_imports", "%d imports of this organisation are under way, and no more may be; wait until one has ended (`carrel image list` shows them) and try again", open)
+	e.RetryAfter = 10 * time.Second
+	return e
 }
 
 type imageRow db.FindImageRow

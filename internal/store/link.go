@@ -110,7 +110,7 @@ func (s *Store) JoinGateway(ctx context.Context, join Join) (Gateway, error) {
 		if err != nil {
 			return fmt.Errorf("insert the gateway: %w", err)
 		}
-		gateway = Gateway{ID: r.ID, Name: r.Name, CreatedAt: r.CreatedAt.UTC(), LastSeen: r.LastSeen.UTC()}
+		gateway = Gateway{ID: r.ID, Name: r.Name, Region: r.Region, CreatedAt: r.CreatedAt.UTC(), LastSeen: r.LastSeen.UTC()}
 		return t.audit(ctx, "", string(r.ID), join.Name)
 	})
 	return gateway, err
@@ -158,8 +158,12 @@ func (s *Store) SetNodeSchedulable(ctx context.Context, scope Scope, ref string,
 		if err != nil {
 			return err
 		}
-		if _, err := t.SetNodeSchedulable(ctx, found.ID, schedulable); err != nil {
+		n, err := t.SetNodeSchedulable(ctx, found.ID, schedulable)
+		if err != nil {
 			return fmt.Errorf("update the node: %w", err)
+		}
+		if n == 0 {
+			return carrel.Errorf(carrel.CodePrecondition, "node_removed", "node %s was removed for ever; let the machine join again to use it", found.Name)
 		}
 		t.wake(TopicBoxes)
 		if err := t.audit(ctx, "", string(found.ID), fmt.Sprint("schedulable ", schedulable)); err != nil {
@@ -258,7 +262,7 @@ type choreRow db.DueChoresRow
 func choreOf(r choreRow) Chore {
 	return Chore{
 		ID: r.ID, Org: r.OrgID, Kind: r.Kind, Image: r.ImageID, Name: r.Name, Definition: r.Definition, Reference: r.Reference,
-		Platform: r.Platform, Insecure: r.Insecure, Node: nodeOf(r.NodeID), CreatedAt: r.CreatedAt.UTC(), AssignedAt: timeOf(r.AssignedAt),
+		Platform: r.Platform, Insecure: r.Insecure, Trusted: r.Trusted, Node: nodeOf(r.NodeID), CreatedAt: r.CreatedAt.UTC(), AssignedAt: timeOf(r.AssignedAt),
 	}
 }
 

@@ -13,7 +13,9 @@ import (
 
 // Bootstrap is what the first start makes.
 type Bootstrap struct {
-	// AdminToken is the first administrator's; User is ignored. An id that is there already is left as it is.
+	// AdminToken is the first administrator's; User and Description are ignored. There is one at a time: a new id revokes
+	// the one before. An id that is there already is left as it is; CodePrecondition, admin_token_revoked, when it was
+	// revoked.
 	AdminToken NewToken
 }
 
@@ -25,6 +27,9 @@ type Bootstrapped struct {
 
 // AdminName is the name of the first administrator.
 const AdminName = "admin"
+
+// AdminTokenDescription tells the administrator's token from those that the administrator made; no other may have it.
+const AdminTokenDescription = "first administrator"
 
 // Bootstrap makes the cluster's id, the organisations system and default, the user admin (operator, owner of
 // both) and the administrator's token, whatever of it is missing. Any number of processes may call it at once.
@@ -51,16 +56,38 @@ func (s *Store) Bootstrap(ctx context.Context, b Bootstrap) (Bootstrapped, error
 		if b.AdminToken.ID == "" {
 			return nil
 		}
-		_, err = t.InsertToken(ctx, db.InsertTokenParams{
-			ID: b.AdminToken.ID, UserID: admin.ID, Description: b.AdminToken.Description, Hash: b.AdminToken.Hash, CreatedAt: t.now,
-			ExpiresAt: timePtr(b.AdminToken.ExpiresAt),
-		})
-		if err != nil {
-			return fmt.Errorf("keep the administrator's token: %w", err)
-		}
-		return nil
+		return t.putAdminToken(ctx, admin.ID, b.AdminToken)
 	})
 	return done, err
+}
+
+func (t *tx) putAdminToken(ctx context.Context, admin carrel.UserID, token NewToken) error {
+	n, err := t.InsertToken(ctx, db.InsertTokenParams{
+		ID: token.ID, UserID: admin, Description: AdminTokenDescription, Hash: token.Hash, CreatedAt: t.now, ExpiresAt: timePtr(token.ExpiresAt),
+	})
+	if err != nil {
+		return fmt.Errorf("keep the administrator's token: %w", err)
+	}
+	if n == 0 {
+		revoked, err := t.TokenRevoked(ctx, token.ID)
+		if err != nil {
+			return fmt.Errorf("read the administrator's token: %w", err)
+		}
+		if revoked {
+			return carrel.Errorf(carrel.CodePrecondition, "admin_token_revoked", "the administrator's token %s was revoked", token.ID)
+		}
+		return nil
+	}
+	old, err := t.RevokeOtherTokens(ctx, t.now, admin, AdminTokenDescription, token.ID)
+	if err != nil {
+		return fmt.Errorf("revoke the administrator's former token: %w", err)
+	}
+	for _, id := range old {
+		if err := t.audit(ctx, "", string(id), "replaced by "+string(token.ID)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (t *tx) firstStart(ctx context.Context) (db.GetClusterRow, error) {

@@ -144,6 +144,7 @@ type Chore struct {
 	Reference  string
 	Platform   string
 	Insecure   bool
+	Trusted    bool          // an operator asked for it: it may read what is not public
 	Node       carrel.NodeID // empty: not placed yet
 	CreatedAt  time.Time
 	AssignedAt time.Time
@@ -320,6 +321,7 @@ type Node struct {
 	LastSeen    time.Time
 	Revision    int64
 	CreatedAt   time.Time
+	RemovedAt   time.Time // zero: it belongs to the cluster
 	// Of the live runs.
 	Runs            int
 	UsedCPUMillis   int64
@@ -336,8 +338,9 @@ type Node struct {
 type Gateway struct {
 	ID        carrel.GatewayID
 	Name      string
+	Region    string
 	CreatedAt time.Time
-	LastSeen  time.Time
+	LastSeen  time.Time // when it last joined or connected
 }
 
 // Route says where the live run of a box can be reached.

@@ -59,6 +59,17 @@ func (q *Queries) BoxesOfRuns(ctx context.Context, ids []string) ([]carrel.BoxID
 	return items, nil
 }
 
+const countBoxes = `-- name: CountBoxes :one
+select count(*) from (select 1 from boxes where org_id = $1 and intent <> 'deleted' limit $2::int) as counted
+`
+
+func (q *Queries) CountBoxes(ctx context.Context, orgID carrel.OrgID, most int32) (int64, error) {
+	row := q.db.QueryRow(ctx, countBoxes, orgID, most)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const getOperation = `-- name: GetOperation :one
 select id, number, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
 	request_hash, settled

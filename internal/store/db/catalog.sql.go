@@ -12,8 +12,19 @@ import (
 	"carrel.dev/carrel/internal/carrel"
 )
 
+const countOpenChores = `-- name: CountOpenChores :one
+select count(*) from chores where org_id = $1 and kind = $2 and finished_at is null
+`
+
+func (q *Queries) CountOpenChores(ctx context.Context, orgID carrel.OrgID, kind string) (int64, error) {
+	row := q.db.QueryRow(ctx, countOpenChores, orgID, kind)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const dueChores = `-- name: DueChores :many
-select c.id, c.org_id, c.image_id, c.kind, c.name, c.definition, c.reference, c.platform, c.insecure, c.created_at, c.node_id, c.assigned_at
+select c.id, c.org_id, c.image_id, c.kind, c.name, c.definition, c.reference, c.platform, c.insecure, c.trusted, c.created_at, c.node_id, c.assigned_at
 from chores c left join nodes n on n.id = c.node_id
 where c.finished_at is null and (c.node_id is null or n.last_seen < $1)
 order by c.created_at limit 1000
@@ -29,6 +40,7 @@ type DueChoresRow struct {
 	Reference  string
 	Platform   string
 	Insecure   bool
+	Trusted    bool
 	CreatedAt  time.Time
 	NodeID     *carrel.NodeID
 	AssignedAt *time.Time
@@ -53,6 +65,7 @@ func (q *Queries) DueChores(ctx context.Context, silentBefore time.Time) ([]DueC
 			&i.Reference,
 			&i.Platform,
 			&i.Insecure,
+			&i.Trusted,
 			&i.CreatedAt,
 			&i.NodeID,
 			&i.AssignedAt,
@@ -199,8 +212,8 @@ func (q *Queries) ImagesByID(ctx context.Context, ids []string) ([]ImagesByIDRow
 }
 
 const insertChore = `-- name: InsertChore :exec
-insert into chores (id, org_id, image_id, kind, name, definition, reference, platform, insecure, created_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+insert into chores (id, org_id, image_id, kind, name, definition, reference, platform, insecure, trusted, created_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 `
 
 type InsertChoreParams struct {
@@ -213,6 +226,7 @@ type InsertChoreParams struct {
 	Reference  string
 	Platform   string
 	Insecure   bool
+	Trusted    bool
 	CreatedAt  time.Time
 }
 
@@ -227,6 +241,7 @@ func (q *Queries) InsertChore(ctx context.Context, arg InsertChoreParams) error 
 		arg.Reference,
 		arg.Platform,
 		arg.Insecure,
+		arg.Trusted,
 		arg.CreatedAt,
 	)
 	return err
@@ -527,7 +542,7 @@ func (q *Queries) NewestTemplate(ctx context.Context, orgID carrel.OrgID, name s
 }
 
 const nodeChores = `-- name: NodeChores :many
-select id, org_id, image_id, kind, name, definition, reference, platform, insecure, created_at, node_id, assigned_at
+select id, org_id, image_id, kind, name, definition, reference, platform, insecure, trusted, created_at, node_id, assigned_at
 from chores where node_id = $1::text and finished_at is null order by id
 `
 
@@ -541,6 +556,7 @@ type NodeChoresRow struct {
 	Reference  string
 	Platform   string
 	Insecure   bool
+	Trusted    bool
 	CreatedAt  time.Time
 	NodeID     *carrel.NodeID
 	AssignedAt *time.Time
@@ -565,6 +581,7 @@ func (q *Queries) NodeChores(ctx context.Context, nodeID string) ([]NodeChoresRo
 			&i.Reference,
 			&i.Platform,
 			&i.Insecure,
+			&i.Trusted,
 			&i.CreatedAt,
 			&i.NodeID,
 			&i.AssignedAt,

@@ -24,6 +24,17 @@ func (q *Queries) AddNodeImages(ctx context.Context, nodeID carrel.NodeID, diges
 	return result.RowsAffected(), nil
 }
 
+const countBoxesAt = `-- name: CountBoxesAt :one
+select count(*) from boxes where home_node = $1::text and deleted_at is null
+`
+
+func (q *Queries) CountBoxesAt(ctx context.Context, nodeID string) (int64, error) {
+	row := q.db.QueryRow(ctx, countBoxesAt, nodeID)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const dropNodeImages = `-- name: DropNodeImages :execrows
 delete from node_images where node_id = $1 and not digest = any ($2::text[])
 `
@@ -36,9 +47,35 @@ func (q *Queries) DropNodeImages(ctx context.Context, nodeID carrel.NodeID, dige
 	return result.RowsAffected(), nil
 }
 
+const findGateway = `-- name: FindGateway :one
+select id, name, region, created_at, last_seen from gateways
+where (id = $1::text or name = $1::text) and removed_at is null
+`
+
+type FindGatewayRow struct {
+	ID        carrel.GatewayID
+	Name      string
+	Region    string
+	CreatedAt time.Time
+	LastSeen  time.Time
+}
+
+func (q *Queries) FindGateway(ctx context.Context, ref string) (FindGatewayRow, error) {
+	row := q.db.QueryRow(ctx, findGateway, ref)
+	var i FindGatewayRow
+	err := row.Scan(
+		&i.ID,
+		&i.Name,
+		&i.Region,
+		&i.CreatedAt,
+		&i.LastSeen,
+	)
+	return i, err
+}
+
 const findNode = `-- name: FindNode :one
-select id, name, region, schedulable, facts, facts_at, last_seen, revision, created_at from nodes
-where id = $1::text or name = $1::text
+select id, name, region, schedulable, facts, facts_at, last_seen, revision, created_at, removed_at from nodes
+where id = $1::text or (name = $1::text and removed_at is null)
 `
 
 type FindNodeRow struct {
@@ -51,6 +88,7 @@ type FindNodeRow struct {
 	LastSeen    time.Time
 	Revision    int64
 	CreatedAt   time.Time
+	RemovedAt   *time.Time
 }
 
 func (q *Queries) FindNode(ctx context.Context, ref string) (FindNodeRow, error) {
@@ -66,6 +104,7 @@ func (q *Queries) FindNode(ctx context.Context, ref string) (FindNodeRow, error)
 		&i.LastSeen,
 		&i.Revision,
 		&i.CreatedAt,
+		&i.RemovedAt,
 	)
 	return i, err
 }
@@ -163,6 +202,44 @@ func (q *Queries) InsertRootKey(ctx context.Context, arg InsertRootKeyParams) er
 	return err
 }
 
+const listGateways = `-- name: ListGateways :many
+select id, name, region, created_at, last_seen from gateways where removed_at is null order by name
+`
+
+type ListGatewaysRow struct {
+	ID        carrel.GatewayID
+	Name      string
+	Region    string
+	CreatedAt time.Time
+	LastSeen  time.Time
+}
+
+func (q *Queries) ListGateways(ctx context.Context) ([]ListGatewaysRow, error) {
+	rows, err := q.db.Query(ctx, listGateways)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListGatewaysRow
+	for rows.Next() {
+		var i ListGatewaysRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Name,
+			&i.Region,
+			&i.CreatedAt,
+			&i.LastSeen,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const lockNodeNames = `-- name: LockNodeNames :exec
 select pg_advisory_xact_lock(7227273503)
 `
@@ -208,7 +285,7 @@ func (q *Queries) NodeRevision(ctx context.Context, id carrel.NodeID) (int64, er
 }
 
 const nodesWithUse = `-- name: NodesWithUse :many
-select n.id, n.name, n.region, n.schedulable, n.facts, n.facts_at, n.last_seen, n.revision, n.created_at,
+select n.id, n.name, n.region, n.schedulable, n.facts, n.facts_at, n.last_seen, n.revision, n.created_at, n.removed_at,
 	coalesce((select array_agg(i.digest order by i.digest) from node_images i where i.node_id = n.id), '{}')::text[] as images,
 	r.runs, r.cpu_millis, r.memory_bytes,
 	((select coalesce(sum(b.disk_bytes), 0) from boxes b where b.home_node = n.id and b.deleted_at is null)
@@ -231,6 +308,7 @@ type NodesWithUseRow struct {
 	LastSeen    time.Time
 	Revision    int64
 	CreatedAt   time.Time
+	RemovedAt   *time.Time
 	Images      []string
 	Runs        int64
 	CpuMillis   int64
@@ -257,6 +335,7 @@ func (q *Queries) NodesWithUse(ctx context.Context, id string) ([]NodesWithUseRo
 			&i.LastSeen,
 			&i.Revision,
 			&i.CreatedAt,
+			&i.RemovedAt,
 			&i.Images,
 			&i.Runs,
 			&i.CpuMillis,
@@ -307,6 +386,27 @@ func (q *Queries) ReleaseLease(ctx context.Context, now time.Time, name string, 
 	return err
 }
 
+const removeGateway = `-- name: RemoveGateway :exec
+update gateways set removed_at = $1::timestamptz where id = $2 and removed_at is null
+`
+
+func (q *Queries) RemoveGateway(ctx context.Context, now time.Time, iD carrel.GatewayID) error {
+	_, err := q.db.Exec(ctx, removeGateway, now, iD)
+	return err
+}
+
+const removeNode = `-- name: RemoveNode :execrows
+update nodes set removed_at = $1::timestamptz, schedulable = false where id = $2 and removed_at is null
+`
+
+func (q *Queries) RemoveNode(ctx context.Context, now time.Time, iD carrel.NodeID) (int64, error) {
+	result, err := q.db.Exec(ctx, removeNode, now, iD)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const renewLease = `-- name: RenewLease :execrows
 update leases set expires_at = $1 where name = $2 and holder = $3 and term = $4 and expires_at > $5::timestamptz
 `
@@ -340,6 +440,31 @@ update root_keys set retired_at = $1::timestamptz where purpose = $2 and retired
 func (q *Queries) RetireRootKeys(ctx context.Context, now time.Time, purpose string) error {
 	_, err := q.db.Exec(ctx, retireRootKeys, now, purpose)
 	return err
+}
+
+const revokedPeers = `-- name: RevokedPeers :many
+select id::text as id from nodes where removed_at > $1::timestamptz
+union all select id::text from gateways where removed_at > $1::timestamptz order by 1
+`
+
+func (q *Queries) RevokedPeers(ctx context.Context, since time.Time) ([]string, error) {
+	rows, err := q.db.Query(ctx, revokedPeers, since)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const rootKeys = `-- name: RootKeys :many
@@ -396,7 +521,7 @@ func (q *Queries) SetNodeRegion(ctx context.Context, iD carrel.NodeID, region st
 }
 
 const setNodeSchedulable = `-- name: SetNodeSchedulable :execrows
-update nodes set schedulable = $2 where id = $1
+update nodes set schedulable = $2 where id = $1 and removed_at is null
 `
 
 func (q *Queries) SetNodeSchedulable(ctx context.Context, iD carrel.NodeID, schedulable bool) (int64, error) {
@@ -442,6 +567,15 @@ func (q *Queries) TouchBoxesOn(ctx context.Context, nodeID carrel.NodeID) error 
 	return err
 }
 
+const touchGateway = `-- name: TouchGateway :exec
+update gateways set last_seen = greatest(last_seen, $2) where id = $1
+`
+
+func (q *Queries) TouchGateway(ctx context.Context, iD carrel.GatewayID, lastSeen time.Time) error {
+	_, err := q.db.Exec(ctx, touchGateway, iD, lastSeen)
+	return err
+}
+
 const touchNode = `-- name: TouchNode :execrows
 update nodes set last_seen = greatest(last_seen, $2) where id = $1
 `
@@ -456,13 +590,14 @@ func (q *Queries) TouchNode(ctx context.Context, iD carrel.NodeID, lastSeen time
 
 const upsertGateway = `-- name: UpsertGateway :one
 insert into gateways (id, name, region, created_at, last_seen) values ($1, $2, $3, $4, $4)
-on conflict (name) do update set region = excluded.region, last_seen = excluded.last_seen
-returning id, name, created_at, last_seen
+on conflict (name) where removed_at is null do update set region = excluded.region, last_seen = excluded.last_seen
+returning id, name, region, created_at, last_seen
 `
 
 type UpsertGatewayRow struct {
 	ID        carrel.GatewayID
 	Name      string
+	Region    string
 	CreatedAt time.Time
 	LastSeen  time.Time
 }
@@ -478,6 +613,7 @@ func (q *Queries) UpsertGateway(ctx context.Context, iD carrel.GatewayID, name s
 	err := row.Scan(
 		&i.ID,
 		&i.Name,
+		&i.Region,
 		&i.CreatedAt,
 		&i.LastSeen,
 	)

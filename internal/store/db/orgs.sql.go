@@ -450,6 +450,37 @@ func (q *Queries) RaiseIncarnation(ctx context.Context) error {
 	return err
 }
 
+const revokeOtherTokens = `-- name: RevokeOtherTokens :many
+update tokens set revoked_at = $1::timestamptz
+where user_id = $2 and description = $3 and id <> $4 and revoked_at is null
+returning id
+`
+
+func (q *Queries) RevokeOtherTokens(ctx context.Context, now time.Time, userID carrel.UserID, description string, iD carrel.TokenID) ([]carrel.TokenID, error) {
+	rows, err := q.db.Query(ctx, revokeOtherTokens,
+		now,
+		userID,
+		description,
+		iD,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []carrel.TokenID
+	for rows.Next() {
+		var id carrel.TokenID
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const revokeToken = `-- name: RevokeToken :one
 update tokens set revoked_at = coalesce(revoked_at, $1) where id = $2
 returning id, user_id, description, created_at, expires_at, revoked_at
@@ -476,6 +507,17 @@ func (q *Queries) RevokeToken(ctx context.Context, now *time.Time, iD carrel.Tok
 		&i.RevokedAt,
 	)
 	return i, err
+}
+
+const tokenRevoked = `-- name: TokenRevoked :one
+select (revoked_at is not null)::boolean as revoked from tokens where id = $1
+`
+
+func (q *Queries) TokenRevoked(ctx context.Context, id carrel.TokenID) (bool, error) {
+	row := q.db.QueryRow(ctx, tokenRevoked, id)
+	var revoked bool
+	err := row.Scan(&revoked)
+	return revoked, err
 }
 
 const userMembers = `-- name: UserMembers :many

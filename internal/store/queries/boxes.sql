@@ -3,6 +3,9 @@ insert into boxes (id, org_id, created_at, template_id, name, owner_id, image_di
 	intent, intent_at, generation, boot_generation, next_due, updated_at)
 values ($1, $2, @now, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'running', @now, 1, 1, @now, @now);
 
+-- name: CountBoxes :one
+select count(*) from (select 1 from boxes where org_id = @org_id and intent <> 'deleted' limit @most::int) as counted;
+
 -- name: LockBox :one
 select id, org_id from boxes where id = $1 for no key update;
 

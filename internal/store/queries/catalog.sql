@@ -52,17 +52,20 @@ where (@org::text = '' or i.org_id = @org::text or i.org_id = (select system_org
 order by i.created_at desc, i.id desc limit @page_size;
 
 -- name: InsertChore :exec
-insert into chores (id, org_id, image_id, kind, name, definition, reference, platform, insecure, created_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
+insert into chores (id, org_id, image_id, kind, name, definition, reference, platform, insecure, trusted, created_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);
+
+-- name: CountOpenChores :one
+select count(*) from chores where org_id = $1 and kind = $2 and finished_at is null;
 
 -- name: DueChores :many
-select c.id, c.org_id, c.image_id, c.kind, c.name, c.definition, c.reference, c.platform, c.insecure, c.created_at, c.node_id, c.assigned_at
+select c.id, c.org_id, c.image_id, c.kind, c.name, c.definition, c.reference, c.platform, c.insecure, c.trusted, c.created_at, c.node_id, c.assigned_at
 from chores c left join nodes n on n.id = c.node_id
 where c.finished_at is null and (c.node_id is null or n.last_seen < @silent_before)
 order by c.created_at limit 1000;
 
 -- name: NodeChores :many
-select id, org_id, image_id, kind, name, definition, reference, platform, insecure, created_at, node_id, assigned_at
+select id, org_id, image_id, kind, name, definition, reference, platform, insecure, trusted, created_at, node_id, assigned_at
 from chores where node_id = @node_id::text and finished_at is null order by id;
 
 -- name: LockChore :one

@@ -2,8 +2,8 @@
 insert into nodes (id, name, region, created_at, last_seen) values ($1, $2, $3, @now, @now);
 
 -- name: FindNode :one
-select id, name, region, schedulable, facts, facts_at, last_seen, revision, created_at from nodes
-where id = @ref::text or name = @ref::text;
+select id, name, region, schedulable, facts, facts_at, last_seen, revision, created_at, removed_at from nodes
+where id = @ref::text or (name = @ref::text and removed_at is null);
 
 -- name: LockNodes :many
 select id from nodes where id = any (@ids::text[]) order by id for no key update;
@@ -18,7 +18,17 @@ update nodes set revision = revision + 1 where id = $1;
 select revision from nodes where id = $1;
 
 -- name: SetNodeSchedulable :execrows
-update nodes set schedulable = $2 where id = $1;
+update nodes set schedulable = $2 where id = $1 and removed_at is null;
+
+-- name: RemoveNode :execrows
+update nodes set removed_at = @now::timestamptz, schedulable = false where id = @id and removed_at is null;
+
+-- name: CountBoxesAt :one
+select count(*) from boxes where home_node = @node_id::text and deleted_at is null;
+
+-- name: RevokedPeers :many
+select id::text as id from nodes where removed_at > @since::timestamptz
+union all select id::text from gateways where removed_at > @since::timestamptz order by 1;
 
 -- name: SetNodeRegion :exec
 update nodes set region = $2 where id = $1;
@@ -44,7 +54,7 @@ delete from node_images where node_id = $1 and not digest = any (@digests::text[
 insert into node_images (node_id, digest) select @node_id, unnest(@digests::text[]) on conflict do nothing;
 
 -- name: NodesWithUse :many
-select n.id, n.name, n.region, n.schedulable, n.facts, n.facts_at, n.last_seen, n.revision, n.created_at,
+select n.id, n.name, n.region, n.schedulable, n.facts, n.facts_at, n.last_seen, n.revision, n.created_at, n.removed_at,
 	coalesce((select array_agg(i.digest order by i.digest) from node_images i where i.node_id = n.id), '{}')::text[] as images,
 	r.runs, r.cpu_millis, r.memory_bytes,
 	((select coalesce(sum(b.disk_bytes), 0) from boxes b where b.home_node = n.id and b.deleted_at is null)
@@ -58,8 +68,21 @@ order by n.name;
 
 -- name: UpsertGateway :one
 insert into gateways (id, name, region, created_at, last_seen) values (@id, @name, @region, @now, @now)
-on conflict (name) do update set region = excluded.region, last_seen = excluded.last_seen
-returning id, name, created_at, last_seen;
+on conflict (name) where removed_at is null do update set region = excluded.region, last_seen = excluded.last_seen
+returning id, name, region, created_at, last_seen;
+
+-- name: TouchGateway :exec
+update gateways set last_seen = greatest(last_seen, $2) where id = $1;
+
+-- name: FindGateway :one
+select id, name, region, created_at, last_seen from gateways
+where (id = @ref::text or name = @ref::text) and removed_at is null;
+
+-- name: ListGateways :many
+select id, name, region, created_at, last_seen from gateways where removed_at is null order by name;
+
+-- name: RemoveGateway :exec
+update gateways set removed_at = @now::timestamptz where id = @id and removed_at is null;
 
 -- name: InsertJoinToken :exec
 insert into join_tokens (hash, role, created_by, created_at, expires_at) values ($1, $2, $3, $4, $5);

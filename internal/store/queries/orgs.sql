@@ -69,6 +69,14 @@ where user_id = $1 order by created_at desc, id;
 update tokens set revoked_at = coalesce(revoked_at, @now) where id = @id
 returning id, user_id, description, created_at, expires_at, revoked_at;
 
+-- name: RevokeOtherTokens :many
+update tokens set revoked_at = @now::timestamptz
+where user_id = @user_id and description = @description and id <> @id and revoked_at is null
+returning id;
+
+-- name: TokenRevoked :one
+select (revoked_at is not null)::boolean as revoked from tokens where id = $1;
+
 -- name: LookupToken :one
 select t.id, t.user_id, t.description, t.created_at, t.expires_at, t.revoked_at,
 	u.name, u.operator, u.created_at as user_created_at
