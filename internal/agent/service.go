@@ -56,7 +56,7 @@ func (a *Agent) handlers() map[targetKind]http.Handler {
 	)
 	processes, control := http.NewServeMux(), http.NewServeMux()
 	processes.Handle(agentv1connect.NewProcessServiceHandler(processService{a}, options))
-	control.Handle(agentv1connect.NewControlServiceHandler(controlService{a}, options))
+	control.Handle(agentv1connect.NewControlServiceHandler(controlService{a: a}, options))
 	return map[targetKind]http.Handler{targetAgent: processes, targetControl: control}
 }
 
@@ -182,7 +182,10 @@ func (s processService) Resize(_ context.Context, request *connect.Request[carre
 	return connect.NewResponse(&carrelv1.ResizeProcessResponse{}), nil
 }
 
-type controlService struct{ a *Agent }
+type controlService struct {
+	agentv1connect.UnimplementedControlServiceHandler
+	a *Agent
+}
 
 func (s controlService) Ready(context.Context, *connect.Request[agentv1.ReadyRequest]) (*connect.Response[agentv1.ReadyResponse], error) {
 	if err := s.a.refresh(); err != nil {

@@ -31,20 +31,25 @@ type Rule struct {
 // policy is the one policy table: every method of every service and what it needs. A role is checked in
 // the organisation that owns what the request is about.
 var policy = map[string]Rule{
-	"/carrel.v1.BoxService/CreateBox":     {Need: NeedRole, Role: RoleMember, Mutates: true},
-	"/carrel.v1.BoxService/GetBox":        {Need: NeedRole, Role: RoleViewer},
-	"/carrel.v1.BoxService/ListBoxes":     {Need: NeedRole, Role: RoleViewer},
-	"/carrel.v1.BoxService/UpdateBox":     {Need: NeedRole, Role: RoleMember, Mutates: true},
-	"/carrel.v1.BoxService/StartBox":      {Need: NeedRole, Role: RoleMember, Mutates: true},
-	"/carrel.v1.BoxService/StopBox":       {Need: NeedRole, Role: RoleMember, Mutates: true},
-	"/carrel.v1.BoxService/PauseBox":      {Need: NeedRole, Role: RoleMember, Mutates: true},
-	"/carrel.v1.BoxService/ResumeBox":     {Need: NeedRole, Role: RoleMember, Mutates: true},
-	"/carrel.v1.BoxService/RestartBox":    {Need: NeedRole, Role: RoleMember, Mutates: true},
-	"/carrel.v1.BoxService/DeleteBox":     {Need: NeedRole, Role: RoleMember, Mutates: true},
-	"/carrel.v1.BoxService/WaitBox":       {Need: NeedRole, Role: RoleViewer},
-	"/carrel.v1.BoxService/WatchBoxes":    {Need: NeedRole, Role: RoleViewer},
-	"/carrel.v1.BoxService/ListBoxEvents": {Need: NeedRole, Role: RoleViewer},
-	"/carrel.v1.BoxService/GetRun":        {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.BoxService/CreateBox":      {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.BoxService/GetBox":         {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.BoxService/ListBoxes":      {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.BoxService/UpdateBox":      {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.BoxService/StartBox":       {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.BoxService/StopBox":        {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.BoxService/PauseBox":       {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.BoxService/ResumeBox":      {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.BoxService/RestartBox":     {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.BoxService/DeleteBox":      {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.BoxService/WaitBox":        {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.BoxService/WatchBoxes":     {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.BoxService/ListBoxEvents":  {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.BoxService/GetRun":         {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.BoxService/GetBoxActivity": {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.BoxService/KeepBoxAwake":   {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.BoxService/SetBoxPort":     {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.BoxService/ListBoxPorts":   {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.BoxService/CreatePortURL":  {Need: NeedRole, Role: RoleMember, Mutates: true},
 	// What may be done with the ticket depends on its scopes: see ScopeRole.
 	"/carrel.v1.BoxService/CreateTicket": {Need: NeedRole, Role: RoleViewer},
 
@@ -56,6 +61,26 @@ var policy = map[string]Rule{
 	"/carrel.v1.ProcessService/WriteInput":    {Need: NeedRole, Role: RoleMember, Mutates: true},
 	"/carrel.v1.ProcessService/SignalProcess": {Need: NeedRole, Role: RoleMember, Mutates: true},
 	"/carrel.v1.ProcessService/ResizeProcess": {Need: NeedRole, Role: RoleMember, Mutates: true},
+
+	"/carrel.v1.FileService/StatFile":        {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.FileService/ListFiles":       {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.FileService/ReadFile":        {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.FileService/StatUpload":      {Need: NeedRole, Role: RoleMember},
+	"/carrel.v1.FileService/WriteFile":       {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.FileService/MoveFile":        {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.FileService/CopyFile":        {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.FileService/RemoveFile":      {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.FileService/MakeDirectory":   {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.FileService/WatchFiles":      {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.FileService/DownloadArchive": {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.FileService/UploadArchive":   {Need: NeedRole, Role: RoleMember, Mutates: true},
+
+	// A user's own keys.
+	"/carrel.v1.SSHService/AddSSHKey":            {Need: NeedUser, Mutates: true},
+	"/carrel.v1.SSHService/ListSSHKeys":          {Need: NeedUser},
+	"/carrel.v1.SSHService/RemoveSSHKey":         {Need: NeedUser, Mutates: true},
+	"/carrel.v1.SSHService/CreateSSHCertificate": {Need: NeedUser, Mutates: true},
+	"/carrel.v1.SSHService/GetSSHInfo":           {Need: NeedUser},
 
 	"/carrel.v1.TemplateService/PushTemplate":  {Need: NeedRole, Role: RoleAdmin, Mutates: true},
 	"/carrel.v1.TemplateService/GetTemplate":   {Need: NeedRole, Role: RoleViewer},
@@ -90,6 +115,9 @@ var policy = map[string]Rule{
 	"/carrel.v1.NodeService/ListNodes":       {Need: NeedOperator},
 	"/carrel.v1.NodeService/UpdateNode":      {Need: NeedOperator, Mutates: true},
 	"/carrel.v1.NodeService/CreateJoinToken": {Need: NeedOperator, Mutates: true},
+	"/carrel.v1.NodeService/RemoveNode":      {Need: NeedOperator, Mutates: true},
+	"/carrel.v1.NodeService/ListGateways":    {Need: NeedOperator},
+	"/carrel.v1.NodeService/RemoveGateway":   {Need: NeedOperator, Mutates: true},
 
 	// Who joins has a join token, or is a node that asks for its proxy's certificate.
 	"/carrel.link.v1.JoinService/Join": {Need: NeedNothing, Mutates: true},
@@ -103,6 +131,10 @@ var policy = map[string]Rule{
 	"/carrel.link.v1.GatewayLink/WatchRoutes":   {Need: NeedPeer, Peers: []PeerRole{PeerGateway}},
 	"/carrel.link.v1.GatewayLink/ExchangeToken": {Need: NeedPeer, Peers: []PeerRole{PeerGateway}},
 	"/carrel.link.v1.GatewayLink/Renew":         {Need: NeedPeer, Peers: []PeerRole{PeerGateway}},
+	"/carrel.link.v1.GatewayLink/GetSecrets":    {Need: NeedPeer, Peers: []PeerRole{PeerGateway}},
+	"/carrel.link.v1.GatewayLink/WakeBox":       {Need: NeedPeer, Peers: []PeerRole{PeerGateway}, Mutates: true},
+	"/carrel.link.v1.GatewayLink/FindBox":       {Need: NeedPeer, Peers: []PeerRole{PeerGateway}},
+	"/carrel.link.v1.GatewayLink/Audit":         {Need: NeedPeer, Peers: []PeerRole{PeerGateway}},
 }
 
 // The scopes of a ticket.

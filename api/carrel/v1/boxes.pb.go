@@ -61,7 +61,9 @@ type Box struct {
 	// What the last start asked for and what it got: "memory", "disk", "fresh".
 	StartedFrom string `protobuf:"bytes,27,opt,name=started_from,json=startedFrom,proto3" json:"started_from,omitempty"`
 	// Set where the last start got less than it asked for, and why.
-	Notice        string `protobuf:"bytes,28,opt,name=notice,proto3" json:"notice,omitempty"`
+	Notice string `protobuf:"bytes,28,opt,name=notice,proto3" json:"notice,omitempty"`
+	// The policy in force: the box's own where it says something, else its template's, else the default.
+	Idle          *IdlePolicy `protobuf:"bytes,29,opt,name=idle,proto3" json:"idle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -292,6 +294,13 @@ func (x *Box) GetNotice() string {
 	return ""
 }
 
+func (x *Box) GetIdle() *IdlePolicy {
+	if x != nil {
+		return x.Idle
+	}
+	return nil
+}
+
 type Run struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -420,7 +429,9 @@ type CreateBoxRequest struct {
 	Env       map[string]string `protobuf:"bytes,5,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Org       string            `protobuf:"bytes,6,opt,name=org,proto3" json:"org,omitempty"`
 	// A repeated request with the same id gives the first answer again.
-	RequestId     string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// What differs from the template's policy.
+	Idle          *IdlePolicy `protobuf:"bytes,8,opt,name=idle,proto3" json:"idle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -502,6 +513,13 @@ func (x *CreateBoxRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *CreateBoxRequest) GetIdle() *IdlePolicy {
+	if x != nil {
+		return x.Idle
+	}
+	return nil
 }
 
 type GetBoxRequest struct {
@@ -698,7 +716,7 @@ type UpdateBoxRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Org   string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
-	// The box with the new values; name, labels, env and resources can be changed.
+	// The box with the new values; name, labels, env, resources and idle can be changed.
 	Box        *Box                   `protobuf:"bytes,3,opt,name=box,proto3" json:"box,omitempty"`
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,4,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// If set, the update is refused (ABORTED) when the box has changed since.
@@ -1713,11 +1731,736 @@ func (x *Ticket) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+type GetBoxActivityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Org           string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetBoxActivityRequest) Reset() {
+	*x = GetBoxActivityRequest{}
+	mi := &file_carrel_v1_boxes_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetBoxActivityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetBoxActivityRequest) ProtoMessage() {}
+
+func (x *GetBoxActivityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_boxes_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetBoxActivityRequest.ProtoReflect.Descriptor instead.
+func (*GetBoxActivityRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_boxes_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *GetBoxActivityRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GetBoxActivityRequest) GetOrg() string {
+	if x != nil {
+		return x.Org
+	}
+	return ""
+}
+
+type KeepBoxAwakeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Org   string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
+	// At most 7 days.
+	Duration      *durationpb.Duration `protobuf:"bytes,3,opt,name=duration,proto3" json:"duration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepBoxAwakeRequest) Reset() {
+	*x = KeepBoxAwakeRequest{}
+	mi := &file_carrel_v1_boxes_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepBoxAwakeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepBoxAwakeRequest) ProtoMessage() {}
+
+func (x *KeepBoxAwakeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_boxes_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepBoxAwakeRequest.ProtoReflect.Descriptor instead.
+func (*KeepBoxAwakeRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_boxes_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *KeepBoxAwakeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *KeepBoxAwakeRequest) GetOrg() string {
+	if x != nil {
+		return x.Org
+	}
+	return ""
+}
+
+func (x *KeepBoxAwakeRequest) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+// Signal is one kind of activity.
+type Signal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// input, session, command, cell, port, cpu, exec or keep_awake.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// When it was last seen.
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// It is there now.
+	Active bool `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"`
+	// It keeps the box awake; an open session alone does not.
+	Counts bool `protobuf:"varint,4,opt,name=counts,proto3" json:"counts,omitempty"`
+	// In words, such as "make -j2 (since 10:02)" or "3 sessions".
+	Detail        string `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Signal) Reset() {
+	*x = Signal{}
+	mi := &file_carrel_v1_boxes_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Signal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Signal) ProtoMessage() {}
+
+func (x *Signal) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_boxes_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Signal.ProtoReflect.Descriptor instead.
+func (*Signal) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_boxes_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Signal) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Signal) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Signal) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *Signal) GetCounts() bool {
+	if x != nil {
+		return x.Counts
+	}
+	return false
+}
+
+func (x *Signal) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+// Deadline is a time at which a rule will act unless something happens before.
+type Deadline struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// idle, max_run or ttl.
+	Rule string                 `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// pause, stop or delete.
+	Action string `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`
+	// Who set the rule: box, template NAME@VERSION or default.
+	SetBy         string `protobuf:"bytes,4,opt,name=set_by,json=setBy,proto3" json:"set_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Deadline) Reset() {
+	*x = Deadline{}
+	mi := &file_carrel_v1_boxes_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Deadline) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Deadline) ProtoMessage() {}
+
+func (x *Deadline) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_boxes_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Deadline.ProtoReflect.Descriptor instead.
+func (*Deadline) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_boxes_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Deadline) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Deadline) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Deadline) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *Deadline) GetSetBy() string {
+	if x != nil {
+		return x.SetBy
+	}
+	return ""
+}
+
+type BoxActivity struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	BoxId   string                 `protobuf:"bytes,1,opt,name=box_id,json=boxId,proto3" json:"box_id,omitempty"`
+	State   State                  `protobuf:"varint,2,opt,name=state,proto3,enum=carrel.v1.State" json:"state,omitempty"`
+	Signals []*Signal              `protobuf:"bytes,3,rep,name=signals,proto3" json:"signals,omitempty"`
+	// Time of the newest signal that counts.
+	LastTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_time,json=lastTime,proto3" json:"last_time,omitempty"`
+	// The next first.
+	Deadlines []*Deadline `protobuf:"bytes,5,rep,name=deadlines,proto3" json:"deadlines,omitempty"`
+	// Why the last run ended, in words, by whom, and when.
+	LastStopReason string                 `protobuf:"bytes,6,opt,name=last_stop_reason,json=lastStopReason,proto3" json:"last_stop_reason,omitempty"`
+	LastStopActor  string                 `protobuf:"bytes,7,opt,name=last_stop_actor,json=lastStopActor,proto3" json:"last_stop_actor,omitempty"`
+	LastStopTime   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_stop_time,json=lastStopTime,proto3" json:"last_stop_time,omitempty"`
+	AwakeUntil     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=awake_until,json=awakeUntil,proto3" json:"awake_until,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *BoxActivity) Reset() {
+	*x = BoxActivity{}
+	mi := &file_carrel_v1_boxes_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BoxActivity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BoxActivity) ProtoMessage() {}
+
+func (x *BoxActivity) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_boxes_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BoxActivity.ProtoReflect.Descriptor instead.
+func (*BoxActivity) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_boxes_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *BoxActivity) GetBoxId() string {
+	if x != nil {
+		return x.BoxId
+	}
+	return ""
+}
+
+func (x *BoxActivity) GetState() State {
+	if x != nil {
+		return x.State
+	}
+	return State_STATE_UNSPECIFIED
+}
+
+func (x *BoxActivity) GetSignals() []*Signal {
+	if x != nil {
+		return x.Signals
+	}
+	return nil
+}
+
+func (x *BoxActivity) GetLastTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastTime
+	}
+	return nil
+}
+
+func (x *BoxActivity) GetDeadlines() []*Deadline {
+	if x != nil {
+		return x.Deadlines
+	}
+	return nil
+}
+
+func (x *BoxActivity) GetLastStopReason() string {
+	if x != nil {
+		return x.LastStopReason
+	}
+	return ""
+}
+
+func (x *BoxActivity) GetLastStopActor() string {
+	if x != nil {
+		return x.LastStopActor
+	}
+	return ""
+}
+
+func (x *BoxActivity) GetLastStopTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastStopTime
+	}
+	return nil
+}
+
+func (x *BoxActivity) GetAwakeUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AwakeUntil
+	}
+	return nil
+}
+
+type BoxPort struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// private (who may use the box), org (members of its organisation) or public (everybody).
+	Visibility    string `protobuf:"bytes,2,opt,name=visibility,proto3" json:"visibility,omitempty"`
+	Url           string `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BoxPort) Reset() {
+	*x = BoxPort{}
+	mi := &file_carrel_v1_boxes_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BoxPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BoxPort) ProtoMessage() {}
+
+func (x *BoxPort) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_boxes_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BoxPort.ProtoReflect.Descriptor instead.
+func (*BoxPort) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_boxes_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *BoxPort) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *BoxPort) GetVisibility() string {
+	if x != nil {
+		return x.Visibility
+	}
+	return ""
+}
+
+func (x *BoxPort) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+type SetBoxPortRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Org   string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
+	// 1 to 65535.
+	Port          int32  `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Visibility    string `protobuf:"bytes,4,opt,name=visibility,proto3" json:"visibility,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetBoxPortRequest) Reset() {
+	*x = SetBoxPortRequest{}
+	mi := &file_carrel_v1_boxes_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetBoxPortRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetBoxPortRequest) ProtoMessage() {}
+
+func (x *SetBoxPortRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_boxes_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetBoxPortRequest.ProtoReflect.Descriptor instead.
+func (*SetBoxPortRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_boxes_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SetBoxPortRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SetBoxPortRequest) GetOrg() string {
+	if x != nil {
+		return x.Org
+	}
+	return ""
+}
+
+func (x *SetBoxPortRequest) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *SetBoxPortRequest) GetVisibility() string {
+	if x != nil {
+		return x.Visibility
+	}
+	return ""
+}
+
+type ListBoxPortsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Org           string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBoxPortsRequest) Reset() {
+	*x = ListBoxPortsRequest{}
+	mi := &file_carrel_v1_boxes_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBoxPortsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBoxPortsRequest) ProtoMessage() {}
+
+func (x *ListBoxPortsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_boxes_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBoxPortsRequest.ProtoReflect.Descriptor instead.
+func (*ListBoxPortsRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_boxes_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ListBoxPortsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ListBoxPortsRequest) GetOrg() string {
+	if x != nil {
+		return x.Org
+	}
+	return ""
+}
+
+type ListBoxPortsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ports         []*BoxPort             `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBoxPortsResponse) Reset() {
+	*x = ListBoxPortsResponse{}
+	mi := &file_carrel_v1_boxes_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBoxPortsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBoxPortsResponse) ProtoMessage() {}
+
+func (x *ListBoxPortsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_boxes_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBoxPortsResponse.ProtoReflect.Descriptor instead.
+func (*ListBoxPortsResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_boxes_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListBoxPortsResponse) GetPorts() []*BoxPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+type CreatePortURLRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Org   string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
+	Port  int32                  `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	// Default 1 h, at most 7 days.
+	Lifetime      *durationpb.Duration `protobuf:"bytes,4,opt,name=lifetime,proto3" json:"lifetime,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreatePortURLRequest) Reset() {
+	*x = CreatePortURLRequest{}
+	mi := &file_carrel_v1_boxes_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreatePortURLRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreatePortURLRequest) ProtoMessage() {}
+
+func (x *CreatePortURLRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_boxes_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreatePortURLRequest.ProtoReflect.Descriptor instead.
+func (*CreatePortURLRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_boxes_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *CreatePortURLRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreatePortURLRequest) GetOrg() string {
+	if x != nil {
+		return x.Org
+	}
+	return ""
+}
+
+func (x *CreatePortURLRequest) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *CreatePortURLRequest) GetLifetime() *durationpb.Duration {
+	if x != nil {
+		return x.Lifetime
+	}
+	return nil
+}
+
+type PortURL struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Url           string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortURL) Reset() {
+	*x = PortURL{}
+	mi := &file_carrel_v1_boxes_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortURL) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortURL) ProtoMessage() {}
+
+func (x *PortURL) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_boxes_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortURL.ProtoReflect.Descriptor instead.
+func (*PortURL) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_boxes_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *PortURL) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *PortURL) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
 var File_carrel_v1_boxes_proto protoreflect.FileDescriptor
 
 const file_carrel_v1_boxes_proto_rawDesc = "" +
 	"\n" +
-	"\x15carrel/v1/boxes.proto\x12\tcarrel.v1\x1a\x16carrel/v1/common.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\t\n" +
+	"\x15carrel/v1/boxes.proto\x12\tcarrel.v1\x1a\x16carrel/v1/common.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\t\n" +
 	"\x03Box\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06org_id\x18\x02 \x01(\tR\x05orgId\x12\x12\n" +
@@ -1753,7 +2496,8 @@ const file_carrel_v1_boxes_proto_rawDesc = "" +
 	"deleteTime\x12(\n" +
 	"\x06phases\x18\x1a \x03(\v2\x10.carrel.v1.PhaseR\x06phases\x12!\n" +
 	"\fstarted_from\x18\x1b \x01(\tR\vstartedFrom\x12\x16\n" +
-	"\x06notice\x18\x1c \x01(\tR\x06notice\x1a9\n" +
+	"\x06notice\x18\x1c \x01(\tR\x06notice\x12)\n" +
+	"\x04idle\x18\x1d \x01(\v2\x15.carrel.v1.IdlePolicyR\x04idle\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a6\n" +
@@ -1772,7 +2516,7 @@ const file_carrel_v1_boxes_proto_rawDesc = "" +
 	"\bend_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12,\n" +
 	"\afailure\x18\t \x01(\v2\x12.carrel.v1.FailureR\afailure\x12!\n" +
 	"\fstarted_from\x18\n" +
-	" \x01(\tR\vstartedFrom\"\x93\x03\n" +
+	" \x01(\tR\vstartedFrom\"\xbe\x03\n" +
 	"\x10CreateBoxRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\btemplate\x18\x02 \x01(\tR\btemplate\x122\n" +
@@ -1781,7 +2525,8 @@ const file_carrel_v1_boxes_proto_rawDesc = "" +
 	"\x03env\x18\x05 \x03(\v2$.carrel.v1.CreateBoxRequest.EnvEntryR\x03env\x12\x10\n" +
 	"\x03org\x18\x06 \x01(\tR\x03org\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\a \x01(\tR\trequestId\x1a9\n" +
+	"request_id\x18\a \x01(\tR\trequestId\x12)\n" +
+	"\x04idle\x18\b \x01(\v2\x15.carrel.v1.IdlePolicyR\x04idle\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a6\n" +
@@ -1882,7 +2627,63 @@ const file_carrel_v1_boxes_proto_rawDesc = "" +
 	"\x06ticket\x18\x01 \x01(\tR\x06ticket\x12\x15\n" +
 	"\x06box_id\x18\x02 \x01(\tR\x05boxId\x12;\n" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime2\xf6\r\n" +
+	"expireTime\"9\n" +
+	"\x15GetBoxActivityRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03org\x18\x02 \x01(\tR\x03org\"n\n" +
+	"\x13KeepBoxAwakeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03org\x18\x02 \x01(\tR\x03org\x125\n" +
+	"\bduration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bduration\"\x94\x01\n" +
+	"\x06Signal\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
+	"\x06active\x18\x03 \x01(\bR\x06active\x12\x16\n" +
+	"\x06counts\x18\x04 \x01(\bR\x06counts\x12\x16\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\"}\n" +
+	"\bDeadline\x12\x12\n" +
+	"\x04rule\x18\x01 \x01(\tR\x04rule\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
+	"\x06action\x18\x03 \x01(\tR\x06action\x12\x15\n" +
+	"\x06set_by\x18\x04 \x01(\tR\x05setBy\"\xb6\x03\n" +
+	"\vBoxActivity\x12\x15\n" +
+	"\x06box_id\x18\x01 \x01(\tR\x05boxId\x12&\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x10.carrel.v1.StateR\x05state\x12+\n" +
+	"\asignals\x18\x03 \x03(\v2\x11.carrel.v1.SignalR\asignals\x127\n" +
+	"\tlast_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\x121\n" +
+	"\tdeadlines\x18\x05 \x03(\v2\x13.carrel.v1.DeadlineR\tdeadlines\x12(\n" +
+	"\x10last_stop_reason\x18\x06 \x01(\tR\x0elastStopReason\x12&\n" +
+	"\x0flast_stop_actor\x18\a \x01(\tR\rlastStopActor\x12@\n" +
+	"\x0elast_stop_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\flastStopTime\x12;\n" +
+	"\vawake_until\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"awakeUntil\"O\n" +
+	"\aBoxPort\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\x05R\x04port\x12\x1e\n" +
+	"\n" +
+	"visibility\x18\x02 \x01(\tR\n" +
+	"visibility\x12\x10\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\"i\n" +
+	"\x11SetBoxPortRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03org\x18\x02 \x01(\tR\x03org\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\x05R\x04port\x12\x1e\n" +
+	"\n" +
+	"visibility\x18\x04 \x01(\tR\n" +
+	"visibility\"7\n" +
+	"\x13ListBoxPortsRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03org\x18\x02 \x01(\tR\x03org\"@\n" +
+	"\x14ListBoxPortsResponse\x12(\n" +
+	"\x05ports\x18\x01 \x03(\v2\x12.carrel.v1.BoxPortR\x05ports\"\x83\x01\n" +
+	"\x14CreatePortURLRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03org\x18\x02 \x01(\tR\x03org\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\x05R\x04port\x125\n" +
+	"\blifetime\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\blifetime\"X\n" +
+	"\aPortURL\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12;\n" +
+	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime2\x99\x12\n" +
 	"\n" +
 	"BoxService\x12i\n" +
 	"\tCreateBox\x12\x1b.carrel.v1.CreateBoxRequest\x1a\x14.carrel.v1.Operation\")\x82\xd3\xe4\x93\x02#:\x01*Z\x13:\x01*\"\x0e/v1/workspaces\"\t/v1/boxes\x12a\n" +
@@ -1900,7 +2701,13 @@ const file_carrel_v1_boxes_proto_rawDesc = "" +
 	"\n" +
 	"WatchBoxes\x12\x1c.carrel.v1.WatchBoxesRequest\x1a\x1d.carrel.v1.WatchBoxesResponse\"\x000\x01\x12q\n" +
 	"\rListBoxEvents\x12\x1f.carrel.v1.ListBoxEventsRequest\x1a .carrel.v1.ListBoxEventsResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/boxes/{id}/events\x12^\n" +
-	"\x06GetRun\x12\x18.carrel.v1.GetRunRequest\x1a\x0e.carrel.v1.Run\"*\x82\xd3\xe4\x93\x02$Z\x13\x12\x11/v1/sessions/{id}\x12\r/v1/runs/{id}\x12d\n" +
+	"\x06GetRun\x12\x18.carrel.v1.GetRunRequest\x1a\x0e.carrel.v1.Run\"*\x82\xd3\xe4\x93\x02$Z\x13\x12\x11/v1/sessions/{id}\x12\r/v1/runs/{id}\x12k\n" +
+	"\x0eGetBoxActivity\x12 .carrel.v1.GetBoxActivityRequest\x1a\x16.carrel.v1.BoxActivity\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/boxes/{id}/activity\x12k\n" +
+	"\fKeepBoxAwake\x12\x1e.carrel.v1.KeepBoxAwakeRequest\x1a\x16.carrel.v1.BoxActivity\"#\x82\xd3\xe4\x93\x02\x1d:\x01*\"\x18/v1/boxes/{id}:keepAwake\x12f\n" +
+	"\n" +
+	"SetBoxPort\x12\x1c.carrel.v1.SetBoxPortRequest\x1a\x12.carrel.v1.BoxPort\"&\x82\xd3\xe4\x93\x02 :\x01*\x1a\x1b/v1/boxes/{id}/ports/{port}\x12m\n" +
+	"\fListBoxPorts\x12\x1e.carrel.v1.ListBoxPortsRequest\x1a\x1f.carrel.v1.ListBoxPortsResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/boxes/{id}/ports\x12p\n" +
+	"\rCreatePortURL\x12\x1f.carrel.v1.CreatePortURLRequest\x1a\x12.carrel.v1.PortURL\"*\x82\xd3\xe4\x93\x02$:\x01*\"\x1f/v1/boxes/{id}/ports/{port}:url\x12d\n" +
 	"\fCreateTicket\x12\x1e.carrel.v1.CreateTicketRequest\x1a\x11.carrel.v1.Ticket\"!\x82\xd3\xe4\x93\x02\x1b:\x01*\"\x16/v1/boxes/{id}/ticketsB*Z(carrel.dev/carrel/api/carrel/v1;carrelv1b\x06proto3"
 
 var (
@@ -1915,7 +2722,7 @@ func file_carrel_v1_boxes_proto_rawDescGZIP() []byte {
 	return file_carrel_v1_boxes_proto_rawDescData
 }
 
-var file_carrel_v1_boxes_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_carrel_v1_boxes_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_carrel_v1_boxes_proto_goTypes = []any{
 	(*Box)(nil),                   // 0: carrel.v1.Box
 	(*Run)(nil),                   // 1: carrel.v1.Run
@@ -1939,82 +2746,118 @@ var file_carrel_v1_boxes_proto_goTypes = []any{
 	(*GetRunRequest)(nil),         // 19: carrel.v1.GetRunRequest
 	(*CreateTicketRequest)(nil),   // 20: carrel.v1.CreateTicketRequest
 	(*Ticket)(nil),                // 21: carrel.v1.Ticket
-	nil,                           // 22: carrel.v1.Box.LabelsEntry
-	nil,                           // 23: carrel.v1.Box.EnvEntry
-	nil,                           // 24: carrel.v1.CreateBoxRequest.LabelsEntry
-	nil,                           // 25: carrel.v1.CreateBoxRequest.EnvEntry
-	(State)(0),                    // 26: carrel.v1.State
-	(*Failure)(nil),               // 27: carrel.v1.Failure
-	(*Resources)(nil),             // 28: carrel.v1.Resources
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
-	(*Phase)(nil),                 // 30: carrel.v1.Phase
-	(*fieldmaskpb.FieldMask)(nil), // 31: google.protobuf.FieldMask
-	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
-	(*Operation)(nil),             // 33: carrel.v1.Operation
+	(*GetBoxActivityRequest)(nil), // 22: carrel.v1.GetBoxActivityRequest
+	(*KeepBoxAwakeRequest)(nil),   // 23: carrel.v1.KeepBoxAwakeRequest
+	(*Signal)(nil),                // 24: carrel.v1.Signal
+	(*Deadline)(nil),              // 25: carrel.v1.Deadline
+	(*BoxActivity)(nil),           // 26: carrel.v1.BoxActivity
+	(*BoxPort)(nil),               // 27: carrel.v1.BoxPort
+	(*SetBoxPortRequest)(nil),     // 28: carrel.v1.SetBoxPortRequest
+	(*ListBoxPortsRequest)(nil),   // 29: carrel.v1.ListBoxPortsRequest
+	(*ListBoxPortsResponse)(nil),  // 30: carrel.v1.ListBoxPortsResponse
+	(*CreatePortURLRequest)(nil),  // 31: carrel.v1.CreatePortURLRequest
+	(*PortURL)(nil),               // 32: carrel.v1.PortURL
+	nil,                           // 33: carrel.v1.Box.LabelsEntry
+	nil,                           // 34: carrel.v1.Box.EnvEntry
+	nil,                           // 35: carrel.v1.CreateBoxRequest.LabelsEntry
+	nil,                           // 36: carrel.v1.CreateBoxRequest.EnvEntry
+	(State)(0),                    // 37: carrel.v1.State
+	(*Failure)(nil),               // 38: carrel.v1.Failure
+	(*Resources)(nil),             // 39: carrel.v1.Resources
+	(*timestamppb.Timestamp)(nil), // 40: google.protobuf.Timestamp
+	(*Phase)(nil),                 // 41: carrel.v1.Phase
+	(*IdlePolicy)(nil),            // 42: carrel.v1.IdlePolicy
+	(*fieldmaskpb.FieldMask)(nil), // 43: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),   // 44: google.protobuf.Duration
+	(*Operation)(nil),             // 45: carrel.v1.Operation
 }
 var file_carrel_v1_boxes_proto_depIdxs = []int32{
-	26, // 0: carrel.v1.Box.state:type_name -> carrel.v1.State
-	27, // 1: carrel.v1.Box.failure:type_name -> carrel.v1.Failure
-	28, // 2: carrel.v1.Box.resources:type_name -> carrel.v1.Resources
-	22, // 3: carrel.v1.Box.labels:type_name -> carrel.v1.Box.LabelsEntry
-	23, // 4: carrel.v1.Box.env:type_name -> carrel.v1.Box.EnvEntry
-	29, // 5: carrel.v1.Box.create_time:type_name -> google.protobuf.Timestamp
-	29, // 6: carrel.v1.Box.update_time:type_name -> google.protobuf.Timestamp
-	29, // 7: carrel.v1.Box.state_time:type_name -> google.protobuf.Timestamp
-	29, // 8: carrel.v1.Box.durable_time:type_name -> google.protobuf.Timestamp
-	29, // 9: carrel.v1.Box.delete_time:type_name -> google.protobuf.Timestamp
-	30, // 10: carrel.v1.Box.phases:type_name -> carrel.v1.Phase
-	30, // 11: carrel.v1.Run.phases:type_name -> carrel.v1.Phase
-	29, // 12: carrel.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	29, // 13: carrel.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	27, // 14: carrel.v1.Run.failure:type_name -> carrel.v1.Failure
-	28, // 15: carrel.v1.CreateBoxRequest.resources:type_name -> carrel.v1.Resources
-	24, // 16: carrel.v1.CreateBoxRequest.labels:type_name -> carrel.v1.CreateBoxRequest.LabelsEntry
-	25, // 17: carrel.v1.CreateBoxRequest.env:type_name -> carrel.v1.CreateBoxRequest.EnvEntry
-	0,  // 18: carrel.v1.ListBoxesResponse.boxes:type_name -> carrel.v1.Box
-	0,  // 19: carrel.v1.UpdateBoxRequest.box:type_name -> carrel.v1.Box
-	31, // 20: carrel.v1.UpdateBoxRequest.update_mask:type_name -> google.protobuf.FieldMask
-	26, // 21: carrel.v1.WaitBoxRequest.states:type_name -> carrel.v1.State
-	32, // 22: carrel.v1.WaitBoxRequest.timeout:type_name -> google.protobuf.Duration
-	0,  // 23: carrel.v1.WatchBoxesResponse.box:type_name -> carrel.v1.Box
-	29, // 24: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
-	16, // 25: carrel.v1.ListBoxEventsResponse.events:type_name -> carrel.v1.Event
-	29, // 26: carrel.v1.Ticket.expire_time:type_name -> google.protobuf.Timestamp
-	2,  // 27: carrel.v1.BoxService.CreateBox:input_type -> carrel.v1.CreateBoxRequest
-	3,  // 28: carrel.v1.BoxService.GetBox:input_type -> carrel.v1.GetBoxRequest
-	4,  // 29: carrel.v1.BoxService.ListBoxes:input_type -> carrel.v1.ListBoxesRequest
-	6,  // 30: carrel.v1.BoxService.UpdateBox:input_type -> carrel.v1.UpdateBoxRequest
-	7,  // 31: carrel.v1.BoxService.StartBox:input_type -> carrel.v1.StartBoxRequest
-	8,  // 32: carrel.v1.BoxService.StopBox:input_type -> carrel.v1.StopBoxRequest
-	9,  // 33: carrel.v1.BoxService.PauseBox:input_type -> carrel.v1.PauseBoxRequest
-	10, // 34: carrel.v1.BoxService.ResumeBox:input_type -> carrel.v1.ResumeBoxRequest
-	11, // 35: carrel.v1.BoxService.RestartBox:input_type -> carrel.v1.RestartBoxRequest
-	12, // 36: carrel.v1.BoxService.DeleteBox:input_type -> carrel.v1.DeleteBoxRequest
-	13, // 37: carrel.v1.BoxService.WaitBox:input_type -> carrel.v1.WaitBoxRequest
-	14, // 38: carrel.v1.BoxService.WatchBoxes:input_type -> carrel.v1.WatchBoxesRequest
-	17, // 39: carrel.v1.BoxService.ListBoxEvents:input_type -> carrel.v1.ListBoxEventsRequest
-	19, // 40: carrel.v1.BoxService.GetRun:input_type -> carrel.v1.GetRunRequest
-	20, // 41: carrel.v1.BoxService.CreateTicket:input_type -> carrel.v1.CreateTicketRequest
-	33, // 42: carrel.v1.BoxService.CreateBox:output_type -> carrel.v1.Operation
-	0,  // 43: carrel.v1.BoxService.GetBox:output_type -> carrel.v1.Box
-	5,  // 44: carrel.v1.BoxService.ListBoxes:output_type -> carrel.v1.ListBoxesResponse
-	0,  // 45: carrel.v1.BoxService.UpdateBox:output_type -> carrel.v1.Box
-	33, // 46: carrel.v1.BoxService.StartBox:output_type -> carrel.v1.Operation
-	33, // 47: carrel.v1.BoxService.StopBox:output_type -> carrel.v1.Operation
-	33, // 48: carrel.v1.BoxService.PauseBox:output_type -> carrel.v1.Operation
-	33, // 49: carrel.v1.BoxService.ResumeBox:output_type -> carrel.v1.Operation
-	33, // 50: carrel.v1.BoxService.RestartBox:output_type -> carrel.v1.Operation
-	33, // 51: carrel.v1.BoxService.DeleteBox:output_type -> carrel.v1.Operation
-	0,  // 52: carrel.v1.BoxService.WaitBox:output_type -> carrel.v1.Box
-	15, // 53: carrel.v1.BoxService.WatchBoxes:output_type -> carrel.v1.WatchBoxesResponse
-	18, // 54: carrel.v1.BoxService.ListBoxEvents:output_type -> carrel.v1.ListBoxEventsResponse
-	1,  // 55: carrel.v1.BoxService.GetRun:output_type -> carrel.v1.Run
-	21, // 56: carrel.v1.BoxService.CreateTicket:output_type -> carrel.v1.Ticket
-	42, // [42:57] is the sub-list for method output_type
-	27, // [27:42] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	37, // 0: carrel.v1.Box.state:type_name -> carrel.v1.State
+	38, // 1: carrel.v1.Box.failure:type_name -> carrel.v1.Failure
+	39, // 2: carrel.v1.Box.resources:type_name -> carrel.v1.Resources
+	33, // 3: carrel.v1.Box.labels:type_name -> carrel.v1.Box.LabelsEntry
+	34, // 4: carrel.v1.Box.env:type_name -> carrel.v1.Box.EnvEntry
+	40, // 5: carrel.v1.Box.create_time:type_name -> google.protobuf.Timestamp
+	40, // 6: carrel.v1.Box.update_time:type_name -> google.protobuf.Timestamp
+	40, // 7: carrel.v1.Box.state_time:type_name -> google.protobuf.Timestamp
+	40, // 8: carrel.v1.Box.durable_time:type_name -> google.protobuf.Timestamp
+	40, // 9: carrel.v1.Box.delete_time:type_name -> google.protobuf.Timestamp
+	41, // 10: carrel.v1.Box.phases:type_name -> carrel.v1.Phase
+	42, // 11: carrel.v1.Box.idle:type_name -> carrel.v1.IdlePolicy
+	41, // 12: carrel.v1.Run.phases:type_name -> carrel.v1.Phase
+	40, // 13: carrel.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	40, // 14: carrel.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	38, // 15: carrel.v1.Run.failure:type_name -> carrel.v1.Failure
+	39, // 16: carrel.v1.CreateBoxRequest.resources:type_name -> carrel.v1.Resources
+	35, // 17: carrel.v1.CreateBoxRequest.labels:type_name -> carrel.v1.CreateBoxRequest.LabelsEntry
+	36, // 18: carrel.v1.CreateBoxRequest.env:type_name -> carrel.v1.CreateBoxRequest.EnvEntry
+	42, // 19: carrel.v1.CreateBoxRequest.idle:type_name -> carrel.v1.IdlePolicy
+	0,  // 20: carrel.v1.ListBoxesResponse.boxes:type_name -> carrel.v1.Box
+	0,  // 21: carrel.v1.UpdateBoxRequest.box:type_name -> carrel.v1.Box
+	43, // 22: carrel.v1.UpdateBoxRequest.update_mask:type_name -> google.protobuf.FieldMask
+	37, // 23: carrel.v1.WaitBoxRequest.states:type_name -> carrel.v1.State
+	44, // 24: carrel.v1.WaitBoxRequest.timeout:type_name -> google.protobuf.Duration
+	0,  // 25: carrel.v1.WatchBoxesResponse.box:type_name -> carrel.v1.Box
+	40, // 26: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
+	16, // 27: carrel.v1.ListBoxEventsResponse.events:type_name -> carrel.v1.Event
+	40, // 28: carrel.v1.Ticket.expire_time:type_name -> google.protobuf.Timestamp
+	44, // 29: carrel.v1.KeepBoxAwakeRequest.duration:type_name -> google.protobuf.Duration
+	40, // 30: carrel.v1.Signal.time:type_name -> google.protobuf.Timestamp
+	40, // 31: carrel.v1.Deadline.time:type_name -> google.protobuf.Timestamp
+	37, // 32: carrel.v1.BoxActivity.state:type_name -> carrel.v1.State
+	24, // 33: carrel.v1.BoxActivity.signals:type_name -> carrel.v1.Signal
+	40, // 34: carrel.v1.BoxActivity.last_time:type_name -> google.protobuf.Timestamp
+	25, // 35: carrel.v1.BoxActivity.deadlines:type_name -> carrel.v1.Deadline
+	40, // 36: carrel.v1.BoxActivity.last_stop_time:type_name -> google.protobuf.Timestamp
+	40, // 37: carrel.v1.BoxActivity.awake_until:type_name -> google.protobuf.Timestamp
+	27, // 38: carrel.v1.ListBoxPortsResponse.ports:type_name -> carrel.v1.BoxPort
+	44, // 39: carrel.v1.CreatePortURLRequest.lifetime:type_name -> google.protobuf.Duration
+	40, // 40: carrel.v1.PortURL.expire_time:type_name -> google.protobuf.Timestamp
+	2,  // 41: carrel.v1.BoxService.CreateBox:input_type -> carrel.v1.CreateBoxRequest
+	3,  // 42: carrel.v1.BoxService.GetBox:input_type -> carrel.v1.GetBoxRequest
+	4,  // 43: carrel.v1.BoxService.ListBoxes:input_type -> carrel.v1.ListBoxesRequest
+	6,  // 44: carrel.v1.BoxService.UpdateBox:input_type -> carrel.v1.UpdateBoxRequest
+	7,  // 45: carrel.v1.BoxService.StartBox:input_type -> carrel.v1.StartBoxRequest
+	8,  // 46: carrel.v1.BoxService.StopBox:input_type -> carrel.v1.StopBoxRequest
+	9,  // 47: carrel.v1.BoxService.PauseBox:input_type -> carrel.v1.PauseBoxRequest
+	10, // 48: carrel.v1.BoxService.ResumeBox:input_type -> carrel.v1.ResumeBoxRequest
+	11, // 49: carrel.v1.BoxService.RestartBox:input_type -> carrel.v1.RestartBoxRequest
+	12, // 50: carrel.v1.BoxService.DeleteBox:input_type -> carrel.v1.DeleteBoxRequest
+	13, // 51: carrel.v1.BoxService.WaitBox:input_type -> carrel.v1.WaitBoxRequest
+	14, // 52: carrel.v1.BoxService.WatchBoxes:input_type -> carrel.v1.WatchBoxesRequest
+	17, // 53: carrel.v1.BoxService.ListBoxEvents:input_type -> carrel.v1.ListBoxEventsRequest
+	19, // 54: carrel.v1.BoxService.GetRun:input_type -> carrel.v1.GetRunRequest
+	22, // 55: carrel.v1.BoxService.GetBoxActivity:input_type -> carrel.v1.GetBoxActivityRequest
+	23, // 56: carrel.v1.BoxService.KeepBoxAwake:input_type -> carrel.v1.KeepBoxAwakeRequest
+	28, // 57: carrel.v1.BoxService.SetBoxPort:input_type -> carrel.v1.SetBoxPortRequest
+	29, // 58: carrel.v1.BoxService.ListBoxPorts:input_type -> carrel.v1.ListBoxPortsRequest
+	31, // 59: carrel.v1.BoxService.CreatePortURL:input_type -> carrel.v1.CreatePortURLRequest
+	20, // 60: carrel.v1.BoxService.CreateTicket:input_type -> carrel.v1.CreateTicketRequest
+	45, // 61: carrel.v1.BoxService.CreateBox:output_type -> carrel.v1.Operation
+	0,  // 62: carrel.v1.BoxService.GetBox:output_type -> carrel.v1.Box
+	5,  // 63: carrel.v1.BoxService.ListBoxes:output_type -> carrel.v1.ListBoxesResponse
+	0,  // 64: carrel.v1.BoxService.UpdateBox:output_type -> carrel.v1.Box
+	45, // 65: carrel.v1.BoxService.StartBox:output_type -> carrel.v1.Operation
+	45, // 66: carrel.v1.BoxService.StopBox:output_type -> carrel.v1.Operation
+	45, // 67: carrel.v1.BoxService.PauseBox:output_type -> carrel.v1.Operation
+	45, // 68: carrel.v1.BoxService.ResumeBox:output_type -> carrel.v1.Operation
+	45, // 69: carrel.v1.BoxService.RestartBox:output_type -> carrel.v1.Operation
+	45, // 70: carrel.v1.BoxService.DeleteBox:output_type -> carrel.v1.Operation
+	0,  // 71: carrel.v1.BoxService.WaitBox:output_type -> carrel.v1.Box
+	15, // 72: carrel.v1.BoxService.WatchBoxes:output_type -> carrel.v1.WatchBoxesResponse
+	18, // 73: carrel.v1.BoxService.ListBoxEvents:output_type -> carrel.v1.ListBoxEventsResponse
+	1,  // 74: carrel.v1.BoxService.GetRun:output_type -> carrel.v1.Run
+	26, // 75: carrel.v1.BoxService.GetBoxActivity:output_type -> carrel.v1.BoxActivity
+	26, // 76: carrel.v1.BoxService.KeepBoxAwake:output_type -> carrel.v1.BoxActivity
+	27, // 77: carrel.v1.BoxService.SetBoxPort:output_type -> carrel.v1.BoxPort
+	30, // 78: carrel.v1.BoxService.ListBoxPorts:output_type -> carrel.v1.ListBoxPortsResponse
+	32, // 79: carrel.v1.BoxService.CreatePortURL:output_type -> carrel.v1.PortURL
+	21, // 80: carrel.v1.BoxService.CreateTicket:output_type -> carrel.v1.Ticket
+	61, // [61:81] is the sub-list for method output_type
+	41, // [41:61] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_boxes_proto_init() }
@@ -2029,7 +2872,7 @@ func file_carrel_v1_boxes_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_boxes_proto_rawDesc), len(file_carrel_v1_boxes_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

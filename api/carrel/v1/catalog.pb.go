@@ -38,9 +38,11 @@ type Template struct {
 	// The user may become root with sudo.
 	Sudo bool `protobuf:"varint,10,opt,name=sudo,proto3" json:"sudo,omitempty"`
 	// Commands run once at each cold start, as the user.
-	Startup       []string               `protobuf:"bytes,11,rep,name=startup,proto3" json:"startup,omitempty"`
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,13,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Startup    []string               `protobuf:"bytes,11,rep,name=startup,proto3" json:"startup,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	Labels     map[string]string      `protobuf:"bytes,13,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What the template file says under idle.
+	Idle          *IdlePolicy `protobuf:"bytes,14,opt,name=idle,proto3" json:"idle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -162,6 +164,13 @@ func (x *Template) GetCreateTime() *timestamppb.Timestamp {
 func (x *Template) GetLabels() map[string]string {
 	if x != nil {
 		return x.Labels
+	}
+	return nil
+}
+
+func (x *Template) GetIdle() *IdlePolicy {
+	if x != nil {
+		return x.Idle
 	}
 	return nil
 }
@@ -848,7 +857,7 @@ var File_carrel_v1_catalog_proto protoreflect.FileDescriptor
 
 const file_carrel_v1_catalog_proto_rawDesc = "" +
 	"\n" +
-	"\x17carrel/v1/catalog.proto\x12\tcarrel.v1\x1a\x16carrel/v1/common.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x04\n" +
+	"\x17carrel/v1/catalog.proto\x12\tcarrel.v1\x1a\x16carrel/v1/common.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\x04\n" +
 	"\bTemplate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06org_id\x18\x02 \x01(\tR\x05orgId\x12\x12\n" +
@@ -864,7 +873,8 @@ const file_carrel_v1_catalog_proto_rawDesc = "" +
 	"\astartup\x18\v \x03(\tR\astartup\x12;\n" +
 	"\vcreate_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x127\n" +
-	"\x06labels\x18\r \x03(\v2\x1f.carrel.v1.Template.LabelsEntryR\x06labels\x1a6\n" +
+	"\x06labels\x18\r \x03(\v2\x1f.carrel.v1.Template.LabelsEntryR\x06labels\x12)\n" +
+	"\x04idle\x18\x0e \x01(\v2\x15.carrel.v1.IdlePolicyR\x04idle\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -969,37 +979,39 @@ var file_carrel_v1_catalog_proto_goTypes = []any{
 	nil,                           // 12: carrel.v1.Template.LabelsEntry
 	(*Resources)(nil),             // 13: carrel.v1.Resources
 	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*Failure)(nil),               // 15: carrel.v1.Failure
-	(*Operation)(nil),             // 16: carrel.v1.Operation
+	(*IdlePolicy)(nil),            // 15: carrel.v1.IdlePolicy
+	(*Failure)(nil),               // 16: carrel.v1.Failure
+	(*Operation)(nil),             // 17: carrel.v1.Operation
 }
 var file_carrel_v1_catalog_proto_depIdxs = []int32{
 	13, // 0: carrel.v1.Template.resources:type_name -> carrel.v1.Resources
 	11, // 1: carrel.v1.Template.env:type_name -> carrel.v1.Template.EnvEntry
 	14, // 2: carrel.v1.Template.create_time:type_name -> google.protobuf.Timestamp
 	12, // 3: carrel.v1.Template.labels:type_name -> carrel.v1.Template.LabelsEntry
-	0,  // 4: carrel.v1.ListTemplatesResponse.templates:type_name -> carrel.v1.Template
-	15, // 5: carrel.v1.Image.failure:type_name -> carrel.v1.Failure
-	14, // 6: carrel.v1.Image.create_time:type_name -> google.protobuf.Timestamp
-	5,  // 7: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	1,  // 8: carrel.v1.TemplateService.PushTemplate:input_type -> carrel.v1.PushTemplateRequest
-	2,  // 9: carrel.v1.TemplateService.GetTemplate:input_type -> carrel.v1.GetTemplateRequest
-	3,  // 10: carrel.v1.TemplateService.ListTemplates:input_type -> carrel.v1.ListTemplatesRequest
-	6,  // 11: carrel.v1.ImageService.BuildImage:input_type -> carrel.v1.BuildImageRequest
-	7,  // 12: carrel.v1.ImageService.ImportImage:input_type -> carrel.v1.ImportImageRequest
-	8,  // 13: carrel.v1.ImageService.GetImage:input_type -> carrel.v1.GetImageRequest
-	9,  // 14: carrel.v1.ImageService.ListImages:input_type -> carrel.v1.ListImagesRequest
-	0,  // 15: carrel.v1.TemplateService.PushTemplate:output_type -> carrel.v1.Template
-	0,  // 16: carrel.v1.TemplateService.GetTemplate:output_type -> carrel.v1.Template
-	4,  // 17: carrel.v1.TemplateService.ListTemplates:output_type -> carrel.v1.ListTemplatesResponse
-	16, // 18: carrel.v1.ImageService.BuildImage:output_type -> carrel.v1.Operation
-	16, // 19: carrel.v1.ImageService.ImportImage:output_type -> carrel.v1.Operation
-	5,  // 20: carrel.v1.ImageService.GetImage:output_type -> carrel.v1.Image
-	10, // 21: carrel.v1.ImageService.ListImages:output_type -> carrel.v1.ListImagesResponse
-	15, // [15:22] is the sub-list for method output_type
-	8,  // [8:15] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	15, // 4: carrel.v1.Template.idle:type_name -> carrel.v1.IdlePolicy
+	0,  // 5: carrel.v1.ListTemplatesResponse.templates:type_name -> carrel.v1.Template
+	16, // 6: carrel.v1.Image.failure:type_name -> carrel.v1.Failure
+	14, // 7: carrel.v1.Image.create_time:type_name -> google.protobuf.Timestamp
+	5,  // 8: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	1,  // 9: carrel.v1.TemplateService.PushTemplate:input_type -> carrel.v1.PushTemplateRequest
+	2,  // 10: carrel.v1.TemplateService.GetTemplate:input_type -> carrel.v1.GetTemplateRequest
+	3,  // 11: carrel.v1.TemplateService.ListTemplates:input_type -> carrel.v1.ListTemplatesRequest
+	6,  // 12: carrel.v1.ImageService.BuildImage:input_type -> carrel.v1.BuildImageRequest
+	7,  // 13: carrel.v1.ImageService.ImportImage:input_type -> carrel.v1.ImportImageRequest
+	8,  // 14: carrel.v1.ImageService.GetImage:input_type -> carrel.v1.GetImageRequest
+	9,  // 15: carrel.v1.ImageService.ListImages:input_type -> carrel.v1.ListImagesRequest
+	0,  // 16: carrel.v1.TemplateService.PushTemplate:output_type -> carrel.v1.Template
+	0,  // 17: carrel.v1.TemplateService.GetTemplate:output_type -> carrel.v1.Template
+	4,  // 18: carrel.v1.TemplateService.ListTemplates:output_type -> carrel.v1.ListTemplatesResponse
+	17, // 19: carrel.v1.ImageService.BuildImage:output_type -> carrel.v1.Operation
+	17, // 20: carrel.v1.ImageService.ImportImage:output_type -> carrel.v1.Operation
+	5,  // 21: carrel.v1.ImageService.GetImage:output_type -> carrel.v1.Image
+	10, // 22: carrel.v1.ImageService.ListImages:output_type -> carrel.v1.ListImagesResponse
+	16, // [16:23] is the sub-list for method output_type
+	9,  // [9:16] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_catalog_proto_init() }

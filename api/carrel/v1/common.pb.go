@@ -200,6 +200,106 @@ func (x *Resources) GetShmBytes() int64 {
 	return 0
 }
 
+// IdlePolicy says what becomes of a box that nobody uses. Unset fields take the value of the template, then the default.
+type IdlePolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without activity for this long a running box is Idle, and action is taken. Default 30 min; from 1 s to 30 days.
+	After *durationpb.Duration `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
+	// pause (default), stop or nothing.
+	Action string `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
+	// A run that has lasted this long is stopped with the action (pause if that is nothing), used or not. Default: no limit.
+	MaxRun *durationpb.Duration `protobuf:"bytes,3,opt,name=max_run,json=maxRun,proto3" json:"max_run,omitempty"`
+	// The box is deleted this long after it was made. Default: never.
+	Ttl *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// CPU time per second of wall time, in thousandths of a core, above which a box counts as working. Default 200; -1: CPU never counts.
+	BusyCpuMillis int64 `protobuf:"varint,5,opt,name=busy_cpu_millis,json=busyCpuMillis,proto3" json:"busy_cpu_millis,omitempty"`
+	// A login or a request to a port starts or resumes the box: "yes" (default) or "no".
+	Wake string `protobuf:"bytes,6,opt,name=wake,proto3" json:"wake,omitempty"`
+	// How long a shell is kept after its connection was lost. Default 10 min.
+	KeepShell     *durationpb.Duration `protobuf:"bytes,7,opt,name=keep_shell,json=keepShell,proto3" json:"keep_shell,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdlePolicy) Reset() {
+	*x = IdlePolicy{}
+	mi := &file_carrel_v1_common_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdlePolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdlePolicy) ProtoMessage() {}
+
+func (x *IdlePolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_common_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdlePolicy.ProtoReflect.Descriptor instead.
+func (*IdlePolicy) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_common_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *IdlePolicy) GetAfter() *durationpb.Duration {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *IdlePolicy) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *IdlePolicy) GetMaxRun() *durationpb.Duration {
+	if x != nil {
+		return x.MaxRun
+	}
+	return nil
+}
+
+func (x *IdlePolicy) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *IdlePolicy) GetBusyCpuMillis() int64 {
+	if x != nil {
+		return x.BusyCpuMillis
+	}
+	return 0
+}
+
+func (x *IdlePolicy) GetWake() string {
+	if x != nil {
+		return x.Wake
+	}
+	return ""
+}
+
+func (x *IdlePolicy) GetKeepShell() *durationpb.Duration {
+	if x != nil {
+		return x.KeepShell
+	}
+	return nil
+}
+
 // Failure says why something did not happen, in words for a person.
 type Failure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -219,7 +319,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_carrel_v1_common_proto_msgTypes[1]
+	mi := &file_carrel_v1_common_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -231,7 +331,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_common_proto_msgTypes[1]
+	mi := &file_carrel_v1_common_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -244,7 +344,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_common_proto_rawDescGZIP(), []int{1}
+	return file_carrel_v1_common_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Failure) GetReason() string {
@@ -300,7 +400,7 @@ type Phase struct {
 
 func (x *Phase) Reset() {
 	*x = Phase{}
-	mi := &file_carrel_v1_common_proto_msgTypes[2]
+	mi := &file_carrel_v1_common_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -312,7 +412,7 @@ func (x *Phase) String() string {
 func (*Phase) ProtoMessage() {}
 
 func (x *Phase) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_common_proto_msgTypes[2]
+	mi := &file_carrel_v1_common_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -325,7 +425,7 @@ func (x *Phase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Phase.ProtoReflect.Descriptor instead.
 func (*Phase) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_common_proto_rawDescGZIP(), []int{2}
+	return file_carrel_v1_common_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Phase) GetPhase() string {
@@ -368,7 +468,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_carrel_v1_common_proto_msgTypes[3]
+	mi := &file_carrel_v1_common_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +480,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_common_proto_msgTypes[3]
+	mi := &file_carrel_v1_common_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +493,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_common_proto_rawDescGZIP(), []int{3}
+	return file_carrel_v1_common_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Operation) GetId() string {
@@ -495,7 +595,17 @@ const file_carrel_v1_common_proto_rawDesc = "" +
 	"root_bytes\x18\x04 \x01(\x03R\trootBytes\x12\x1c\n" +
 	"\tprocesses\x18\x05 \x01(\x03R\tprocesses\x12\x1b\n" +
 	"\ttmp_bytes\x18\x06 \x01(\x03R\btmpBytes\x12\x1b\n" +
-	"\tshm_bytes\x18\a \x01(\x03R\bshmBytes\"\xcd\x01\n" +
+	"\tshm_bytes\x18\a \x01(\x03R\bshmBytes\"\xac\x02\n" +
+	"\n" +
+	"IdlePolicy\x12/\n" +
+	"\x05after\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05after\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\x122\n" +
+	"\amax_run\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06maxRun\x12+\n" +
+	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12&\n" +
+	"\x0fbusy_cpu_millis\x18\x05 \x01(\x03R\rbusyCpuMillis\x12\x12\n" +
+	"\x04wake\x18\x06 \x01(\tR\x04wake\x128\n" +
+	"\n" +
+	"keep_shell\x18\a \x01(\v2\x19.google.protobuf.DurationR\tkeepShell\"\xcd\x01\n" +
 	"\aFailure\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1b\n" +
@@ -553,28 +663,33 @@ func file_carrel_v1_common_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_carrel_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_carrel_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_carrel_v1_common_proto_goTypes = []any{
 	(State)(0),                    // 0: carrel.v1.State
 	(*Resources)(nil),             // 1: carrel.v1.Resources
-	(*Failure)(nil),               // 2: carrel.v1.Failure
-	(*Phase)(nil),                 // 3: carrel.v1.Phase
-	(*Operation)(nil),             // 4: carrel.v1.Operation
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*IdlePolicy)(nil),            // 2: carrel.v1.IdlePolicy
+	(*Failure)(nil),               // 3: carrel.v1.Failure
+	(*Phase)(nil),                 // 4: carrel.v1.Phase
+	(*Operation)(nil),             // 5: carrel.v1.Operation
 	(*durationpb.Duration)(nil),   // 6: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
 }
 var file_carrel_v1_common_proto_depIdxs = []int32{
-	5, // 0: carrel.v1.Failure.retry_time:type_name -> google.protobuf.Timestamp
-	5, // 1: carrel.v1.Phase.time:type_name -> google.protobuf.Timestamp
-	2, // 2: carrel.v1.Operation.error:type_name -> carrel.v1.Failure
-	5, // 3: carrel.v1.Operation.create_time:type_name -> google.protobuf.Timestamp
-	5, // 4: carrel.v1.Operation.end_time:type_name -> google.protobuf.Timestamp
-	6, // 5: carrel.v1.Operation.duration:type_name -> google.protobuf.Duration
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	6,  // 0: carrel.v1.IdlePolicy.after:type_name -> google.protobuf.Duration
+	6,  // 1: carrel.v1.IdlePolicy.max_run:type_name -> google.protobuf.Duration
+	6,  // 2: carrel.v1.IdlePolicy.ttl:type_name -> google.protobuf.Duration
+	6,  // 3: carrel.v1.IdlePolicy.keep_shell:type_name -> google.protobuf.Duration
+	7,  // 4: carrel.v1.Failure.retry_time:type_name -> google.protobuf.Timestamp
+	7,  // 5: carrel.v1.Phase.time:type_name -> google.protobuf.Timestamp
+	3,  // 6: carrel.v1.Operation.error:type_name -> carrel.v1.Failure
+	7,  // 7: carrel.v1.Operation.create_time:type_name -> google.protobuf.Timestamp
+	7,  // 8: carrel.v1.Operation.end_time:type_name -> google.protobuf.Timestamp
+	6,  // 9: carrel.v1.Operation.duration:type_name -> google.protobuf.Duration
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_common_proto_init() }
@@ -588,7 +703,7 @@ func file_carrel_v1_common_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_common_proto_rawDesc), len(file_carrel_v1_common_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

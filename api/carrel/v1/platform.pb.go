@@ -1106,7 +1106,7 @@ func (x *Token) GetRevokeTime() *timestamppb.Timestamp {
 type CreateTokenRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Description string                 `protobuf:"bytes,1,opt,name=description,proto3" json:"description,omitempty"`
-	// Absent: never expires.
+	// Absent: never expires. A token that is made with one that expires ends with that one at the latest.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// Id or name; default: the caller.
 	User          string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
@@ -1391,7 +1391,7 @@ type Node struct {
 	Name        string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Region      string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
 	Schedulable bool                   `protobuf:"varint,4,opt,name=schedulable,proto3" json:"schedulable,omitempty"`
-	// online, offline.
+	// online, offline, removed.
 	State          string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
 	LastSeenTime   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_seen_time,json=lastSeenTime,proto3" json:"last_seen_time,omitempty"`
 	Capacity       *Resources             `protobuf:"bytes,7,opt,name=capacity,proto3" json:"capacity,omitempty"`
@@ -1850,6 +1850,334 @@ func (x *CreateJoinTokenResponse) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+type RemoveNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id or name.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Also while boxes have their files there.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_carrel_v1_platform_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_platform_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_platform_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RemoveNodeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RemoveNodeRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RemoveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeResponse) Reset() {
+	*x = RemoveNodeResponse{}
+	mi := &file_carrel_v1_platform_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeResponse) ProtoMessage() {}
+
+func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_platform_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_platform_proto_rawDescGZIP(), []int{35}
+}
+
+type Gateway struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Id         string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name       string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Region     string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it last joined or connected to control.
+	LastSeenTime  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_seen_time,json=lastSeenTime,proto3" json:"last_seen_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gateway) Reset() {
+	*x = Gateway{}
+	mi := &file_carrel_v1_platform_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gateway) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gateway) ProtoMessage() {}
+
+func (x *Gateway) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_platform_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gateway.ProtoReflect.Descriptor instead.
+func (*Gateway) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_platform_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Gateway) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Gateway) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Gateway) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Gateway) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Gateway) GetLastSeenTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSeenTime
+	}
+	return nil
+}
+
+type ListGatewaysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGatewaysRequest) Reset() {
+	*x = ListGatewaysRequest{}
+	mi := &file_carrel_v1_platform_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGatewaysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGatewaysRequest) ProtoMessage() {}
+
+func (x *ListGatewaysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_platform_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGatewaysRequest.ProtoReflect.Descriptor instead.
+func (*ListGatewaysRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_platform_proto_rawDescGZIP(), []int{37}
+}
+
+type ListGatewaysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gateways      []*Gateway             `protobuf:"bytes,1,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGatewaysResponse) Reset() {
+	*x = ListGatewaysResponse{}
+	mi := &file_carrel_v1_platform_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGatewaysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGatewaysResponse) ProtoMessage() {}
+
+func (x *ListGatewaysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_platform_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGatewaysResponse.ProtoReflect.Descriptor instead.
+func (*ListGatewaysResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_platform_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ListGatewaysResponse) GetGateways() []*Gateway {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+type RemoveGatewayRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id or name.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveGatewayRequest) Reset() {
+	*x = RemoveGatewayRequest{}
+	mi := &file_carrel_v1_platform_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveGatewayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveGatewayRequest) ProtoMessage() {}
+
+func (x *RemoveGatewayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_platform_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveGatewayRequest.ProtoReflect.Descriptor instead.
+func (*RemoveGatewayRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_platform_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RemoveGatewayRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RemoveGatewayResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveGatewayResponse) Reset() {
+	*x = RemoveGatewayResponse{}
+	mi := &file_carrel_v1_platform_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveGatewayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveGatewayResponse) ProtoMessage() {}
+
+func (x *RemoveGatewayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_platform_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveGatewayResponse.ProtoReflect.Descriptor instead.
+func (*RemoveGatewayResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_platform_proto_rawDescGZIP(), []int{40}
+}
+
 var File_carrel_v1_platform_proto protoreflect.FileDescriptor
 
 const file_carrel_v1_platform_proto_rawDesc = "" +
@@ -1975,7 +2303,24 @@ const file_carrel_v1_platform_proto_rawDesc = "" +
 	"\x17CreateJoinTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime2\xe4\x01\n" +
+	"expireTime\"9\n" +
+	"\x11RemoveNodeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x14\n" +
+	"\x12RemoveNodeResponse\"\xc4\x01\n" +
+	"\aGateway\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\x12;\n" +
+	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12@\n" +
+	"\x0elast_seen_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\flastSeenTime\"\x15\n" +
+	"\x13ListGatewaysRequest\"F\n" +
+	"\x14ListGatewaysResponse\x12.\n" +
+	"\bgateways\x18\x01 \x03(\v2\x12.carrel.v1.GatewayR\bgateways\"&\n" +
+	"\x14RemoveGatewayRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x17\n" +
+	"\x15RemoveGatewayResponse2\xe4\x01\n" +
 	"\x10OperationService\x12a\n" +
 	"\fGetOperation\x12\x1e.carrel.v1.GetOperationRequest\x1a\x14.carrel.v1.Operation\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/operations/{id}\x12m\n" +
 	"\x0eListOperations\x12 .carrel.v1.ListOperationsRequest\x1a!.carrel.v1.ListOperationsResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/operations2\xcb\x04\n" +
@@ -2000,13 +2345,17 @@ const file_carrel_v1_platform_proto_rawDesc = "" +
 	"\n" +
 	"ListTokens\x12\x1c.carrel.v1.ListTokensRequest\x1a\x1d.carrel.v1.ListTokensResponse\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/tokens\x12e\n" +
-	"\vRevokeToken\x12\x1d.carrel.v1.RevokeTokenRequest\x1a\x1e.carrel.v1.RevokeTokenResponse\"\x17\x82\xd3\xe4\x93\x02\x11*\x0f/v1/tokens/{id}2\x89\x03\n" +
+	"\vRevokeToken\x12\x1d.carrel.v1.RevokeTokenRequest\x1a\x1e.carrel.v1.RevokeTokenResponse\"\x17\x82\xd3\xe4\x93\x02\x11*\x0f/v1/tokens/{id}2\xc2\x05\n" +
 	"\vNodeService\x12M\n" +
 	"\aGetNode\x12\x19.carrel.v1.GetNodeRequest\x1a\x0f.carrel.v1.Node\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/nodes/{id}\x12Y\n" +
 	"\tListNodes\x12\x1b.carrel.v1.ListNodesRequest\x1a\x1c.carrel.v1.ListNodesResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/nodes\x12V\n" +
 	"\n" +
 	"UpdateNode\x12\x1c.carrel.v1.UpdateNodeRequest\x1a\x0f.carrel.v1.Node\"\x19\x82\xd3\xe4\x93\x02\x13:\x01*2\x0e/v1/nodes/{id}\x12x\n" +
-	"\x0fCreateJoinToken\x12!.carrel.v1.CreateJoinTokenRequest\x1a\".carrel.v1.CreateJoinTokenResponse\"\x1e\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/nodes:joinTokenB*Z(carrel.dev/carrel/api/carrel/v1;carrelv1b\x06proto3"
+	"\x0fCreateJoinToken\x12!.carrel.v1.CreateJoinTokenRequest\x1a\".carrel.v1.CreateJoinTokenResponse\"\x1e\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/nodes:joinToken\x12a\n" +
+	"\n" +
+	"RemoveNode\x12\x1c.carrel.v1.RemoveNodeRequest\x1a\x1d.carrel.v1.RemoveNodeResponse\"\x16\x82\xd3\xe4\x93\x02\x10*\x0e/v1/nodes/{id}\x12e\n" +
+	"\fListGateways\x12\x1e.carrel.v1.ListGatewaysRequest\x1a\x1f.carrel.v1.ListGatewaysResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/gateways\x12m\n" +
+	"\rRemoveGateway\x12\x1f.carrel.v1.RemoveGatewayRequest\x1a .carrel.v1.RemoveGatewayResponse\"\x19\x82\xd3\xe4\x93\x02\x13*\x11/v1/gateways/{id}B*Z(carrel.dev/carrel/api/carrel/v1;carrelv1b\x06proto3"
 
 var (
 	file_carrel_v1_platform_proto_rawDescOnce sync.Once
@@ -2020,7 +2369,7 @@ func file_carrel_v1_platform_proto_rawDescGZIP() []byte {
 	return file_carrel_v1_platform_proto_rawDescData
 }
 
-var file_carrel_v1_platform_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_carrel_v1_platform_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_carrel_v1_platform_proto_goTypes = []any{
 	(*GetOperationRequest)(nil),     // 0: carrel.v1.GetOperationRequest
 	(*ListOperationsRequest)(nil),   // 1: carrel.v1.ListOperationsRequest
@@ -2056,73 +2405,89 @@ var file_carrel_v1_platform_proto_goTypes = []any{
 	(*UpdateNodeRequest)(nil),       // 31: carrel.v1.UpdateNodeRequest
 	(*CreateJoinTokenRequest)(nil),  // 32: carrel.v1.CreateJoinTokenRequest
 	(*CreateJoinTokenResponse)(nil), // 33: carrel.v1.CreateJoinTokenResponse
-	(*Operation)(nil),               // 34: carrel.v1.Operation
-	(*timestamppb.Timestamp)(nil),   // 35: google.protobuf.Timestamp
-	(*Resources)(nil),               // 36: carrel.v1.Resources
+	(*RemoveNodeRequest)(nil),       // 34: carrel.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 35: carrel.v1.RemoveNodeResponse
+	(*Gateway)(nil),                 // 36: carrel.v1.Gateway
+	(*ListGatewaysRequest)(nil),     // 37: carrel.v1.ListGatewaysRequest
+	(*ListGatewaysResponse)(nil),    // 38: carrel.v1.ListGatewaysResponse
+	(*RemoveGatewayRequest)(nil),    // 39: carrel.v1.RemoveGatewayRequest
+	(*RemoveGatewayResponse)(nil),   // 40: carrel.v1.RemoveGatewayResponse
+	(*Operation)(nil),               // 41: carrel.v1.Operation
+	(*timestamppb.Timestamp)(nil),   // 42: google.protobuf.Timestamp
+	(*Resources)(nil),               // 43: carrel.v1.Resources
 }
 var file_carrel_v1_platform_proto_depIdxs = []int32{
-	34, // 0: carrel.v1.ListOperationsResponse.operations:type_name -> carrel.v1.Operation
-	35, // 1: carrel.v1.Org.create_time:type_name -> google.protobuf.Timestamp
+	41, // 0: carrel.v1.ListOperationsResponse.operations:type_name -> carrel.v1.Operation
+	42, // 1: carrel.v1.Org.create_time:type_name -> google.protobuf.Timestamp
 	3,  // 2: carrel.v1.ListOrgsResponse.orgs:type_name -> carrel.v1.Org
 	4,  // 3: carrel.v1.ListMembersResponse.members:type_name -> carrel.v1.Member
-	35, // 4: carrel.v1.User.create_time:type_name -> google.protobuf.Timestamp
+	42, // 4: carrel.v1.User.create_time:type_name -> google.protobuf.Timestamp
 	14, // 5: carrel.v1.ListUsersResponse.users:type_name -> carrel.v1.User
 	14, // 6: carrel.v1.WhoAmIResponse.user:type_name -> carrel.v1.User
 	4,  // 7: carrel.v1.WhoAmIResponse.memberships:type_name -> carrel.v1.Member
 	3,  // 8: carrel.v1.WhoAmIResponse.orgs:type_name -> carrel.v1.Org
-	35, // 9: carrel.v1.Token.create_time:type_name -> google.protobuf.Timestamp
-	35, // 10: carrel.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
-	35, // 11: carrel.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
-	35, // 12: carrel.v1.CreateTokenRequest.expire_time:type_name -> google.protobuf.Timestamp
+	42, // 9: carrel.v1.Token.create_time:type_name -> google.protobuf.Timestamp
+	42, // 10: carrel.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
+	42, // 11: carrel.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
+	42, // 12: carrel.v1.CreateTokenRequest.expire_time:type_name -> google.protobuf.Timestamp
 	20, // 13: carrel.v1.CreateTokenResponse.token:type_name -> carrel.v1.Token
 	20, // 14: carrel.v1.ListTokensResponse.tokens:type_name -> carrel.v1.Token
-	35, // 15: carrel.v1.Node.last_seen_time:type_name -> google.protobuf.Timestamp
-	36, // 16: carrel.v1.Node.capacity:type_name -> carrel.v1.Resources
-	36, // 17: carrel.v1.Node.used:type_name -> carrel.v1.Resources
-	35, // 18: carrel.v1.Node.create_time:type_name -> google.protobuf.Timestamp
+	42, // 15: carrel.v1.Node.last_seen_time:type_name -> google.protobuf.Timestamp
+	43, // 16: carrel.v1.Node.capacity:type_name -> carrel.v1.Resources
+	43, // 17: carrel.v1.Node.used:type_name -> carrel.v1.Resources
+	42, // 18: carrel.v1.Node.create_time:type_name -> google.protobuf.Timestamp
 	27, // 19: carrel.v1.ListNodesResponse.nodes:type_name -> carrel.v1.Node
-	35, // 20: carrel.v1.CreateJoinTokenResponse.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 21: carrel.v1.OperationService.GetOperation:input_type -> carrel.v1.GetOperationRequest
-	1,  // 22: carrel.v1.OperationService.ListOperations:input_type -> carrel.v1.ListOperationsRequest
-	5,  // 23: carrel.v1.OrgService.CreateOrg:input_type -> carrel.v1.CreateOrgRequest
-	6,  // 24: carrel.v1.OrgService.GetOrg:input_type -> carrel.v1.GetOrgRequest
-	7,  // 25: carrel.v1.OrgService.ListOrgs:input_type -> carrel.v1.ListOrgsRequest
-	9,  // 26: carrel.v1.OrgService.SetMember:input_type -> carrel.v1.SetMemberRequest
-	10, // 27: carrel.v1.OrgService.RemoveMember:input_type -> carrel.v1.RemoveMemberRequest
-	12, // 28: carrel.v1.OrgService.ListMembers:input_type -> carrel.v1.ListMembersRequest
-	15, // 29: carrel.v1.UserService.CreateUser:input_type -> carrel.v1.CreateUserRequest
-	16, // 30: carrel.v1.UserService.ListUsers:input_type -> carrel.v1.ListUsersRequest
-	18, // 31: carrel.v1.UserService.WhoAmI:input_type -> carrel.v1.WhoAmIRequest
-	21, // 32: carrel.v1.TokenService.CreateToken:input_type -> carrel.v1.CreateTokenRequest
-	23, // 33: carrel.v1.TokenService.ListTokens:input_type -> carrel.v1.ListTokensRequest
-	25, // 34: carrel.v1.TokenService.RevokeToken:input_type -> carrel.v1.RevokeTokenRequest
-	28, // 35: carrel.v1.NodeService.GetNode:input_type -> carrel.v1.GetNodeRequest
-	29, // 36: carrel.v1.NodeService.ListNodes:input_type -> carrel.v1.ListNodesRequest
-	31, // 37: carrel.v1.NodeService.UpdateNode:input_type -> carrel.v1.UpdateNodeRequest
-	32, // 38: carrel.v1.NodeService.CreateJoinToken:input_type -> carrel.v1.CreateJoinTokenRequest
-	34, // 39: carrel.v1.OperationService.GetOperation:output_type -> carrel.v1.Operation
-	2,  // 40: carrel.v1.OperationService.ListOperations:output_type -> carrel.v1.ListOperationsResponse
-	3,  // 41: carrel.v1.OrgService.CreateOrg:output_type -> carrel.v1.Org
-	3,  // 42: carrel.v1.OrgService.GetOrg:output_type -> carrel.v1.Org
-	8,  // 43: carrel.v1.OrgService.ListOrgs:output_type -> carrel.v1.ListOrgsResponse
-	4,  // 44: carrel.v1.OrgService.SetMember:output_type -> carrel.v1.Member
-	11, // 45: carrel.v1.OrgService.RemoveMember:output_type -> carrel.v1.RemoveMemberResponse
-	13, // 46: carrel.v1.OrgService.ListMembers:output_type -> carrel.v1.ListMembersResponse
-	14, // 47: carrel.v1.UserService.CreateUser:output_type -> carrel.v1.User
-	17, // 48: carrel.v1.UserService.ListUsers:output_type -> carrel.v1.ListUsersResponse
-	19, // 49: carrel.v1.UserService.WhoAmI:output_type -> carrel.v1.WhoAmIResponse
-	22, // 50: carrel.v1.TokenService.CreateToken:output_type -> carrel.v1.CreateTokenResponse
-	24, // 51: carrel.v1.TokenService.ListTokens:output_type -> carrel.v1.ListTokensResponse
-	26, // 52: carrel.v1.TokenService.RevokeToken:output_type -> carrel.v1.RevokeTokenResponse
-	27, // 53: carrel.v1.NodeService.GetNode:output_type -> carrel.v1.Node
-	30, // 54: carrel.v1.NodeService.ListNodes:output_type -> carrel.v1.ListNodesResponse
-	27, // 55: carrel.v1.NodeService.UpdateNode:output_type -> carrel.v1.Node
-	33, // 56: carrel.v1.NodeService.CreateJoinToken:output_type -> carrel.v1.CreateJoinTokenResponse
-	39, // [39:57] is the sub-list for method output_type
-	21, // [21:39] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	42, // 20: carrel.v1.CreateJoinTokenResponse.expire_time:type_name -> google.protobuf.Timestamp
+	42, // 21: carrel.v1.Gateway.create_time:type_name -> google.protobuf.Timestamp
+	42, // 22: carrel.v1.Gateway.last_seen_time:type_name -> google.protobuf.Timestamp
+	36, // 23: carrel.v1.ListGatewaysResponse.gateways:type_name -> carrel.v1.Gateway
+	0,  // 24: carrel.v1.OperationService.GetOperation:input_type -> carrel.v1.GetOperationRequest
+	1,  // 25: carrel.v1.OperationService.ListOperations:input_type -> carrel.v1.ListOperationsRequest
+	5,  // 26: carrel.v1.OrgService.CreateOrg:input_type -> carrel.v1.CreateOrgRequest
+	6,  // 27: carrel.v1.OrgService.GetOrg:input_type -> carrel.v1.GetOrgRequest
+	7,  // 28: carrel.v1.OrgService.ListOrgs:input_type -> carrel.v1.ListOrgsRequest
+	9,  // 29: carrel.v1.OrgService.SetMember:input_type -> carrel.v1.SetMemberRequest
+	10, // 30: carrel.v1.OrgService.RemoveMember:input_type -> carrel.v1.RemoveMemberRequest
+	12, // 31: carrel.v1.OrgService.ListMembers:input_type -> carrel.v1.ListMembersRequest
+	15, // 32: carrel.v1.UserService.CreateUser:input_type -> carrel.v1.CreateUserRequest
+	16, // 33: carrel.v1.UserService.ListUsers:input_type -> carrel.v1.ListUsersRequest
+	18, // 34: carrel.v1.UserService.WhoAmI:input_type -> carrel.v1.WhoAmIRequest
+	21, // 35: carrel.v1.TokenService.CreateToken:input_type -> carrel.v1.CreateTokenRequest
+	23, // 36: carrel.v1.TokenService.ListTokens:input_type -> carrel.v1.ListTokensRequest
+	25, // 37: carrel.v1.TokenService.RevokeToken:input_type -> carrel.v1.RevokeTokenRequest
+	28, // 38: carrel.v1.NodeService.GetNode:input_type -> carrel.v1.GetNodeRequest
+	29, // 39: carrel.v1.NodeService.ListNodes:input_type -> carrel.v1.ListNodesRequest
+	31, // 40: carrel.v1.NodeService.UpdateNode:input_type -> carrel.v1.UpdateNodeRequest
+	32, // 41: carrel.v1.NodeService.CreateJoinToken:input_type -> carrel.v1.CreateJoinTokenRequest
+	34, // 42: carrel.v1.NodeService.RemoveNode:input_type -> carrel.v1.RemoveNodeRequest
+	37, // 43: carrel.v1.NodeService.ListGateways:input_type -> carrel.v1.ListGatewaysRequest
+	39, // 44: carrel.v1.NodeService.RemoveGateway:input_type -> carrel.v1.RemoveGatewayRequest
+	41, // 45: carrel.v1.OperationService.GetOperation:output_type -> carrel.v1.Operation
+	2,  // 46: carrel.v1.OperationService.ListOperations:output_type -> carrel.v1.ListOperationsResponse
+	3,  // 47: carrel.v1.OrgService.CreateOrg:output_type -> carrel.v1.Org
+	3,  // 48: carrel.v1.OrgService.GetOrg:output_type -> carrel.v1.Org
+	8,  // 49: carrel.v1.OrgService.ListOrgs:output_type -> carrel.v1.ListOrgsResponse
+	4,  // 50: carrel.v1.OrgService.SetMember:output_type -> carrel.v1.Member
+	11, // 51: carrel.v1.OrgService.RemoveMember:output_type -> carrel.v1.RemoveMemberResponse
+	13, // 52: carrel.v1.OrgService.ListMembers:output_type -> carrel.v1.ListMembersResponse
+	14, // 53: carrel.v1.UserService.CreateUser:output_type -> carrel.v1.User
+	17, // 54: carrel.v1.UserService.ListUsers:output_type -> carrel.v1.ListUsersResponse
+	19, // 55: carrel.v1.UserService.WhoAmI:output_type -> carrel.v1.WhoAmIResponse
+	22, // 56: carrel.v1.TokenService.CreateToken:output_type -> carrel.v1.CreateTokenResponse
+	24, // 57: carrel.v1.TokenService.ListTokens:output_type -> carrel.v1.ListTokensResponse
+	26, // 58: carrel.v1.TokenService.RevokeToken:output_type -> carrel.v1.RevokeTokenResponse
+	27, // 59: carrel.v1.NodeService.GetNode:output_type -> carrel.v1.Node
+	30, // 60: carrel.v1.NodeService.ListNodes:output_type -> carrel.v1.ListNodesResponse
+	27, // 61: carrel.v1.NodeService.UpdateNode:output_type -> carrel.v1.Node
+	33, // 62: carrel.v1.NodeService.CreateJoinToken:output_type -> carrel.v1.CreateJoinTokenResponse
+	35, // 63: carrel.v1.NodeService.RemoveNode:output_type -> carrel.v1.RemoveNodeResponse
+	38, // 64: carrel.v1.NodeService.ListGateways:output_type -> carrel.v1.ListGatewaysResponse
+	40, // 65: carrel.v1.NodeService.RemoveGateway:output_type -> carrel.v1.RemoveGatewayResponse
+	45, // [45:66] is the sub-list for method output_type
+	24, // [24:45] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_platform_proto_init() }
@@ -2137,7 +2502,7 @@ func file_carrel_v1_platform_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_platform_proto_rawDesc), len(file_carrel_v1_platform_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

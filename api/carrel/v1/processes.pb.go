@@ -10,6 +10,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -89,7 +90,17 @@ type StartProcessRequest struct {
 	// Keep standard input open for WriteInput; else it is /dev/null.
 	Stdin bool `protobuf:"varint,8,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	// A repeated start with the same id gives the first process again.
-	RequestId     string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// What the process is, for those who list: "exec" (default), "ssh", "terminal".
+	Kind string `protobuf:"bytes,10,opt,name=kind,proto3" json:"kind,omitempty"`
+	// After the last viewer has been away for this long the process and its terminal are hung up (HUP). Absent: never.
+	Keep *durationpb.Duration `protobuf:"bytes,11,opt,name=keep,proto3" json:"keep,omitempty"`
+	// Modes of the terminal as SSH encodes them (RFC 4254, section 8).
+	TerminalModes []byte `protobuf:"bytes,12,opt,name=terminal_modes,json=terminalModes,proto3" json:"terminal_modes,omitempty"`
+	// Begin a login shell of the user's; args are then given to it with -c, or are empty.
+	Login bool `protobuf:"varint,13,opt,name=login,proto3" json:"login,omitempty"`
+	// Name of a listener (ForwardService) whose socket is put into SSH_AUTH_SOCK.
+	AuthSocket    string `protobuf:"bytes,14,opt,name=auth_socket,json=authSocket,proto3" json:"auth_socket,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -187,6 +198,41 @@ func (x *StartProcessRequest) GetRequestId() string {
 	return ""
 }
 
+func (x *StartProcessRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *StartProcessRequest) GetKeep() *durationpb.Duration {
+	if x != nil {
+		return x.Keep
+	}
+	return nil
+}
+
+func (x *StartProcessRequest) GetTerminalModes() []byte {
+	if x != nil {
+		return x.TerminalModes
+	}
+	return nil
+}
+
+func (x *StartProcessRequest) GetLogin() bool {
+	if x != nil {
+		return x.Login
+	}
+	return false
+}
+
+func (x *StartProcessRequest) GetAuthSocket() string {
+	if x != nil {
+		return x.AuthSocket
+	}
+	return ""
+}
+
 type TerminalSize struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rows          uint32                 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
@@ -259,7 +305,17 @@ type Process struct {
 	StdoutBytes int64 `protobuf:"varint,12,opt,name=stdout_bytes,json=stdoutBytes,proto3" json:"stdout_bytes,omitempty"`
 	StderrBytes int64 `protobuf:"varint,13,opt,name=stderr_bytes,json=stderrBytes,proto3" json:"stderr_bytes,omitempty"`
 	// Why the platform ended it, such as "memory", if it did.
-	EndedBy       string `protobuf:"bytes,14,opt,name=ended_by,json=endedBy,proto3" json:"ended_by,omitempty"`
+	EndedBy string `protobuf:"bytes,14,opt,name=ended_by,json=endedBy,proto3" json:"ended_by,omitempty"`
+	Kind    string `protobuf:"bytes,15,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The user of the platform who started it, as the gateway said.
+	StartedBy string `protobuf:"bytes,16,opt,name=started_by,json=startedBy,proto3" json:"started_by,omitempty"`
+	Viewers   int32  `protobuf:"varint,17,opt,name=viewers,proto3" json:"viewers,omitempty"`
+	// Since when nobody has been looking, if nobody is.
+	UnwatchedTime *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=unwatched_time,json=unwatchedTime,proto3" json:"unwatched_time,omitempty"`
+	// The command in the foreground of its terminal, if that is not the process itself.
+	Foreground string `protobuf:"bytes,19,opt,name=foreground,proto3" json:"foreground,omitempty"`
+	// Bytes of input that it was given.
+	StdinBytes    int64 `protobuf:"varint,20,opt,name=stdin_bytes,json=stdinBytes,proto3" json:"stdin_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -390,6 +446,48 @@ func (x *Process) GetEndedBy() string {
 		return x.EndedBy
 	}
 	return ""
+}
+
+func (x *Process) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Process) GetStartedBy() string {
+	if x != nil {
+		return x.StartedBy
+	}
+	return ""
+}
+
+func (x *Process) GetViewers() int32 {
+	if x != nil {
+		return x.Viewers
+	}
+	return 0
+}
+
+func (x *Process) GetUnwatchedTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UnwatchedTime
+	}
+	return nil
+}
+
+func (x *Process) GetForeground() string {
+	if x != nil {
+		return x.Foreground
+	}
+	return ""
+}
+
+func (x *Process) GetStdinBytes() int64 {
+	if x != nil {
+		return x.StdinBytes
+	}
+	return 0
 }
 
 type ProcessEvent struct {
@@ -1260,7 +1358,7 @@ var File_carrel_v1_processes_proto protoreflect.FileDescriptor
 
 const file_carrel_v1_processes_proto_rawDesc = "" +
 	"\n" +
-	"\x19carrel/v1/processes.proto\x12\tcarrel.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x02\n" +
+	"\x19carrel/v1/processes.proto\x12\tcarrel.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe7\x03\n" +
 	"\x13StartProcessRequest\x12\x10\n" +
 	"\x03box\x18\x01 \x01(\tR\x03box\x12\x10\n" +
 	"\x03org\x18\x02 \x01(\tR\x03org\x12\x12\n" +
@@ -1271,13 +1369,20 @@ const file_carrel_v1_processes_proto_rawDesc = "" +
 	"\x03pty\x18\a \x01(\v2\x17.carrel.v1.TerminalSizeR\x03pty\x12\x14\n" +
 	"\x05stdin\x18\b \x01(\bR\x05stdin\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\t \x01(\tR\trequestId\x1a6\n" +
+	"request_id\x18\t \x01(\tR\trequestId\x12\x12\n" +
+	"\x04kind\x18\n" +
+	" \x01(\tR\x04kind\x12-\n" +
+	"\x04keep\x18\v \x01(\v2\x19.google.protobuf.DurationR\x04keep\x12%\n" +
+	"\x0eterminal_modes\x18\f \x01(\fR\rterminalModes\x12\x14\n" +
+	"\x05login\x18\r \x01(\bR\x05login\x12\x1f\n" +
+	"\vauth_socket\x18\x0e \x01(\tR\n" +
+	"authSocket\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"6\n" +
 	"\fTerminalSize\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x12\n" +
-	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xa2\x03\n" +
+	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xf3\x04\n" +
 	"\aProcess\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x12\n" +
@@ -1295,7 +1400,17 @@ const file_carrel_v1_processes_proto_rawDesc = "" +
 	"\bend_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12!\n" +
 	"\fstdout_bytes\x18\f \x01(\x03R\vstdoutBytes\x12!\n" +
 	"\fstderr_bytes\x18\r \x01(\x03R\vstderrBytes\x12\x19\n" +
-	"\bended_by\x18\x0e \x01(\tR\aendedBy\"\xfd\x01\n" +
+	"\bended_by\x18\x0e \x01(\tR\aendedBy\x12\x12\n" +
+	"\x04kind\x18\x0f \x01(\tR\x04kind\x12\x1d\n" +
+	"\n" +
+	"started_by\x18\x10 \x01(\tR\tstartedBy\x12\x18\n" +
+	"\aviewers\x18\x11 \x01(\x05R\aviewers\x12A\n" +
+	"\x0eunwatched_time\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\runwatchedTime\x12\x1e\n" +
+	"\n" +
+	"foreground\x18\x13 \x01(\tR\n" +
+	"foreground\x12\x1f\n" +
+	"\vstdin_bytes\x18\x14 \x01(\x03R\n" +
+	"stdinBytes\"\xfd\x01\n" +
 	"\fProcessEvent\x12.\n" +
 	"\astarted\x18\x01 \x01(\v2\x12.carrel.v1.ProcessH\x00R\astarted\x12+\n" +
 	"\x06output\x18\x02 \x01(\v2\x11.carrel.v1.OutputH\x00R\x06output\x12\"\n" +
@@ -1402,43 +1517,46 @@ var file_carrel_v1_processes_proto_goTypes = []any{
 	(*ResizeProcessRequest)(nil),  // 16: carrel.v1.ResizeProcessRequest
 	(*ResizeProcessResponse)(nil), // 17: carrel.v1.ResizeProcessResponse
 	nil,                           // 18: carrel.v1.StartProcessRequest.EnvEntry
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
 }
 var file_carrel_v1_processes_proto_depIdxs = []int32{
 	18, // 0: carrel.v1.StartProcessRequest.env:type_name -> carrel.v1.StartProcessRequest.EnvEntry
 	2,  // 1: carrel.v1.StartProcessRequest.pty:type_name -> carrel.v1.TerminalSize
-	19, // 2: carrel.v1.Process.start_time:type_name -> google.protobuf.Timestamp
-	19, // 3: carrel.v1.Process.end_time:type_name -> google.protobuf.Timestamp
-	3,  // 4: carrel.v1.ProcessEvent.started:type_name -> carrel.v1.Process
-	5,  // 5: carrel.v1.ProcessEvent.output:type_name -> carrel.v1.Output
-	6,  // 6: carrel.v1.ProcessEvent.gap:type_name -> carrel.v1.Gap
-	3,  // 7: carrel.v1.ProcessEvent.exited:type_name -> carrel.v1.Process
-	7,  // 8: carrel.v1.ProcessEvent.keep_alive:type_name -> carrel.v1.KeepAlive
-	0,  // 9: carrel.v1.Output.stream:type_name -> carrel.v1.Stream
-	0,  // 10: carrel.v1.Gap.stream:type_name -> carrel.v1.Stream
-	3,  // 11: carrel.v1.ListProcessesResponse.processes:type_name -> carrel.v1.Process
-	2,  // 12: carrel.v1.ResizeProcessRequest.size:type_name -> carrel.v1.TerminalSize
-	1,  // 13: carrel.v1.ProcessService.StartProcess:input_type -> carrel.v1.StartProcessRequest
-	1,  // 14: carrel.v1.ProcessService.RunProcess:input_type -> carrel.v1.StartProcessRequest
-	8,  // 15: carrel.v1.ProcessService.AttachProcess:input_type -> carrel.v1.AttachProcessRequest
-	9,  // 16: carrel.v1.ProcessService.ListProcesses:input_type -> carrel.v1.ListProcessesRequest
-	11, // 17: carrel.v1.ProcessService.GetProcess:input_type -> carrel.v1.GetProcessRequest
-	12, // 18: carrel.v1.ProcessService.WriteInput:input_type -> carrel.v1.WriteInputRequest
-	14, // 19: carrel.v1.ProcessService.SignalProcess:input_type -> carrel.v1.SignalProcessRequest
-	16, // 20: carrel.v1.ProcessService.ResizeProcess:input_type -> carrel.v1.ResizeProcessRequest
-	3,  // 21: carrel.v1.ProcessService.StartProcess:output_type -> carrel.v1.Process
-	4,  // 22: carrel.v1.ProcessService.RunProcess:output_type -> carrel.v1.ProcessEvent
-	4,  // 23: carrel.v1.ProcessService.AttachProcess:output_type -> carrel.v1.ProcessEvent
-	10, // 24: carrel.v1.ProcessService.ListProcesses:output_type -> carrel.v1.ListProcessesResponse
-	3,  // 25: carrel.v1.ProcessService.GetProcess:output_type -> carrel.v1.Process
-	13, // 26: carrel.v1.ProcessService.WriteInput:output_type -> carrel.v1.WriteInputResponse
-	15, // 27: carrel.v1.ProcessService.SignalProcess:output_type -> carrel.v1.SignalProcessResponse
-	17, // 28: carrel.v1.ProcessService.ResizeProcess:output_type -> carrel.v1.ResizeProcessResponse
-	21, // [21:29] is the sub-list for method output_type
-	13, // [13:21] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	19, // 2: carrel.v1.StartProcessRequest.keep:type_name -> google.protobuf.Duration
+	20, // 3: carrel.v1.Process.start_time:type_name -> google.protobuf.Timestamp
+	20, // 4: carrel.v1.Process.end_time:type_name -> google.protobuf.Timestamp
+	20, // 5: carrel.v1.Process.unwatched_time:type_name -> google.protobuf.Timestamp
+	3,  // 6: carrel.v1.ProcessEvent.started:type_name -> carrel.v1.Process
+	5,  // 7: carrel.v1.ProcessEvent.output:type_name -> carrel.v1.Output
+	6,  // 8: carrel.v1.ProcessEvent.gap:type_name -> carrel.v1.Gap
+	3,  // 9: carrel.v1.ProcessEvent.exited:type_name -> carrel.v1.Process
+	7,  // 10: carrel.v1.ProcessEvent.keep_alive:type_name -> carrel.v1.KeepAlive
+	0,  // 11: carrel.v1.Output.stream:type_name -> carrel.v1.Stream
+	0,  // 12: carrel.v1.Gap.stream:type_name -> carrel.v1.Stream
+	3,  // 13: carrel.v1.ListProcessesResponse.processes:type_name -> carrel.v1.Process
+	2,  // 14: carrel.v1.ResizeProcessRequest.size:type_name -> carrel.v1.TerminalSize
+	1,  // 15: carrel.v1.ProcessService.StartProcess:input_type -> carrel.v1.StartProcessRequest
+	1,  // 16: carrel.v1.ProcessService.RunProcess:input_type -> carrel.v1.StartProcessRequest
+	8,  // 17: carrel.v1.ProcessService.AttachProcess:input_type -> carrel.v1.AttachProcessRequest
+	9,  // 18: carrel.v1.ProcessService.ListProcesses:input_type -> carrel.v1.ListProcessesRequest
+	11, // 19: carrel.v1.ProcessService.GetProcess:input_type -> carrel.v1.GetProcessRequest
+	12, // 20: carrel.v1.ProcessService.WriteInput:input_type -> carrel.v1.WriteInputRequest
+	14, // 21: carrel.v1.ProcessService.SignalProcess:input_type -> carrel.v1.SignalProcessRequest
+	16, // 22: carrel.v1.ProcessService.ResizeProcess:input_type -> carrel.v1.ResizeProcessRequest
+	3,  // 23: carrel.v1.ProcessService.StartProcess:output_type -> carrel.v1.Process
+	4,  // 24: carrel.v1.ProcessService.RunProcess:output_type -> carrel.v1.ProcessEvent
+	4,  // 25: carrel.v1.ProcessService.AttachProcess:output_type -> carrel.v1.ProcessEvent
+	10, // 26: carrel.v1.ProcessService.ListProcesses:output_type -> carrel.v1.ListProcessesResponse
+	3,  // 27: carrel.v1.ProcessService.GetProcess:output_type -> carrel.v1.Process
+	13, // 28: carrel.v1.ProcessService.WriteInput:output_type -> carrel.v1.WriteInputResponse
+	15, // 29: carrel.v1.ProcessService.SignalProcess:output_type -> carrel.v1.SignalProcessResponse
+	17, // 30: carrel.v1.ProcessService.ResizeProcess:output_type -> carrel.v1.ResizeProcessResponse
+	23, // [23:31] is the sub-list for method output_type
+	15, // [15:23] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_processes_proto_init() }

@@ -13,6 +13,7 @@ import (
 	v1 "carrel.dev/carrel/api/carrel/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -25,6 +26,422 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ListenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// HOST:PORT (port 0: any; an empty host or "*": all addresses, "localhost": loopback), or
+	Tcp string `protobuf:"bytes,1,opt,name=tcp,proto3" json:"tcp,omitempty"`
+	// an absolute path of a socket, owned by the box's user, or
+	Unix string `protobuf:"bytes,2,opt,name=unix,proto3" json:"unix,omitempty"`
+	// a new private socket for SSH agent forwarding.
+	AuthSocket    bool `protobuf:"varint,3,opt,name=auth_socket,json=authSocket,proto3" json:"auth_socket,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenRequest) Reset() {
+	*x = ListenRequest{}
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenRequest) ProtoMessage() {}
+
+func (x *ListenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenRequest.ProtoReflect.Descriptor instead.
+func (*ListenRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ListenRequest) GetTcp() string {
+	if x != nil {
+		return x.Tcp
+	}
+	return ""
+}
+
+func (x *ListenRequest) GetUnix() string {
+	if x != nil {
+		return x.Unix
+	}
+	return ""
+}
+
+func (x *ListenRequest) GetAuthSocket() bool {
+	if x != nil {
+		return x.AuthSocket
+	}
+	return false
+}
+
+type ListenEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*ListenEvent_Listening
+	//	*ListenEvent_Accepted
+	Event         isListenEvent_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenEvent) Reset() {
+	*x = ListenEvent{}
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenEvent) ProtoMessage() {}
+
+func (x *ListenEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenEvent.ProtoReflect.Descriptor instead.
+func (*ListenEvent) Descriptor() ([]byte, []int) {
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ListenEvent) GetEvent() isListenEvent_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *ListenEvent) GetListening() *Listening {
+	if x != nil {
+		if x, ok := x.Event.(*ListenEvent_Listening); ok {
+			return x.Listening
+		}
+	}
+	return nil
+}
+
+func (x *ListenEvent) GetAccepted() *Accepted {
+	if x != nil {
+		if x, ok := x.Event.(*ListenEvent_Accepted); ok {
+			return x.Accepted
+		}
+	}
+	return nil
+}
+
+type isListenEvent_Event interface {
+	isListenEvent_Event()
+}
+
+type ListenEvent_Listening struct {
+	Listening *Listening `protobuf:"bytes,1,opt,name=listening,proto3,oneof"`
+}
+
+type ListenEvent_Accepted struct {
+	Accepted *Accepted `protobuf:"bytes,2,opt,name=accepted,proto3,oneof"`
+}
+
+func (*ListenEvent_Listening) isListenEvent_Event() {}
+
+func (*ListenEvent_Accepted) isListenEvent_Event() {}
+
+type Listening struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For StartProcessRequest.auth_socket.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Port          uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Path          string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Listening) Reset() {
+	*x = Listening{}
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Listening) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Listening) ProtoMessage() {}
+
+func (x *Listening) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Listening.ProtoReflect.Descriptor instead.
+func (*Listening) Descriptor() ([]byte, []int) {
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Listening) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Listening) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Listening) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type Accepted struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Of whoever connected; empty and 0 for a Unix socket.
+	OriginHost    string `protobuf:"bytes,2,opt,name=origin_host,json=originHost,proto3" json:"origin_host,omitempty"`
+	OriginPort    uint32 `protobuf:"varint,3,opt,name=origin_port,json=originPort,proto3" json:"origin_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Accepted) Reset() {
+	*x = Accepted{}
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Accepted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Accepted) ProtoMessage() {}
+
+func (x *Accepted) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Accepted.ProtoReflect.Descriptor instead.
+func (*Accepted) Descriptor() ([]byte, []int) {
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Accepted) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Accepted) GetOriginHost() string {
+	if x != nil {
+		return x.OriginHost
+	}
+	return ""
+}
+
+func (x *Accepted) GetOriginPort() uint32 {
+	if x != nil {
+		return x.OriginPort
+	}
+	return 0
+}
+
+type ListListenersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListListenersRequest) Reset() {
+	*x = ListListenersRequest{}
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListListenersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListListenersRequest) ProtoMessage() {}
+
+func (x *ListListenersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListListenersRequest.ProtoReflect.Descriptor instead.
+func (*ListListenersRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+type ListListenersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Listeners     []*Listener            `protobuf:"bytes,1,rep,name=listeners,proto3" json:"listeners,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListListenersResponse) Reset() {
+	*x = ListListenersResponse{}
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListListenersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListListenersResponse) ProtoMessage() {}
+
+func (x *ListListenersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListListenersResponse.ProtoReflect.Descriptor instead.
+func (*ListListenersResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ListListenersResponse) GetListeners() []*Listener {
+	if x != nil {
+		return x.Listeners
+	}
+	return nil
+}
+
+type Listener struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Loopback, or all addresses.
+	Loopback      bool   `protobuf:"varint,2,opt,name=loopback,proto3" json:"loopback,omitempty"`
+	Process       string `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"`
+	Pid           int32  `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Listener) Reset() {
+	*x = Listener{}
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Listener) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Listener) ProtoMessage() {}
+
+func (x *Listener) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Listener.ProtoReflect.Descriptor instead.
+func (*Listener) Descriptor() ([]byte, []int) {
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Listener) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Listener) GetLoopback() bool {
+	if x != nil {
+		return x.Loopback
+	}
+	return false
+}
+
+func (x *Listener) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
+func (x *Listener) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
 type ReadyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -33,7 +450,7 @@ type ReadyRequest struct {
 
 func (x *ReadyRequest) Reset() {
 	*x = ReadyRequest{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[0]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -45,7 +462,7 @@ func (x *ReadyRequest) String() string {
 func (*ReadyRequest) ProtoMessage() {}
 
 func (x *ReadyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[0]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -58,7 +475,7 @@ func (x *ReadyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadyRequest.ProtoReflect.Descriptor instead.
 func (*ReadyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 type ReadyResponse struct {
@@ -73,7 +490,7 @@ type ReadyResponse struct {
 
 func (x *ReadyResponse) Reset() {
 	*x = ReadyResponse{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[1]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -85,7 +502,7 @@ func (x *ReadyResponse) String() string {
 func (*ReadyResponse) ProtoMessage() {}
 
 func (x *ReadyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[1]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -98,7 +515,7 @@ func (x *ReadyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadyResponse.ProtoReflect.Descriptor instead.
 func (*ReadyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{1}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReadyResponse) GetVersion() string {
@@ -131,7 +548,7 @@ type QuiesceRequest struct {
 
 func (x *QuiesceRequest) Reset() {
 	*x = QuiesceRequest{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -143,7 +560,7 @@ func (x *QuiesceRequest) String() string {
 func (*QuiesceRequest) ProtoMessage() {}
 
 func (x *QuiesceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -156,7 +573,7 @@ func (x *QuiesceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *QuiesceRequest) GetLeaseMillis() int64 {
@@ -174,7 +591,7 @@ type QuiesceResponse struct {
 
 func (x *QuiesceResponse) Reset() {
 	*x = QuiesceResponse{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -186,7 +603,7 @@ func (x *QuiesceResponse) String() string {
 func (*QuiesceResponse) ProtoMessage() {}
 
 func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -199,7 +616,7 @@ func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 type UnquiesceRequest struct {
@@ -210,7 +627,7 @@ type UnquiesceRequest struct {
 
 func (x *UnquiesceRequest) Reset() {
 	*x = UnquiesceRequest{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -222,7 +639,7 @@ func (x *UnquiesceRequest) String() string {
 func (*UnquiesceRequest) ProtoMessage() {}
 
 func (x *UnquiesceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -235,7 +652,7 @@ func (x *UnquiesceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnquiesceRequest.ProtoReflect.Descriptor instead.
 func (*UnquiesceRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 type UnquiesceResponse struct {
@@ -246,7 +663,7 @@ type UnquiesceResponse struct {
 
 func (x *UnquiesceResponse) Reset() {
 	*x = UnquiesceResponse{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -258,7 +675,7 @@ func (x *UnquiesceResponse) String() string {
 func (*UnquiesceResponse) ProtoMessage() {}
 
 func (x *UnquiesceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -271,7 +688,7 @@ func (x *UnquiesceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnquiesceResponse.ProtoReflect.Descriptor instead.
 func (*UnquiesceResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 type ShutdownRequest struct {
@@ -283,7 +700,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -295,7 +712,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -308,7 +725,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ShutdownRequest) GetGraceMillis() int64 {
@@ -326,7 +743,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +755,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,14 +768,201 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+type ActivityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivityRequest) Reset() {
+	*x = ActivityRequest{}
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivityRequest) ProtoMessage() {}
+
+func (x *ActivityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivityRequest.ProtoReflect.Descriptor instead.
+func (*ActivityRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+type ActivityResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Commands in the foreground: those started to be looked at (not detached) that still run, and on terminals what is not the shell itself.
+	Commands []*ForegroundCommand `protobuf:"bytes,1,rep,name=commands,proto3" json:"commands,omitempty"`
+	// When a command of that kind was last there.
+	CommandTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=command_time,json=commandTime,proto3" json:"command_time,omitempty"`
+	// Terminals and commands that somebody looks at now.
+	Viewers       int32 `protobuf:"varint,3,opt,name=viewers,proto3" json:"viewers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivityResponse) Reset() {
+	*x = ActivityResponse{}
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivityResponse) ProtoMessage() {}
+
+func (x *ActivityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivityResponse.ProtoReflect.Descriptor instead.
+func (*ActivityResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ActivityResponse) GetCommands() []*ForegroundCommand {
+	if x != nil {
+		return x.Commands
+	}
+	return nil
+}
+
+func (x *ActivityResponse) GetCommandTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CommandTime
+	}
+	return nil
+}
+
+func (x *ActivityResponse) GetViewers() int32 {
+	if x != nil {
+		return x.Viewers
+	}
+	return 0
+}
+
+type ForegroundCommand struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Process string                 `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
+	// At most 200 bytes of its command line.
+	Command       string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	StartTime     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForegroundCommand) Reset() {
+	*x = ForegroundCommand{}
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForegroundCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForegroundCommand) ProtoMessage() {}
+
+func (x *ForegroundCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForegroundCommand.ProtoReflect.Descriptor instead.
+func (*ForegroundCommand) Descriptor() ([]byte, []int) {
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ForegroundCommand) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
+func (x *ForegroundCommand) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *ForegroundCommand) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
 }
 
 var File_carrel_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_carrel_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x1bcarrel/agent/v1/agent.proto\x12\x0fcarrel.agent.v1\x1a\x19carrel/v1/processes.proto\"\x0e\n" +
+	"\x1bcarrel/agent/v1/agent.proto\x12\x0fcarrel.agent.v1\x1a\x15carrel/v1/files.proto\x1a\x19carrel/v1/processes.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"V\n" +
+	"\rListenRequest\x12\x10\n" +
+	"\x03tcp\x18\x01 \x01(\tR\x03tcp\x12\x12\n" +
+	"\x04unix\x18\x02 \x01(\tR\x04unix\x12\x1f\n" +
+	"\vauth_socket\x18\x03 \x01(\bR\n" +
+	"authSocket\"\x8b\x01\n" +
+	"\vListenEvent\x12:\n" +
+	"\tlistening\x18\x01 \x01(\v2\x1a.carrel.agent.v1.ListeningH\x00R\tlistening\x127\n" +
+	"\baccepted\x18\x02 \x01(\v2\x19.carrel.agent.v1.AcceptedH\x00R\bacceptedB\a\n" +
+	"\x05event\"G\n" +
+	"\tListening\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"\\\n" +
+	"\bAccepted\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
+	"\vorigin_host\x18\x02 \x01(\tR\n" +
+	"originHost\x12\x1f\n" +
+	"\vorigin_port\x18\x03 \x01(\rR\n" +
+	"originPort\"\x16\n" +
+	"\x14ListListenersRequest\"P\n" +
+	"\x15ListListenersResponse\x127\n" +
+	"\tlisteners\x18\x01 \x03(\v2\x19.carrel.agent.v1.ListenerR\tlisteners\"f\n" +
+	"\bListener\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x1a\n" +
+	"\bloopback\x18\x02 \x01(\bR\bloopback\x12\x18\n" +
+	"\aprocess\x18\x03 \x01(\tR\aprocess\x12\x10\n" +
+	"\x03pid\x18\x04 \x01(\x05R\x03pid\"\x0e\n" +
 	"\fReadyRequest\"\\\n" +
 	"\rReadyResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x15\n" +
@@ -371,7 +975,17 @@ const file_carrel_agent_v1_agent_proto_rawDesc = "" +
 	"\x11UnquiesceResponse\"4\n" +
 	"\x0fShutdownRequest\x12!\n" +
 	"\fgrace_millis\x18\x01 \x01(\x03R\vgraceMillis\"\x12\n" +
-	"\x10ShutdownResponse2\xce\x04\n" +
+	"\x10ShutdownResponse\"\x11\n" +
+	"\x0fActivityRequest\"\xab\x01\n" +
+	"\x10ActivityResponse\x12>\n" +
+	"\bcommands\x18\x01 \x03(\v2\".carrel.agent.v1.ForegroundCommandR\bcommands\x12=\n" +
+	"\fcommand_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vcommandTime\x12\x18\n" +
+	"\aviewers\x18\x03 \x01(\x05R\aviewers\"\x82\x01\n" +
+	"\x11ForegroundCommand\x12\x18\n" +
+	"\aprocess\x18\x01 \x01(\tR\aprocess\x12\x18\n" +
+	"\acommand\x18\x02 \x01(\tR\acommand\x129\n" +
+	"\n" +
+	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime2\xce\x04\n" +
 	"\x0eProcessService\x12=\n" +
 	"\x05Start\x12\x1e.carrel.v1.StartProcessRequest\x1a\x12.carrel.v1.Process\"\x00\x12B\n" +
 	"\x03Run\x12\x1e.carrel.v1.StartProcessRequest\x1a\x17.carrel.v1.ProcessEvent\"\x000\x01\x12F\n" +
@@ -381,12 +995,30 @@ const file_carrel_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"WriteInput\x12\x1c.carrel.v1.WriteInputRequest\x1a\x1d.carrel.v1.WriteInputResponse\"\x00\x12M\n" +
 	"\x06Signal\x12\x1f.carrel.v1.SignalProcessRequest\x1a .carrel.v1.SignalProcessResponse\"\x00\x12M\n" +
-	"\x06Resize\x12\x1f.carrel.v1.ResizeProcessRequest\x1a .carrel.v1.ResizeProcessResponse\"\x002\xd3\x02\n" +
+	"\x06Resize\x12\x1f.carrel.v1.ResizeProcessRequest\x1a .carrel.v1.ResizeProcessResponse\"\x002\xc8\x06\n" +
+	"\vFileService\x129\n" +
+	"\x04Stat\x12\x1a.carrel.v1.StatFileRequest\x1a\x13.carrel.v1.FileInfo\"\x00\x12C\n" +
+	"\x04List\x12\x1b.carrel.v1.ListFilesRequest\x1a\x1c.carrel.v1.ListFilesResponse\"\x00\x12<\n" +
+	"\x04Read\x12\x1a.carrel.v1.ReadFileRequest\x1a\x14.carrel.v1.FileChunk\"\x000\x01\x12=\n" +
+	"\x05Write\x12\x1b.carrel.v1.WriteFileRequest\x1a\x13.carrel.v1.FileInfo\"\x00(\x01\x12K\n" +
+	"\n" +
+	"StatUpload\x12\x1c.carrel.v1.StatUploadRequest\x1a\x1d.carrel.v1.StatUploadResponse\"\x00\x129\n" +
+	"\x04Move\x12\x1a.carrel.v1.MoveFileRequest\x1a\x13.carrel.v1.FileInfo\"\x00\x129\n" +
+	"\x04Copy\x12\x1a.carrel.v1.CopyFileRequest\x1a\x13.carrel.v1.FileInfo\"\x00\x12G\n" +
+	"\x06Remove\x12\x1c.carrel.v1.RemoveFileRequest\x1a\x1d.carrel.v1.RemoveFileResponse\"\x00\x12G\n" +
+	"\rMakeDirectory\x12\x1f.carrel.v1.MakeDirectoryRequest\x1a\x13.carrel.v1.FileInfo\"\x00\x12?\n" +
+	"\x05Watch\x12\x1c.carrel.v1.WatchFilesRequest\x1a\x14.carrel.v1.FileEvent\"\x000\x01\x12N\n" +
+	"\x0fDownloadArchive\x12!.carrel.v1.DownloadArchiveRequest\x1a\x14.carrel.v1.FileChunk\"\x000\x01\x12V\n" +
+	"\rUploadArchive\x12\x1f.carrel.v1.UploadArchiveRequest\x1a .carrel.v1.UploadArchiveResponse\"\x00(\x012\xbe\x01\n" +
+	"\x0eForwardService\x12J\n" +
+	"\x06Listen\x12\x1e.carrel.agent.v1.ListenRequest\x1a\x1c.carrel.agent.v1.ListenEvent\"\x000\x01\x12`\n" +
+	"\rListListeners\x12%.carrel.agent.v1.ListListenersRequest\x1a&.carrel.agent.v1.ListListenersResponse\"\x002\xa6\x03\n" +
 	"\x0eControlService\x12H\n" +
 	"\x05Ready\x12\x1d.carrel.agent.v1.ReadyRequest\x1a\x1e.carrel.agent.v1.ReadyResponse\"\x00\x12N\n" +
 	"\aQuiesce\x12\x1f.carrel.agent.v1.QuiesceRequest\x1a .carrel.agent.v1.QuiesceResponse\"\x00\x12T\n" +
 	"\tUnquiesce\x12!.carrel.agent.v1.UnquiesceRequest\x1a\".carrel.agent.v1.UnquiesceResponse\"\x00\x12Q\n" +
-	"\bShutdown\x12 .carrel.agent.v1.ShutdownRequest\x1a!.carrel.agent.v1.ShutdownResponse\"\x00B/Z-carrel.dev/carrel/api/carrel/agent/v1;agentv1b\x06proto3"
+	"\bShutdown\x12 .carrel.agent.v1.ShutdownRequest\x1a!.carrel.agent.v1.ShutdownResponse\"\x00\x12Q\n" +
+	"\bActivity\x12 .carrel.agent.v1.ActivityRequest\x1a!.carrel.agent.v1.ActivityResponse\"\x00B/Z-carrel.dev/carrel/api/carrel/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_carrel_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -400,60 +1032,126 @@ func file_carrel_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_carrel_agent_v1_agent_proto_rawDescData
 }
 
-var file_carrel_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_carrel_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_carrel_agent_v1_agent_proto_goTypes = []any{
-	(*ReadyRequest)(nil),             // 0: carrel.agent.v1.ReadyRequest
-	(*ReadyResponse)(nil),            // 1: carrel.agent.v1.ReadyResponse
-	(*QuiesceRequest)(nil),           // 2: carrel.agent.v1.QuiesceRequest
-	(*QuiesceResponse)(nil),          // 3: carrel.agent.v1.QuiesceResponse
-	(*UnquiesceRequest)(nil),         // 4: carrel.agent.v1.UnquiesceRequest
-	(*UnquiesceResponse)(nil),        // 5: carrel.agent.v1.UnquiesceResponse
-	(*ShutdownRequest)(nil),          // 6: carrel.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),         // 7: carrel.agent.v1.ShutdownResponse
-	(*v1.StartProcessRequest)(nil),   // 8: carrel.v1.StartProcessRequest
-	(*v1.AttachProcessRequest)(nil),  // 9: carrel.v1.AttachProcessRequest
-	(*v1.ListProcessesRequest)(nil),  // 10: carrel.v1.ListProcessesRequest
-	(*v1.GetProcessRequest)(nil),     // 11: carrel.v1.GetProcessRequest
-	(*v1.WriteInputRequest)(nil),     // 12: carrel.v1.WriteInputRequest
-	(*v1.SignalProcessRequest)(nil),  // 13: carrel.v1.SignalProcessRequest
-	(*v1.ResizeProcessRequest)(nil),  // 14: carrel.v1.ResizeProcessRequest
-	(*v1.Process)(nil),               // 15: carrel.v1.Process
-	(*v1.ProcessEvent)(nil),          // 16: carrel.v1.ProcessEvent
-	(*v1.ListProcessesResponse)(nil), // 17: carrel.v1.ListProcessesResponse
-	(*v1.WriteInputResponse)(nil),    // 18: carrel.v1.WriteInputResponse
-	(*v1.SignalProcessResponse)(nil), // 19: carrel.v1.SignalProcessResponse
-	(*v1.ResizeProcessResponse)(nil), // 20: carrel.v1.ResizeProcessResponse
+	(*ListenRequest)(nil),             // 0: carrel.agent.v1.ListenRequest
+	(*ListenEvent)(nil),               // 1: carrel.agent.v1.ListenEvent
+	(*Listening)(nil),                 // 2: carrel.agent.v1.Listening
+	(*Accepted)(nil),                  // 3: carrel.agent.v1.Accepted
+	(*ListListenersRequest)(nil),      // 4: carrel.agent.v1.ListListenersRequest
+	(*ListListenersResponse)(nil),     // 5: carrel.agent.v1.ListListenersResponse
+	(*Listener)(nil),                  // 6: carrel.agent.v1.Listener
+	(*ReadyRequest)(nil),              // 7: carrel.agent.v1.ReadyRequest
+	(*ReadyResponse)(nil),             // 8: carrel.agent.v1.ReadyResponse
+	(*QuiesceRequest)(nil),            // 9: carrel.agent.v1.QuiesceRequest
+	(*QuiesceResponse)(nil),           // 10: carrel.agent.v1.QuiesceResponse
+	(*UnquiesceRequest)(nil),          // 11: carrel.agent.v1.UnquiesceRequest
+	(*UnquiesceResponse)(nil),         // 12: carrel.agent.v1.UnquiesceResponse
+	(*ShutdownRequest)(nil),           // 13: carrel.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),          // 14: carrel.agent.v1.ShutdownResponse
+	(*ActivityRequest)(nil),           // 15: carrel.agent.v1.ActivityRequest
+	(*ActivityResponse)(nil),          // 16: carrel.agent.v1.ActivityResponse
+	(*ForegroundCommand)(nil),         // 17: carrel.agent.v1.ForegroundCommand
+	(*timestamppb.Timestamp)(nil),     // 18: google.protobuf.Timestamp
+	(*v1.StartProcessRequest)(nil),    // 19: carrel.v1.StartProcessRequest
+	(*v1.AttachProcessRequest)(nil),   // 20: carrel.v1.AttachProcessRequest
+	(*v1.ListProcessesRequest)(nil),   // 21: carrel.v1.ListProcessesRequest
+	(*v1.GetProcessRequest)(nil),      // 22: carrel.v1.GetProcessRequest
+	(*v1.WriteInputRequest)(nil),      // 23: carrel.v1.WriteInputRequest
+	(*v1.SignalProcessRequest)(nil),   // 24: carrel.v1.SignalProcessRequest
+	(*v1.ResizeProcessRequest)(nil),   // 25: carrel.v1.ResizeProcessRequest
+	(*v1.StatFileRequest)(nil),        // 26: carrel.v1.StatFileRequest
+	(*v1.ListFilesRequest)(nil),       // 27: carrel.v1.ListFilesRequest
+	(*v1.ReadFileRequest)(nil),        // 28: carrel.v1.ReadFileRequest
+	(*v1.WriteFileRequest)(nil),       // 29: carrel.v1.WriteFileRequest
+	(*v1.StatUploadRequest)(nil),      // 30: carrel.v1.StatUploadRequest
+	(*v1.MoveFileRequest)(nil),        // 31: carrel.v1.MoveFileRequest
+	(*v1.CopyFileRequest)(nil),        // 32: carrel.v1.CopyFileRequest
+	(*v1.RemoveFileRequest)(nil),      // 33: carrel.v1.RemoveFileRequest
+	(*v1.MakeDirectoryRequest)(nil),   // 34: carrel.v1.MakeDirectoryRequest
+	(*v1.WatchFilesRequest)(nil),      // 35: carrel.v1.WatchFilesRequest
+	(*v1.DownloadArchiveRequest)(nil), // 36: carrel.v1.DownloadArchiveRequest
+	(*v1.UploadArchiveRequest)(nil),   // 37: carrel.v1.UploadArchiveRequest
+	(*v1.Process)(nil),                // 38: carrel.v1.Process
+	(*v1.ProcessEvent)(nil),           // 39: carrel.v1.ProcessEvent
+	(*v1.ListProcessesResponse)(nil),  // 40: carrel.v1.ListProcessesResponse
+	(*v1.WriteInputResponse)(nil),     // 41: carrel.v1.WriteInputResponse
+	(*v1.SignalProcessResponse)(nil),  // 42: carrel.v1.SignalProcessResponse
+	(*v1.ResizeProcessResponse)(nil),  // 43: carrel.v1.ResizeProcessResponse
+	(*v1.FileInfo)(nil),               // 44: carrel.v1.FileInfo
+	(*v1.ListFilesResponse)(nil),      // 45: carrel.v1.ListFilesResponse
+	(*v1.FileChunk)(nil),              // 46: carrel.v1.FileChunk
+	(*v1.StatUploadResponse)(nil),     // 47: carrel.v1.StatUploadResponse
+	(*v1.RemoveFileResponse)(nil),     // 48: carrel.v1.RemoveFileResponse
+	(*v1.FileEvent)(nil),              // 49: carrel.v1.FileEvent
+	(*v1.UploadArchiveResponse)(nil),  // 50: carrel.v1.UploadArchiveResponse
 }
 var file_carrel_agent_v1_agent_proto_depIdxs = []int32{
-	8,  // 0: carrel.agent.v1.ProcessService.Start:input_type -> carrel.v1.StartProcessRequest
-	8,  // 1: carrel.agent.v1.ProcessService.Run:input_type -> carrel.v1.StartProcessRequest
-	9,  // 2: carrel.agent.v1.ProcessService.Attach:input_type -> carrel.v1.AttachProcessRequest
-	10, // 3: carrel.agent.v1.ProcessService.List:input_type -> carrel.v1.ListProcessesRequest
-	11, // 4: carrel.agent.v1.ProcessService.Get:input_type -> carrel.v1.GetProcessRequest
-	12, // 5: carrel.agent.v1.ProcessService.WriteInput:input_type -> carrel.v1.WriteInputRequest
-	13, // 6: carrel.agent.v1.ProcessService.Signal:input_type -> carrel.v1.SignalProcessRequest
-	14, // 7: carrel.agent.v1.ProcessService.Resize:input_type -> carrel.v1.ResizeProcessRequest
-	0,  // 8: carrel.agent.v1.ControlService.Ready:input_type -> carrel.agent.v1.ReadyRequest
-	2,  // 9: carrel.agent.v1.ControlService.Quiesce:input_type -> carrel.agent.v1.QuiesceRequest
-	4,  // 10: carrel.agent.v1.ControlService.Unquiesce:input_type -> carrel.agent.v1.UnquiesceRequest
-	6,  // 11: carrel.agent.v1.ControlService.Shutdown:input_type -> carrel.agent.v1.ShutdownRequest
-	15, // 12: carrel.agent.v1.ProcessService.Start:output_type -> carrel.v1.Process
-	16, // 13: carrel.agent.v1.ProcessService.Run:output_type -> carrel.v1.ProcessEvent
-	16, // 14: carrel.agent.v1.ProcessService.Attach:output_type -> carrel.v1.ProcessEvent
-	17, // 15: carrel.agent.v1.ProcessService.List:output_type -> carrel.v1.ListProcessesResponse
-	15, // 16: carrel.agent.v1.ProcessService.Get:output_type -> carrel.v1.Process
-	18, // 17: carrel.agent.v1.ProcessService.WriteInput:output_type -> carrel.v1.WriteInputResponse
-	19, // 18: carrel.agent.v1.ProcessService.Signal:output_type -> carrel.v1.SignalProcessResponse
-	20, // 19: carrel.agent.v1.ProcessService.Resize:output_type -> carrel.v1.ResizeProcessResponse
-	1,  // 20: carrel.agent.v1.ControlService.Ready:output_type -> carrel.agent.v1.ReadyResponse
-	3,  // 21: carrel.agent.v1.ControlService.Quiesce:output_type -> carrel.agent.v1.QuiesceResponse
-	5,  // 22: carrel.agent.v1.ControlService.Unquiesce:output_type -> carrel.agent.v1.UnquiesceResponse
-	7,  // 23: carrel.agent.v1.ControlService.Shutdown:output_type -> carrel.agent.v1.ShutdownResponse
-	12, // [12:24] is the sub-list for method output_type
-	0,  // [0:12] is the sub-list for method input_type
-	0,  // [0:0] is the sub-list for extension type_name
-	0,  // [0:0] is the sub-list for extension extendee
-	0,  // [0:0] is the sub-list for field type_name
+	2,  // 0: carrel.agent.v1.ListenEvent.listening:type_name -> carrel.agent.v1.Listening
+	3,  // 1: carrel.agent.v1.ListenEvent.accepted:type_name -> carrel.agent.v1.Accepted
+	6,  // 2: carrel.agent.v1.ListListenersResponse.listeners:type_name -> carrel.agent.v1.Listener
+	17, // 3: carrel.agent.v1.ActivityResponse.commands:type_name -> carrel.agent.v1.ForegroundCommand
+	18, // 4: carrel.agent.v1.ActivityResponse.command_time:type_name -> google.protobuf.Timestamp
+	18, // 5: carrel.agent.v1.ForegroundCommand.start_time:type_name -> google.protobuf.Timestamp
+	19, // 6: carrel.agent.v1.ProcessService.Start:input_type -> carrel.v1.StartProcessRequest
+	19, // 7: carrel.agent.v1.ProcessService.Run:input_type -> carrel.v1.StartProcessRequest
+	20, // 8: carrel.agent.v1.ProcessService.Attach:input_type -> carrel.v1.AttachProcessRequest
+	21, // 9: carrel.agent.v1.ProcessService.List:input_type -> carrel.v1.ListProcessesRequest
+	22, // 10: carrel.agent.v1.ProcessService.Get:input_type -> carrel.v1.GetProcessRequest
+	23, // 11: carrel.agent.v1.ProcessService.WriteInput:input_type -> carrel.v1.WriteInputRequest
+	24, // 12: carrel.agent.v1.ProcessService.Signal:input_type -> carrel.v1.SignalProcessRequest
+	25, // 13: carrel.agent.v1.ProcessService.Resize:input_type -> carrel.v1.ResizeProcessRequest
+	26, // 14: carrel.agent.v1.FileService.Stat:input_type -> carrel.v1.StatFileRequest
+	27, // 15: carrel.agent.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
+	28, // 16: carrel.agent.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
+	29, // 17: carrel.agent.v1.FileService.Write:input_type -> carrel.v1.WriteFileRequest
+	30, // 18: carrel.agent.v1.FileService.StatUpload:input_type -> carrel.v1.StatUploadRequest
+	31, // 19: carrel.agent.v1.FileService.Move:input_type -> carrel.v1.MoveFileRequest
+	32, // 20: carrel.agent.v1.FileService.Copy:input_type -> carrel.v1.CopyFileRequest
+	33, // 21: carrel.agent.v1.FileService.Remove:input_type -> carrel.v1.RemoveFileRequest
+	34, // 22: carrel.agent.v1.FileService.MakeDirectory:input_type -> carrel.v1.MakeDirectoryRequest
+	35, // 23: carrel.agent.v1.FileService.Watch:input_type -> carrel.v1.WatchFilesRequest
+	36, // 24: carrel.agent.v1.FileService.DownloadArchive:input_type -> carrel.v1.DownloadArchiveRequest
+	37, // 25: carrel.agent.v1.FileService.UploadArchive:input_type -> carrel.v1.UploadArchiveRequest
+	0,  // 26: carrel.agent.v1.ForwardService.Listen:input_type -> carrel.agent.v1.ListenRequest
+	4,  // 27: carrel.agent.v1.ForwardService.ListListeners:input_type -> carrel.agent.v1.ListListenersRequest
+	7,  // 28: carrel.agent.v1.ControlService.Ready:input_type -> carrel.agent.v1.ReadyRequest
+	9,  // 29: carrel.agent.v1.ControlService.Quiesce:input_type -> carrel.agent.v1.QuiesceRequest
+	11, // 30: carrel.agent.v1.ControlService.Unquiesce:input_type -> carrel.agent.v1.UnquiesceRequest
+	13, // 31: carrel.agent.v1.ControlService.Shutdown:input_type -> carrel.agent.v1.ShutdownRequest
+	15, // 32: carrel.agent.v1.ControlService.Activity:input_type -> carrel.agent.v1.ActivityRequest
+	38, // 33: carrel.agent.v1.ProcessService.Start:output_type -> carrel.v1.Process
+	39, // 34: carrel.agent.v1.ProcessService.Run:output_type -> carrel.v1.ProcessEvent
+	39, // 35: carrel.agent.v1.ProcessService.Attach:output_type -> carrel.v1.ProcessEvent
+	40, // 36: carrel.agent.v1.ProcessService.List:output_type -> carrel.v1.ListProcessesResponse
+	38, // 37: carrel.agent.v1.ProcessService.Get:output_type -> carrel.v1.Process
+	41, // 38: carrel.agent.v1.ProcessService.WriteInput:output_type -> carrel.v1.WriteInputResponse
+	42, // 39: carrel.agent.v1.ProcessService.Signal:output_type -> carrel.v1.SignalProcessResponse
+	43, // 40: carrel.agent.v1.ProcessService.Resize:output_type -> carrel.v1.ResizeProcessResponse
+	44, // 41: carrel.agent.v1.FileService.Stat:output_type -> carrel.v1.FileInfo
+	45, // 42: carrel.agent.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
+	46, // 43: carrel.agent.v1.FileService.Read:output_type -> carrel.v1.FileChunk
+	44, // 44: carrel.agent.v1.FileService.Write:output_type -> carrel.v1.FileInfo
+	47, // 45: carrel.agent.v1.FileService.StatUpload:output_type -> carrel.v1.StatUploadResponse
+	44, // 46: carrel.agent.v1.FileService.Move:output_type -> carrel.v1.FileInfo
+	44, // 47: carrel.agent.v1.FileService.Copy:output_type -> carrel.v1.FileInfo
+	48, // 48: carrel.agent.v1.FileService.Remove:output_type -> carrel.v1.RemoveFileResponse
+	44, // 49: carrel.agent.v1.FileService.MakeDirectory:output_type -> carrel.v1.FileInfo
+	49, // 50: carrel.agent.v1.FileService.Watch:output_type -> carrel.v1.FileEvent
+	46, // 51: carrel.agent.v1.FileService.DownloadArchive:output_type -> carrel.v1.FileChunk
+	50, // 52: carrel.agent.v1.FileService.UploadArchive:output_type -> carrel.v1.UploadArchiveResponse
+	1,  // 53: carrel.agent.v1.ForwardService.Listen:output_type -> carrel.agent.v1.ListenEvent
+	5,  // 54: carrel.agent.v1.ForwardService.ListListeners:output_type -> carrel.agent.v1.ListListenersResponse
+	8,  // 55: carrel.agent.v1.ControlService.Ready:output_type -> carrel.agent.v1.ReadyResponse
+	10, // 56: carrel.agent.v1.ControlService.Quiesce:output_type -> carrel.agent.v1.QuiesceResponse
+	12, // 57: carrel.agent.v1.ControlService.Unquiesce:output_type -> carrel.agent.v1.UnquiesceResponse
+	14, // 58: carrel.agent.v1.ControlService.Shutdown:output_type -> carrel.agent.v1.ShutdownResponse
+	16, // 59: carrel.agent.v1.ControlService.Activity:output_type -> carrel.agent.v1.ActivityResponse
+	33, // [33:60] is the sub-list for method output_type
+	6,  // [6:33] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_carrel_agent_v1_agent_proto_init() }
@@ -461,15 +1159,19 @@ func file_carrel_agent_v1_agent_proto_init() {
 	if File_carrel_agent_v1_agent_proto != nil {
 		return
 	}
+	file_carrel_agent_v1_agent_proto_msgTypes[1].OneofWrappers = []any{
+		(*ListenEvent_Listening)(nil),
+		(*ListenEvent_Accepted)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_agent_v1_agent_proto_rawDesc), len(file_carrel_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   18,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   4,
 		},
 		GoTypes:           file_carrel_agent_v1_agent_proto_goTypes,
 		DependencyIndexes: file_carrel_agent_v1_agent_proto_depIdxs,

@@ -312,8 +312,11 @@ type DesiredSet struct {
 	DropSnapshots []string `protobuf:"bytes,6,rep,name=drop_snapshots,json=dropSnapshots,proto3" json:"drop_snapshots,omitempty"`
 	Chores        []*Chore `protobuf:"bytes,7,rep,name=chores,proto3" json:"chores,omitempty"`
 	// SHA-256 over the deterministic encoding of this message without this field.
-	Checksum      []byte   `protobuf:"bytes,8,opt,name=checksum,proto3" json:"checksum,omitempty"`
-	TicketKeys    [][]byte `protobuf:"bytes,9,rep,name=ticket_keys,json=ticketKeys,proto3" json:"ticket_keys,omitempty"`
+	Checksum   []byte   `protobuf:"bytes,8,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	TicketKeys [][]byte `protobuf:"bytes,9,rep,name=ticket_keys,json=ticketKeys,proto3" json:"ticket_keys,omitempty"`
+	// Ids of nodes and gateways that were removed and whose certificates may not have ended yet: nobody
+	// speaks to them any more.
+	RevokedPeers  []string `protobuf:"bytes,10,rep,name=revoked_peers,json=revokedPeers,proto3" json:"revoked_peers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -411,6 +414,13 @@ func (x *DesiredSet) GetTicketKeys() [][]byte {
 	return nil
 }
 
+func (x *DesiredSet) GetRevokedPeers() []string {
+	if x != nil {
+		return x.RevokedPeers
+	}
+	return nil
+}
+
 type DesiredRun struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	RunId string                 `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
@@ -419,8 +429,11 @@ type DesiredRun struct {
 	Epoch int64                  `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Order Order                  `protobuf:"varint,5,opt,name=order,proto3,enum=carrel.link.v1.Order" json:"order,omitempty"`
 	// The generation of the box's intent that the order answers; echoed in reports.
-	Generation    int64    `protobuf:"varint,6,opt,name=generation,proto3" json:"generation,omitempty"`
-	Spec          *RunSpec `protobuf:"bytes,7,opt,name=spec,proto3" json:"spec,omitempty"`
+	Generation int64    `protobuf:"varint,6,opt,name=generation,proto3" json:"generation,omitempty"`
+	Spec       *RunSpec `protobuf:"bytes,7,opt,name=spec,proto3" json:"spec,omitempty"`
+	// For an order by policy: it is undone (reason "active") when there was activity after this time, looked at again just before
+	// the commit. Absent for orders of users.
+	IdleSince     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=idle_since,json=idleSince,proto3" json:"idle_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -500,6 +513,13 @@ func (x *DesiredRun) GetGeneration() int64 {
 func (x *DesiredRun) GetSpec() *RunSpec {
 	if x != nil {
 		return x.Spec
+	}
+	return nil
+}
+
+func (x *DesiredRun) GetIdleSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IdleSince
 	}
 	return nil
 }
@@ -662,10 +682,13 @@ type Chore struct {
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	// The YAML text of an image definition, for image_build.
-	Definition    string `protobuf:"bytes,4,opt,name=definition,proto3" json:"definition,omitempty"`
-	Reference     string `protobuf:"bytes,5,opt,name=reference,proto3" json:"reference,omitempty"`
-	Platform      string `protobuf:"bytes,6,opt,name=platform,proto3" json:"platform,omitempty"`
-	Insecure      bool   `protobuf:"varint,7,opt,name=insecure,proto3" json:"insecure,omitempty"`
+	Definition string `protobuf:"bytes,4,opt,name=definition,proto3" json:"definition,omitempty"`
+	Reference  string `protobuf:"bytes,5,opt,name=reference,proto3" json:"reference,omitempty"`
+	Platform   string `protobuf:"bytes,6,opt,name=platform,proto3" json:"platform,omitempty"`
+	Insecure   bool   `protobuf:"varint,7,opt,name=insecure,proto3" json:"insecure,omitempty"`
+	// An operator of the platform asked for it: paths on the node and addresses that are not public may be
+	// read. Otherwise the node refuses those.
+	Trusted       bool `protobuf:"varint,8,opt,name=trusted,proto3" json:"trusted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -745,6 +768,13 @@ func (x *Chore) GetPlatform() string {
 func (x *Chore) GetInsecure() bool {
 	if x != nil {
 		return x.Insecure
+	}
+	return false
+}
+
+func (x *Chore) GetTrusted() bool {
+	if x != nil {
+		return x.Trusted
 	}
 	return false
 }
@@ -1134,7 +1164,9 @@ type ReportRequest struct {
 	Chores           []*ChoreReport         `protobuf:"bytes,2,rep,name=chores,proto3" json:"chores,omitempty"`
 	DroppedSnapshots []string               `protobuf:"bytes,3,rep,name=dropped_snapshots,json=droppedSnapshots,proto3" json:"dropped_snapshots,omitempty"`
 	// Present in heartbeats (every 5 s) and when something in it changed.
-	Facts         *NodeFacts `protobuf:"bytes,4,opt,name=facts,proto3" json:"facts,omitempty"`
+	Facts *NodeFacts `protobuf:"bytes,4,opt,name=facts,proto3" json:"facts,omitempty"`
+	// What the node's runs are doing; sent with heartbeats, for those where something changed.
+	Activities    []*RunActivity `protobuf:"bytes,5,rep,name=activities,proto3" json:"activities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1197,6 +1229,142 @@ func (x *ReportRequest) GetFacts() *NodeFacts {
 	return nil
 }
 
+func (x *ReportRequest) GetActivities() []*RunActivity {
+	if x != nil {
+		return x.Activities
+	}
+	return nil
+}
+
+// RunActivity is what was last seen of a run's use. Kinds are those of carrel.v1.Signal.
+type RunActivity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RunId         string                 `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	Epoch         int64                  `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Signals       []*ActivitySignal      `protobuf:"bytes,3,rep,name=signals,proto3" json:"signals,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunActivity) Reset() {
+	*x = RunActivity{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunActivity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunActivity) ProtoMessage() {}
+
+func (x *RunActivity) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunActivity.ProtoReflect.Descriptor instead.
+func (*RunActivity) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RunActivity) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *RunActivity) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *RunActivity) GetSignals() []*ActivitySignal {
+	if x != nil {
+		return x.Signals
+	}
+	return nil
+}
+
+type ActivitySignal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Active        bool                   `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"`
+	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivitySignal) Reset() {
+	*x = ActivitySignal{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivitySignal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivitySignal) ProtoMessage() {}
+
+func (x *ActivitySignal) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivitySignal.ProtoReflect.Descriptor instead.
+func (*ActivitySignal) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ActivitySignal) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ActivitySignal) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *ActivitySignal) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *ActivitySignal) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type ReportResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1205,7 +1373,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[11]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1385,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[11]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1398,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{11}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{13}
 }
 
 type CommitSnapshotRequest struct {
@@ -1255,7 +1423,7 @@ type CommitSnapshotRequest struct {
 
 func (x *CommitSnapshotRequest) Reset() {
 	*x = CommitSnapshotRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[12]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1435,7 @@ func (x *CommitSnapshotRequest) String() string {
 func (*CommitSnapshotRequest) ProtoMessage() {}
 
 func (x *CommitSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[12]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1448,7 @@ func (x *CommitSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CommitSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{12}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CommitSnapshotRequest) GetSnapshotId() string {
@@ -1371,7 +1539,7 @@ type CommitSnapshotResponse struct {
 
 func (x *CommitSnapshotResponse) Reset() {
 	*x = CommitSnapshotResponse{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[13]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1551,7 @@ func (x *CommitSnapshotResponse) String() string {
 func (*CommitSnapshotResponse) ProtoMessage() {}
 
 func (x *CommitSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[13]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1564,7 @@ func (x *CommitSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*CommitSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{13}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CommitSnapshotResponse) GetAccepted() bool {
@@ -1422,7 +1590,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[14]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1602,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[14]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1615,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{14}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RenewRequest) GetCsrPem() string {
@@ -1455,6 +1623,476 @@ func (x *RenewRequest) GetCsrPem() string {
 		return x.CsrPem
 	}
 	return ""
+}
+
+type GetSecretsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSecretsRequest) Reset() {
+	*x = GetSecretsRequest{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSecretsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSecretsRequest) ProtoMessage() {}
+
+func (x *GetSecretsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSecretsRequest.ProtoReflect.Descriptor instead.
+func (*GetSecretsRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{17}
+}
+
+type GetSecretsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SSH host keys, OpenSSH private key format, the one in use first.
+	SshHostKeys [][]byte `protobuf:"bytes,1,rep,name=ssh_host_keys,json=sshHostKeys,proto3" json:"ssh_host_keys,omitempty"`
+	// 32 bytes each, the one in use first: seal the cookies and codes of browser sign-in.
+	CookieKeys    [][]byte `protobuf:"bytes,2,rep,name=cookie_keys,json=cookieKeys,proto3" json:"cookie_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSecretsResponse) Reset() {
+	*x = GetSecretsResponse{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSecretsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSecretsResponse) ProtoMessage() {}
+
+func (x *GetSecretsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSecretsResponse.ProtoReflect.Descriptor instead.
+func (*GetSecretsResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GetSecretsResponse) GetSshHostKeys() [][]byte {
+	if x != nil {
+		return x.SshHostKeys
+	}
+	return nil
+}
+
+func (x *GetSecretsResponse) GetCookieKeys() [][]byte {
+	if x != nil {
+		return x.CookieKeys
+	}
+	return nil
+}
+
+type WakeBoxRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	UserId string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	BoxId  string                 `protobuf:"bytes,2,opt,name=box_id,json=boxId,proto3" json:"box_id,omitempty"`
+	// ssh, port, terminal or exec.
+	Cause         string `protobuf:"bytes,3,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WakeBoxRequest) Reset() {
+	*x = WakeBoxRequest{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WakeBoxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WakeBoxRequest) ProtoMessage() {}
+
+func (x *WakeBoxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WakeBoxRequest.ProtoReflect.Descriptor instead.
+func (*WakeBoxRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *WakeBoxRequest) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *WakeBoxRequest) GetBoxId() string {
+	if x != nil {
+		return x.BoxId
+	}
+	return ""
+}
+
+func (x *WakeBoxRequest) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+type WakeBoxResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The box's state after the request.
+	State         string `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WakeBoxResponse) Reset() {
+	*x = WakeBoxResponse{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WakeBoxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WakeBoxResponse) ProtoMessage() {}
+
+func (x *WakeBoxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WakeBoxResponse.ProtoReflect.Descriptor instead.
+func (*WakeBoxResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *WakeBoxResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+type FindBoxRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	UserId string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// Id or name.
+	Box string `protobuf:"bytes,2,opt,name=box,proto3" json:"box,omitempty"`
+	// Id or name; empty: the one organisation of the user's that has the box.
+	Org           string `protobuf:"bytes,3,opt,name=org,proto3" json:"org,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindBoxRequest) Reset() {
+	*x = FindBoxRequest{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindBoxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindBoxRequest) ProtoMessage() {}
+
+func (x *FindBoxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindBoxRequest.ProtoReflect.Descriptor instead.
+func (*FindBoxRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *FindBoxRequest) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *FindBoxRequest) GetBox() string {
+	if x != nil {
+		return x.Box
+	}
+	return ""
+}
+
+func (x *FindBoxRequest) GetOrg() string {
+	if x != nil {
+		return x.Org
+	}
+	return ""
+}
+
+type FindBoxResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// gone: the box does not run.
+	Route         *Route `protobuf:"bytes,1,opt,name=route,proto3" json:"route,omitempty"`
+	State         string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindBoxResponse) Reset() {
+	*x = FindBoxResponse{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindBoxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindBoxResponse) ProtoMessage() {}
+
+func (x *FindBoxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindBoxResponse.ProtoReflect.Descriptor instead.
+func (*FindBoxResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *FindBoxResponse) GetRoute() *Route {
+	if x != nil {
+		return x.Route
+	}
+	return nil
+}
+
+func (x *FindBoxResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+type AuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*AuditEntry          `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditRequest) Reset() {
+	*x = AuditRequest{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditRequest) ProtoMessage() {}
+
+func (x *AuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
+func (*AuditRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AuditRequest) GetEntries() []*AuditEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+type AuditEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// Empty: not known.
+	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	BoxId  string `protobuf:"bytes,3,opt,name=box_id,json=boxId,proto3" json:"box_id,omitempty"`
+	// ssh_login, ssh_refused, port_refused, …
+	Action string `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`
+	// Such as the address of the client and the fingerprint of its key.
+	Detail        string `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditEntry) Reset() {
+	*x = AuditEntry{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditEntry) ProtoMessage() {}
+
+func (x *AuditEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
+func (*AuditEntry) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetBoxId() string {
+	if x != nil {
+		return x.BoxId
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+type AuditResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditResponse) Reset() {
+	*x = AuditResponse{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditResponse) ProtoMessage() {}
+
+func (x *AuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
+func (*AuditResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{25}
 }
 
 type WatchRoutesRequest struct {
@@ -1465,7 +2103,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[15]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +2115,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[15]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +2128,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{15}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{26}
 }
 
 type Route struct {
@@ -1501,14 +2139,22 @@ type Route struct {
 	NodeId       string                 `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	ProxyAddress string                 `protobuf:"bytes,5,opt,name=proxy_address,json=proxyAddress,proto3" json:"proxy_address,omitempty"`
 	// No run of the box is reachable any more.
-	Gone          bool `protobuf:"varint,6,opt,name=gone,proto3" json:"gone,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Gone    bool   `protobuf:"varint,6,opt,name=gone,proto3" json:"gone,omitempty"`
+	OrgId   string `protobuf:"bytes,7,opt,name=org_id,json=orgId,proto3" json:"org_id,omitempty"`
+	BoxName string `protobuf:"bytes,8,opt,name=box_name,json=boxName,proto3" json:"box_name,omitempty"`
+	// Ports that are not private.
+	Ports []*PortRule `protobuf:"bytes,9,rep,name=ports,proto3" json:"ports,omitempty"`
+	// A login or request may start the box.
+	Wake bool `protobuf:"varint,10,opt,name=wake,proto3" json:"wake,omitempty"`
+	// How long shells are kept, in seconds.
+	KeepShellSeconds int64 `protobuf:"varint,11,opt,name=keep_shell_seconds,json=keepShellSeconds,proto3" json:"keep_shell_seconds,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[16]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +2166,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[16]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +2179,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{16}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Route) GetBoxId() string {
@@ -1578,19 +2224,272 @@ func (x *Route) GetGone() bool {
 	return false
 }
 
+func (x *Route) GetOrgId() string {
+	if x != nil {
+		return x.OrgId
+	}
+	return ""
+}
+
+func (x *Route) GetBoxName() string {
+	if x != nil {
+		return x.BoxName
+	}
+	return ""
+}
+
+func (x *Route) GetPorts() []*PortRule {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *Route) GetWake() bool {
+	if x != nil {
+		return x.Wake
+	}
+	return false
+}
+
+func (x *Route) GetKeepShellSeconds() int64 {
+	if x != nil {
+		return x.KeepShellSeconds
+	}
+	return 0
+}
+
+type PortRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// org or public.
+	Visibility    string `protobuf:"bytes,2,opt,name=visibility,proto3" json:"visibility,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortRule) Reset() {
+	*x = PortRule{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortRule) ProtoMessage() {}
+
+func (x *PortRule) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortRule.ProtoReflect.Descriptor instead.
+func (*PortRule) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *PortRule) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *PortRule) GetVisibility() string {
+	if x != nil {
+		return x.Visibility
+	}
+	return ""
+}
+
+// Grant is what a user may do, signed by control for use while control is away. It replaces the user's grant of before.
+type Grant struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	UserId   string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	UserName string                 `protobuf:"bytes,2,opt,name=user_name,json=userName,proto3" json:"user_name,omitempty"`
+	// JWT for proxies (audience carrel-grant): user, organisations with the scope in each, end of use.
+	Jwt        string                 `protobuf:"bytes,3,opt,name=jwt,proto3" json:"jwt,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// In the form of authorized_keys.
+	SshKeys []string    `protobuf:"bytes,5,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
+	Orgs    []*OrgScope `protobuf:"bytes,6,rep,name=orgs,proto3" json:"orgs,omitempty"`
+	// The user is gone, or may reach nothing any more.
+	Gone          bool `protobuf:"varint,7,opt,name=gone,proto3" json:"gone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Grant) Reset() {
+	*x = Grant{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Grant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Grant) ProtoMessage() {}
+
+func (x *Grant) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Grant.ProtoReflect.Descriptor instead.
+func (*Grant) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Grant) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *Grant) GetUserName() string {
+	if x != nil {
+		return x.UserName
+	}
+	return ""
+}
+
+func (x *Grant) GetJwt() string {
+	if x != nil {
+		return x.Jwt
+	}
+	return ""
+}
+
+func (x *Grant) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *Grant) GetSshKeys() []string {
+	if x != nil {
+		return x.SshKeys
+	}
+	return nil
+}
+
+func (x *Grant) GetOrgs() []*OrgScope {
+	if x != nil {
+		return x.Orgs
+	}
+	return nil
+}
+
+func (x *Grant) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+type OrgScope struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	OrgId   string                 `protobuf:"bytes,1,opt,name=org_id,json=orgId,proto3" json:"org_id,omitempty"`
+	OrgName string                 `protobuf:"bytes,2,opt,name=org_name,json=orgName,proto3" json:"org_name,omitempty"`
+	// exec or view.
+	Scope         string `protobuf:"bytes,3,opt,name=scope,proto3" json:"scope,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrgScope) Reset() {
+	*x = OrgScope{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrgScope) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrgScope) ProtoMessage() {}
+
+func (x *OrgScope) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrgScope.ProtoReflect.Descriptor instead.
+func (*OrgScope) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *OrgScope) GetOrgId() string {
+	if x != nil {
+		return x.OrgId
+	}
+	return ""
+}
+
+func (x *OrgScope) GetOrgName() string {
+	if x != nil {
+		return x.OrgName
+	}
+	return ""
+}
+
+func (x *OrgScope) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
 type RoutesUpdate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The update replaces everything known before.
-	Full          bool     `protobuf:"varint,1,opt,name=full,proto3" json:"full,omitempty"`
-	Routes        []*Route `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
-	TicketKeys    [][]byte `protobuf:"bytes,3,rep,name=ticket_keys,json=ticketKeys,proto3" json:"ticket_keys,omitempty"`
+	Full       bool     `protobuf:"varint,1,opt,name=full,proto3" json:"full,omitempty"`
+	Routes     []*Route `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
+	TicketKeys [][]byte `protobuf:"bytes,3,rep,name=ticket_keys,json=ticketKeys,proto3" json:"ticket_keys,omitempty"`
+	// Every user with full, else those that changed.
+	Grants []*Grant `protobuf:"bytes,20,rep,name=grants,proto3" json:"grants,omitempty"`
+	// Ids of API tokens that were revoked or have ended in the last day: streams and tickets that came from them end now.
+	RevokedTokens []string `protobuf:"bytes,21,rep,name=revoked_tokens,json=revokedTokens,proto3" json:"revoked_tokens,omitempty"`
+	// In the form of authorized_keys: authorities that sign user certificates. Present with full and after a change.
+	SshUserCaKeys []string `protobuf:"bytes,22,rep,name=ssh_user_ca_keys,json=sshUserCaKeys,proto3" json:"ssh_user_ca_keys,omitempty"`
+	// As in DesiredSet, in every update.
+	RevokedPeers  []string `protobuf:"bytes,4,rep,name=revoked_peers,json=revokedPeers,proto3" json:"revoked_peers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RoutesUpdate) Reset() {
 	*x = RoutesUpdate{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[17]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +2501,7 @@ func (x *RoutesUpdate) String() string {
 func (*RoutesUpdate) ProtoMessage() {}
 
 func (x *RoutesUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[17]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +2514,7 @@ func (x *RoutesUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutesUpdate.ProtoReflect.Descriptor instead.
 func (*RoutesUpdate) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{17}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RoutesUpdate) GetFull() bool {
@@ -1639,6 +2538,34 @@ func (x *RoutesUpdate) GetTicketKeys() [][]byte {
 	return nil
 }
 
+func (x *RoutesUpdate) GetGrants() []*Grant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+func (x *RoutesUpdate) GetRevokedTokens() []string {
+	if x != nil {
+		return x.RevokedTokens
+	}
+	return nil
+}
+
+func (x *RoutesUpdate) GetSshUserCaKeys() []string {
+	if x != nil {
+		return x.SshUserCaKeys
+	}
+	return nil
+}
+
+func (x *RoutesUpdate) GetRevokedPeers() []string {
+	if x != nil {
+		return x.RevokedPeers
+	}
+	return nil
+}
+
 type ExchangeTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Token string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -1652,7 +2579,7 @@ type ExchangeTokenRequest struct {
 
 func (x *ExchangeTokenRequest) Reset() {
 	*x = ExchangeTokenRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[18]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +2591,7 @@ func (x *ExchangeTokenRequest) String() string {
 func (*ExchangeTokenRequest) ProtoMessage() {}
 
 func (x *ExchangeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[18]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +2604,7 @@ func (x *ExchangeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeTokenRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{18}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExchangeTokenRequest) GetToken() string {
@@ -1720,7 +2647,7 @@ type ExchangeTokenResponse struct {
 
 func (x *ExchangeTokenResponse) Reset() {
 	*x = ExchangeTokenResponse{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[19]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +2659,7 @@ func (x *ExchangeTokenResponse) String() string {
 func (*ExchangeTokenResponse) ProtoMessage() {}
 
 func (x *ExchangeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[19]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +2672,7 @@ func (x *ExchangeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeTokenResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{19}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExchangeTokenResponse) GetTicket() string {
@@ -1798,7 +2725,7 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"ticketKeys\"S\n" +
 	"\x13WatchDesiredRequest\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12 \n" +
-	"\vincarnation\x18\x02 \x01(\x03R\vincarnation\"\xc5\x02\n" +
+	"\vincarnation\x18\x02 \x01(\x03R\vincarnation\"\xea\x02\n" +
 	"\n" +
 	"DesiredSet\x12\x1d\n" +
 	"\n" +
@@ -1811,7 +2738,9 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\x06chores\x18\a \x03(\v2\x15.carrel.link.v1.ChoreR\x06chores\x12\x1a\n" +
 	"\bchecksum\x18\b \x01(\fR\bchecksum\x12\x1f\n" +
 	"\vticket_keys\x18\t \x03(\fR\n" +
-	"ticketKeys\"\xe1\x01\n" +
+	"ticketKeys\x12#\n" +
+	"\rrevoked_peers\x18\n" +
+	" \x03(\tR\frevokedPeers\"\x9c\x02\n" +
 	"\n" +
 	"DesiredRun\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x15\n" +
@@ -1822,7 +2751,9 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x06 \x01(\x03R\n" +
 	"generation\x12+\n" +
-	"\x04spec\x18\a \x01(\v2\x17.carrel.link.v1.RunSpecR\x04spec\"\xfb\x03\n" +
+	"\x04spec\x18\a \x01(\v2\x17.carrel.link.v1.RunSpecR\x04spec\x129\n" +
+	"\n" +
+	"idle_since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tidleSince\"\xfb\x03\n" +
 	"\aRunSpec\x12\x19\n" +
 	"\bbox_name\x18\x01 \x01(\tR\aboxName\x12!\n" +
 	"\fimage_digest\x18\x02 \x01(\tR\vimageDigest\x12\x1d\n" +
@@ -1846,7 +2777,7 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"withMemory\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb5\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcf\x01\n" +
 	"\x05Chore\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -1856,7 +2787,8 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"definition\x12\x1c\n" +
 	"\treference\x18\x05 \x01(\tR\treference\x12\x1a\n" +
 	"\bplatform\x18\x06 \x01(\tR\bplatform\x12\x1a\n" +
-	"\binsecure\x18\a \x01(\bR\binsecure\"\x89\x03\n" +
+	"\binsecure\x18\a \x01(\bR\binsecure\x12\x18\n" +
+	"\atrusted\x18\b \x01(\bR\atrusted\"\x89\x03\n" +
 	"\tRunReport\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12\x1a\n" +
@@ -1900,12 +2832,24 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	" \x03(\tR\fimageDigests\x12!\n" +
 	"\fsnapshot_ids\x18\v \x03(\tR\vsnapshotIds\x12)\n" +
 	"\x10quarantined_runs\x18\f \x03(\tR\x0fquarantinedRuns\x12#\n" +
-	"\rproxy_address\x18\r \x01(\tR\fproxyAddress\"\xd1\x01\n" +
+	"\rproxy_address\x18\r \x01(\tR\fproxyAddress\"\x8e\x02\n" +
 	"\rReportRequest\x12-\n" +
 	"\x04runs\x18\x01 \x03(\v2\x19.carrel.link.v1.RunReportR\x04runs\x123\n" +
 	"\x06chores\x18\x02 \x03(\v2\x1b.carrel.link.v1.ChoreReportR\x06chores\x12+\n" +
 	"\x11dropped_snapshots\x18\x03 \x03(\tR\x10droppedSnapshots\x12/\n" +
-	"\x05facts\x18\x04 \x01(\v2\x19.carrel.link.v1.NodeFactsR\x05facts\"\x10\n" +
+	"\x05facts\x18\x04 \x01(\v2\x19.carrel.link.v1.NodeFactsR\x05facts\x12;\n" +
+	"\n" +
+	"activities\x18\x05 \x03(\v2\x1b.carrel.link.v1.RunActivityR\n" +
+	"activities\"t\n" +
+	"\vRunActivity\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x128\n" +
+	"\asignals\x18\x03 \x03(\v2\x1e.carrel.link.v1.ActivitySignalR\asignals\"\x84\x01\n" +
+	"\x0eActivitySignal\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
+	"\x06active\x18\x03 \x01(\bR\x06active\x12\x16\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\"\x10\n" +
 	"\x0eReportResponse\"\xed\x02\n" +
 	"\x15CommitSnapshotRequest\x12\x1f\n" +
 	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
@@ -1928,20 +2872,76 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"'\n" +
 	"\fRenewRequest\x12\x17\n" +
-	"\acsr_pem\x18\x01 \x01(\tR\x06csrPem\"\x14\n" +
-	"\x12WatchRoutesRequest\"\x9d\x01\n" +
+	"\acsr_pem\x18\x01 \x01(\tR\x06csrPem\"\x13\n" +
+	"\x11GetSecretsRequest\"Y\n" +
+	"\x12GetSecretsResponse\x12\"\n" +
+	"\rssh_host_keys\x18\x01 \x03(\fR\vsshHostKeys\x12\x1f\n" +
+	"\vcookie_keys\x18\x02 \x03(\fR\n" +
+	"cookieKeys\"V\n" +
+	"\x0eWakeBoxRequest\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x15\n" +
+	"\x06box_id\x18\x02 \x01(\tR\x05boxId\x12\x14\n" +
+	"\x05cause\x18\x03 \x01(\tR\x05cause\"'\n" +
+	"\x0fWakeBoxResponse\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\"M\n" +
+	"\x0eFindBoxRequest\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x10\n" +
+	"\x03box\x18\x02 \x01(\tR\x03box\x12\x10\n" +
+	"\x03org\x18\x03 \x01(\tR\x03org\"T\n" +
+	"\x0fFindBoxResponse\x12+\n" +
+	"\x05route\x18\x01 \x01(\v2\x15.carrel.link.v1.RouteR\x05route\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\"D\n" +
+	"\fAuditRequest\x124\n" +
+	"\aentries\x18\x01 \x03(\v2\x1a.carrel.link.v1.AuditEntryR\aentries\"\x9c\x01\n" +
+	"\n" +
+	"AuditEntry\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x17\n" +
+	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x15\n" +
+	"\x06box_id\x18\x03 \x01(\tR\x05boxId\x12\x16\n" +
+	"\x06action\x18\x04 \x01(\tR\x06action\x12\x16\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\"\x0f\n" +
+	"\rAuditResponse\"\x14\n" +
+	"\x12WatchRoutesRequest\"\xc1\x02\n" +
 	"\x05Route\x12\x15\n" +
 	"\x06box_id\x18\x01 \x01(\tR\x05boxId\x12\x15\n" +
 	"\x06run_id\x18\x02 \x01(\tR\x05runId\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x03R\x05epoch\x12\x17\n" +
 	"\anode_id\x18\x04 \x01(\tR\x06nodeId\x12#\n" +
 	"\rproxy_address\x18\x05 \x01(\tR\fproxyAddress\x12\x12\n" +
-	"\x04gone\x18\x06 \x01(\bR\x04gone\"r\n" +
+	"\x04gone\x18\x06 \x01(\bR\x04gone\x12\x15\n" +
+	"\x06org_id\x18\a \x01(\tR\x05orgId\x12\x19\n" +
+	"\bbox_name\x18\b \x01(\tR\aboxName\x12.\n" +
+	"\x05ports\x18\t \x03(\v2\x18.carrel.link.v1.PortRuleR\x05ports\x12\x12\n" +
+	"\x04wake\x18\n" +
+	" \x01(\bR\x04wake\x12,\n" +
+	"\x12keep_shell_seconds\x18\v \x01(\x03R\x10keepShellSeconds\">\n" +
+	"\bPortRule\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\x05R\x04port\x12\x1e\n" +
+	"\n" +
+	"visibility\x18\x02 \x01(\tR\n" +
+	"visibility\"\xe9\x01\n" +
+	"\x05Grant\x12\x17\n" +
+	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n" +
+	"\tuser_name\x18\x02 \x01(\tR\buserName\x12\x10\n" +
+	"\x03jwt\x18\x03 \x01(\tR\x03jwt\x12;\n" +
+	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12\x19\n" +
+	"\bssh_keys\x18\x05 \x03(\tR\asshKeys\x12,\n" +
+	"\x04orgs\x18\x06 \x03(\v2\x18.carrel.link.v1.OrgScopeR\x04orgs\x12\x12\n" +
+	"\x04gone\x18\a \x01(\bR\x04gone\"R\n" +
+	"\bOrgScope\x12\x15\n" +
+	"\x06org_id\x18\x01 \x01(\tR\x05orgId\x12\x19\n" +
+	"\borg_name\x18\x02 \x01(\tR\aorgName\x12\x14\n" +
+	"\x05scope\x18\x03 \x01(\tR\x05scope\"\x96\x02\n" +
 	"\fRoutesUpdate\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12-\n" +
 	"\x06routes\x18\x02 \x03(\v2\x15.carrel.link.v1.RouteR\x06routes\x12\x1f\n" +
 	"\vticket_keys\x18\x03 \x03(\fR\n" +
-	"ticketKeys\"f\n" +
+	"ticketKeys\x12-\n" +
+	"\x06grants\x18\x14 \x03(\v2\x15.carrel.link.v1.GrantR\x06grants\x12%\n" +
+	"\x0erevoked_tokens\x18\x15 \x03(\tR\rrevokedTokens\x12'\n" +
+	"\x10ssh_user_ca_keys\x18\x16 \x03(\tR\rsshUserCaKeys\x12#\n" +
+	"\rrevoked_peers\x18\x04 \x03(\tR\frevokedPeers\"f\n" +
 	"\x14ExchangeTokenRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
 	"\x03box\x18\x02 \x01(\tR\x03box\x12\x10\n" +
@@ -1966,11 +2966,16 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\fWatchDesired\x12#.carrel.link.v1.WatchDesiredRequest\x1a\x1a.carrel.link.v1.DesiredSet\"\x000\x01\x12I\n" +
 	"\x06Report\x12\x1d.carrel.link.v1.ReportRequest\x1a\x1e.carrel.link.v1.ReportResponse\"\x00\x12a\n" +
 	"\x0eCommitSnapshot\x12%.carrel.link.v1.CommitSnapshotRequest\x1a&.carrel.link.v1.CommitSnapshotResponse\"\x00\x12E\n" +
-	"\x05Renew\x12\x1c.carrel.link.v1.RenewRequest\x1a\x1c.carrel.link.v1.JoinResponse\"\x002\x89\x02\n" +
+	"\x05Renew\x12\x1c.carrel.link.v1.RenewRequest\x1a\x1c.carrel.link.v1.JoinResponse\"\x002\xc4\x04\n" +
 	"\vGatewayLink\x12S\n" +
 	"\vWatchRoutes\x12\".carrel.link.v1.WatchRoutesRequest\x1a\x1c.carrel.link.v1.RoutesUpdate\"\x000\x01\x12^\n" +
 	"\rExchangeToken\x12$.carrel.link.v1.ExchangeTokenRequest\x1a%.carrel.link.v1.ExchangeTokenResponse\"\x00\x12E\n" +
-	"\x05Renew\x12\x1c.carrel.link.v1.RenewRequest\x1a\x1c.carrel.link.v1.JoinResponse\"\x00B-Z+carrel.dev/carrel/api/carrel/link/v1;linkv1b\x06proto3"
+	"\x05Renew\x12\x1c.carrel.link.v1.RenewRequest\x1a\x1c.carrel.link.v1.JoinResponse\"\x00\x12U\n" +
+	"\n" +
+	"GetSecrets\x12!.carrel.link.v1.GetSecretsRequest\x1a\".carrel.link.v1.GetSecretsResponse\"\x00\x12L\n" +
+	"\aWakeBox\x12\x1e.carrel.link.v1.WakeBoxRequest\x1a\x1f.carrel.link.v1.WakeBoxResponse\"\x00\x12L\n" +
+	"\aFindBox\x12\x1e.carrel.link.v1.FindBoxRequest\x1a\x1f.carrel.link.v1.FindBoxResponse\"\x00\x12F\n" +
+	"\x05Audit\x12\x1c.carrel.link.v1.AuditRequest\x1a\x1d.carrel.link.v1.AuditResponse\"\x00B-Z+carrel.dev/carrel/api/carrel/link/v1;linkv1b\x06proto3"
 
 var (
 	file_carrel_link_v1_link_proto_rawDescOnce sync.Once
@@ -1985,7 +2990,7 @@ func file_carrel_link_v1_link_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_link_v1_link_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_carrel_link_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_carrel_link_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_carrel_link_v1_link_proto_goTypes = []any{
 	(Order)(0),                     // 0: carrel.link.v1.Order
 	(*JoinRequest)(nil),            // 1: carrel.link.v1.JoinRequest
@@ -1999,53 +3004,86 @@ var file_carrel_link_v1_link_proto_goTypes = []any{
 	(*ChoreReport)(nil),            // 9: carrel.link.v1.ChoreReport
 	(*NodeFacts)(nil),              // 10: carrel.link.v1.NodeFacts
 	(*ReportRequest)(nil),          // 11: carrel.link.v1.ReportRequest
-	(*ReportResponse)(nil),         // 12: carrel.link.v1.ReportResponse
-	(*CommitSnapshotRequest)(nil),  // 13: carrel.link.v1.CommitSnapshotRequest
-	(*CommitSnapshotResponse)(nil), // 14: carrel.link.v1.CommitSnapshotResponse
-	(*RenewRequest)(nil),           // 15: carrel.link.v1.RenewRequest
-	(*WatchRoutesRequest)(nil),     // 16: carrel.link.v1.WatchRoutesRequest
-	(*Route)(nil),                  // 17: carrel.link.v1.Route
-	(*RoutesUpdate)(nil),           // 18: carrel.link.v1.RoutesUpdate
-	(*ExchangeTokenRequest)(nil),   // 19: carrel.link.v1.ExchangeTokenRequest
-	(*ExchangeTokenResponse)(nil),  // 20: carrel.link.v1.ExchangeTokenResponse
-	nil,                            // 21: carrel.link.v1.RunSpec.EnvEntry
-	(*timestamppb.Timestamp)(nil),  // 22: google.protobuf.Timestamp
+	(*RunActivity)(nil),            // 12: carrel.link.v1.RunActivity
+	(*ActivitySignal)(nil),         // 13: carrel.link.v1.ActivitySignal
+	(*ReportResponse)(nil),         // 14: carrel.link.v1.ReportResponse
+	(*CommitSnapshotRequest)(nil),  // 15: carrel.link.v1.CommitSnapshotRequest
+	(*CommitSnapshotResponse)(nil), // 16: carrel.link.v1.CommitSnapshotResponse
+	(*RenewRequest)(nil),           // 17: carrel.link.v1.RenewRequest
+	(*GetSecretsRequest)(nil),      // 18: carrel.link.v1.GetSecretsRequest
+	(*GetSecretsResponse)(nil),     // 19: carrel.link.v1.GetSecretsResponse
+	(*WakeBoxRequest)(nil),         // 20: carrel.link.v1.WakeBoxRequest
+	(*WakeBoxResponse)(nil),        // 21: carrel.link.v1.WakeBoxResponse
+	(*FindBoxRequest)(nil),         // 22: carrel.link.v1.FindBoxRequest
+	(*FindBoxResponse)(nil),        // 23: carrel.link.v1.FindBoxResponse
+	(*AuditRequest)(nil),           // 24: carrel.link.v1.AuditRequest
+	(*AuditEntry)(nil),             // 25: carrel.link.v1.AuditEntry
+	(*AuditResponse)(nil),          // 26: carrel.link.v1.AuditResponse
+	(*WatchRoutesRequest)(nil),     // 27: carrel.link.v1.WatchRoutesRequest
+	(*Route)(nil),                  // 28: carrel.link.v1.Route
+	(*PortRule)(nil),               // 29: carrel.link.v1.PortRule
+	(*Grant)(nil),                  // 30: carrel.link.v1.Grant
+	(*OrgScope)(nil),               // 31: carrel.link.v1.OrgScope
+	(*RoutesUpdate)(nil),           // 32: carrel.link.v1.RoutesUpdate
+	(*ExchangeTokenRequest)(nil),   // 33: carrel.link.v1.ExchangeTokenRequest
+	(*ExchangeTokenResponse)(nil),  // 34: carrel.link.v1.ExchangeTokenResponse
+	nil,                            // 35: carrel.link.v1.RunSpec.EnvEntry
+	(*timestamppb.Timestamp)(nil),  // 36: google.protobuf.Timestamp
 }
 var file_carrel_link_v1_link_proto_depIdxs = []int32{
 	5,  // 0: carrel.link.v1.DesiredSet.runs:type_name -> carrel.link.v1.DesiredRun
 	7,  // 1: carrel.link.v1.DesiredSet.chores:type_name -> carrel.link.v1.Chore
 	0,  // 2: carrel.link.v1.DesiredRun.order:type_name -> carrel.link.v1.Order
 	6,  // 3: carrel.link.v1.DesiredRun.spec:type_name -> carrel.link.v1.RunSpec
-	21, // 4: carrel.link.v1.RunSpec.env:type_name -> carrel.link.v1.RunSpec.EnvEntry
-	22, // 5: carrel.link.v1.RunReport.time:type_name -> google.protobuf.Timestamp
-	8,  // 6: carrel.link.v1.ReportRequest.runs:type_name -> carrel.link.v1.RunReport
-	9,  // 7: carrel.link.v1.ReportRequest.chores:type_name -> carrel.link.v1.ChoreReport
-	10, // 8: carrel.link.v1.ReportRequest.facts:type_name -> carrel.link.v1.NodeFacts
-	22, // 9: carrel.link.v1.CommitSnapshotRequest.time:type_name -> google.protobuf.Timestamp
-	17, // 10: carrel.link.v1.RoutesUpdate.routes:type_name -> carrel.link.v1.Route
-	22, // 11: carrel.link.v1.ExchangeTokenResponse.expire_time:type_name -> google.protobuf.Timestamp
-	17, // 12: carrel.link.v1.ExchangeTokenResponse.route:type_name -> carrel.link.v1.Route
-	1,  // 13: carrel.link.v1.JoinService.Join:input_type -> carrel.link.v1.JoinRequest
-	3,  // 14: carrel.link.v1.NodeLink.WatchDesired:input_type -> carrel.link.v1.WatchDesiredRequest
-	11, // 15: carrel.link.v1.NodeLink.Report:input_type -> carrel.link.v1.ReportRequest
-	13, // 16: carrel.link.v1.NodeLink.CommitSnapshot:input_type -> carrel.link.v1.CommitSnapshotRequest
-	15, // 17: carrel.link.v1.NodeLink.Renew:input_type -> carrel.link.v1.RenewRequest
-	16, // 18: carrel.link.v1.GatewayLink.WatchRoutes:input_type -> carrel.link.v1.WatchRoutesRequest
-	19, // 19: carrel.link.v1.GatewayLink.ExchangeToken:input_type -> carrel.link.v1.ExchangeTokenRequest
-	15, // 20: carrel.link.v1.GatewayLink.Renew:input_type -> carrel.link.v1.RenewRequest
-	2,  // 21: carrel.link.v1.JoinService.Join:output_type -> carrel.link.v1.JoinResponse
-	4,  // 22: carrel.link.v1.NodeLink.WatchDesired:output_type -> carrel.link.v1.DesiredSet
-	12, // 23: carrel.link.v1.NodeLink.Report:output_type -> carrel.link.v1.ReportResponse
-	14, // 24: carrel.link.v1.NodeLink.CommitSnapshot:output_type -> carrel.link.v1.CommitSnapshotResponse
-	2,  // 25: carrel.link.v1.NodeLink.Renew:output_type -> carrel.link.v1.JoinResponse
-	18, // 26: carrel.link.v1.GatewayLink.WatchRoutes:output_type -> carrel.link.v1.RoutesUpdate
-	20, // 27: carrel.link.v1.GatewayLink.ExchangeToken:output_type -> carrel.link.v1.ExchangeTokenResponse
-	2,  // 28: carrel.link.v1.GatewayLink.Renew:output_type -> carrel.link.v1.JoinResponse
-	21, // [21:29] is the sub-list for method output_type
-	13, // [13:21] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	36, // 4: carrel.link.v1.DesiredRun.idle_since:type_name -> google.protobuf.Timestamp
+	35, // 5: carrel.link.v1.RunSpec.env:type_name -> carrel.link.v1.RunSpec.EnvEntry
+	36, // 6: carrel.link.v1.RunReport.time:type_name -> google.protobuf.Timestamp
+	8,  // 7: carrel.link.v1.ReportRequest.runs:type_name -> carrel.link.v1.RunReport
+	9,  // 8: carrel.link.v1.ReportRequest.chores:type_name -> carrel.link.v1.ChoreReport
+	10, // 9: carrel.link.v1.ReportRequest.facts:type_name -> carrel.link.v1.NodeFacts
+	12, // 10: carrel.link.v1.ReportRequest.activities:type_name -> carrel.link.v1.RunActivity
+	13, // 11: carrel.link.v1.RunActivity.signals:type_name -> carrel.link.v1.ActivitySignal
+	36, // 12: carrel.link.v1.ActivitySignal.time:type_name -> google.protobuf.Timestamp
+	36, // 13: carrel.link.v1.CommitSnapshotRequest.time:type_name -> google.protobuf.Timestamp
+	28, // 14: carrel.link.v1.FindBoxResponse.route:type_name -> carrel.link.v1.Route
+	25, // 15: carrel.link.v1.AuditRequest.entries:type_name -> carrel.link.v1.AuditEntry
+	36, // 16: carrel.link.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	29, // 17: carrel.link.v1.Route.ports:type_name -> carrel.link.v1.PortRule
+	36, // 18: carrel.link.v1.Grant.expire_time:type_name -> google.protobuf.Timestamp
+	31, // 19: carrel.link.v1.Grant.orgs:type_name -> carrel.link.v1.OrgScope
+	28, // 20: carrel.link.v1.RoutesUpdate.routes:type_name -> carrel.link.v1.Route
+	30, // 21: carrel.link.v1.RoutesUpdate.grants:type_name -> carrel.link.v1.Grant
+	36, // 22: carrel.link.v1.ExchangeTokenResponse.expire_time:type_name -> google.protobuf.Timestamp
+	28, // 23: carrel.link.v1.ExchangeTokenResponse.route:type_name -> carrel.link.v1.Route
+	1,  // 24: carrel.link.v1.JoinService.Join:input_type -> carrel.link.v1.JoinRequest
+	3,  // 25: carrel.link.v1.NodeLink.WatchDesired:input_type -> carrel.link.v1.WatchDesiredRequest
+	11, // 26: carrel.link.v1.NodeLink.Report:input_type -> carrel.link.v1.ReportRequest
+	15, // 27: carrel.link.v1.NodeLink.CommitSnapshot:input_type -> carrel.link.v1.CommitSnapshotRequest
+	17, // 28: carrel.link.v1.NodeLink.Renew:input_type -> carrel.link.v1.RenewRequest
+	27, // 29: carrel.link.v1.GatewayLink.WatchRoutes:input_type -> carrel.link.v1.WatchRoutesRequest
+	33, // 30: carrel.link.v1.GatewayLink.ExchangeToken:input_type -> carrel.link.v1.ExchangeTokenRequest
+	17, // 31: carrel.link.v1.GatewayLink.Renew:input_type -> carrel.link.v1.RenewRequest
+	18, // 32: carrel.link.v1.GatewayLink.GetSecrets:input_type -> carrel.link.v1.GetSecretsRequest
+	20, // 33: carrel.link.v1.GatewayLink.WakeBox:input_type -> carrel.link.v1.WakeBoxRequest
+	22, // 34: carrel.link.v1.GatewayLink.FindBox:input_type -> carrel.link.v1.FindBoxRequest
+	24, // 35: carrel.link.v1.GatewayLink.Audit:input_type -> carrel.link.v1.AuditRequest
+	2,  // 36: carrel.link.v1.JoinService.Join:output_type -> carrel.link.v1.JoinResponse
+	4,  // 37: carrel.link.v1.NodeLink.WatchDesired:output_type -> carrel.link.v1.DesiredSet
+	14, // 38: carrel.link.v1.NodeLink.Report:output_type -> carrel.link.v1.ReportResponse
+	16, // 39: carrel.link.v1.NodeLink.CommitSnapshot:output_type -> carrel.link.v1.CommitSnapshotResponse
+	2,  // 40: carrel.link.v1.NodeLink.Renew:output_type -> carrel.link.v1.JoinResponse
+	32, // 41: carrel.link.v1.GatewayLink.WatchRoutes:output_type -> carrel.link.v1.RoutesUpdate
+	34, // 42: carrel.link.v1.GatewayLink.ExchangeToken:output_type -> carrel.link.v1.ExchangeTokenResponse
+	2,  // 43: carrel.link.v1.GatewayLink.Renew:output_type -> carrel.link.v1.JoinResponse
+	19, // 44: carrel.link.v1.GatewayLink.GetSecrets:output_type -> carrel.link.v1.GetSecretsResponse
+	21, // 45: carrel.link.v1.GatewayLink.WakeBox:output_type -> carrel.link.v1.WakeBoxResponse
+	23, // 46: carrel.link.v1.GatewayLink.FindBox:output_type -> carrel.link.v1.FindBoxResponse
+	26, // 47: carrel.link.v1.GatewayLink.Audit:output_type -> carrel.link.v1.AuditResponse
+	36, // [36:48] is the sub-list for method output_type
+	24, // [24:36] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_carrel_link_v1_link_proto_init() }
@@ -2059,7 +3097,7 @@ func file_carrel_link_v1_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_link_v1_link_proto_rawDesc), len(file_carrel_link_v1_link_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

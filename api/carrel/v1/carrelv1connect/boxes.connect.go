@@ -62,6 +62,18 @@ const (
 	BoxServiceListBoxEventsProcedure = "/carrel.v1.BoxService/ListBoxEvents"
 	// BoxServiceGetRunProcedure is the fully-qualified name of the BoxService's GetRun RPC.
 	BoxServiceGetRunProcedure = "/carrel.v1.BoxService/GetRun"
+	// BoxServiceGetBoxActivityProcedure is the fully-qualified name of the BoxService's GetBoxActivity
+	// RPC.
+	BoxServiceGetBoxActivityProcedure = "/carrel.v1.BoxService/GetBoxActivity"
+	// BoxServiceKeepBoxAwakeProcedure is the fully-qualified name of the BoxService's KeepBoxAwake RPC.
+	BoxServiceKeepBoxAwakeProcedure = "/carrel.v1.BoxService/KeepBoxAwake"
+	// BoxServiceSetBoxPortProcedure is the fully-qualified name of the BoxService's SetBoxPort RPC.
+	BoxServiceSetBoxPortProcedure = "/carrel.v1.BoxService/SetBoxPort"
+	// BoxServiceListBoxPortsProcedure is the fully-qualified name of the BoxService's ListBoxPorts RPC.
+	BoxServiceListBoxPortsProcedure = "/carrel.v1.BoxService/ListBoxPorts"
+	// BoxServiceCreatePortURLProcedure is the fully-qualified name of the BoxService's CreatePortURL
+	// RPC.
+	BoxServiceCreatePortURLProcedure = "/carrel.v1.BoxService/CreatePortURL"
 	// BoxServiceCreateTicketProcedure is the fully-qualified name of the BoxService's CreateTicket RPC.
 	BoxServiceCreateTicketProcedure = "/carrel.v1.BoxService/CreateTicket"
 )
@@ -87,6 +99,16 @@ type BoxServiceClient interface {
 	ListBoxEvents(context.Context, *connect.Request[v1.ListBoxEventsRequest]) (*connect.Response[v1.ListBoxEventsResponse], error)
 	// GetRun shows one run of a box, the IDE's session.
 	GetRun(context.Context, *connect.Request[v1.GetRunRequest]) (*connect.Response[v1.Run], error)
+	// GetBoxActivity says what keeps a box awake, what will end its run and when, and why it was last stopped.
+	GetBoxActivity(context.Context, *connect.Request[v1.GetBoxActivityRequest]) (*connect.Response[v1.BoxActivity], error)
+	// KeepBoxAwake counts as activity until the time is over; a duration of 0 ends it.
+	KeepBoxAwake(context.Context, *connect.Request[v1.KeepBoxAwakeRequest]) (*connect.Response[v1.BoxActivity], error)
+	// SetBoxPort says who may reach a port of the box by its URL.
+	SetBoxPort(context.Context, *connect.Request[v1.SetBoxPortRequest]) (*connect.Response[v1.BoxPort], error)
+	// ListBoxPorts shows the ports that have a visibility of their own; all others are private.
+	ListBoxPorts(context.Context, *connect.Request[v1.ListBoxPortsRequest]) (*connect.Response[v1.ListBoxPortsResponse], error)
+	// CreatePortURL makes a signed URL that opens one port until it expires, for whoever has it.
+	CreatePortURL(context.Context, *connect.Request[v1.CreatePortURLRequest]) (*connect.Response[v1.PortURL], error)
 	// CreateTicket gives a short-lived signed right to reach the data plane of one box.
 	CreateTicket(context.Context, *connect.Request[v1.CreateTicketRequest]) (*connect.Response[v1.Ticket], error)
 }
@@ -186,6 +208,36 @@ func NewBoxServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			connect.WithSchema(boxServiceMethods.ByName("GetRun")),
 			connect.WithClientOptions(opts...),
 		),
+		getBoxActivity: connect.NewClient[v1.GetBoxActivityRequest, v1.BoxActivity](
+			httpClient,
+			baseURL+BoxServiceGetBoxActivityProcedure,
+			connect.WithSchema(boxServiceMethods.ByName("GetBoxActivity")),
+			connect.WithClientOptions(opts...),
+		),
+		keepBoxAwake: connect.NewClient[v1.KeepBoxAwakeRequest, v1.BoxActivity](
+			httpClient,
+			baseURL+BoxServiceKeepBoxAwakeProcedure,
+			connect.WithSchema(boxServiceMethods.ByName("KeepBoxAwake")),
+			connect.WithClientOptions(opts...),
+		),
+		setBoxPort: connect.NewClient[v1.SetBoxPortRequest, v1.BoxPort](
+			httpClient,
+			baseURL+BoxServiceSetBoxPortProcedure,
+			connect.WithSchema(boxServiceMethods.ByName("SetBoxPort")),
+			connect.WithClientOptions(opts...),
+		),
+		listBoxPorts: connect.NewClient[v1.ListBoxPortsRequest, v1.ListBoxPortsResponse](
+			httpClient,
+			baseURL+BoxServiceListBoxPortsProcedure,
+			connect.WithSchema(boxServiceMethods.ByName("ListBoxPorts")),
+			connect.WithClientOptions(opts...),
+		),
+		createPortURL: connect.NewClient[v1.CreatePortURLRequest, v1.PortURL](
+			httpClient,
+			baseURL+BoxServiceCreatePortURLProcedure,
+			connect.WithSchema(boxServiceMethods.ByName("CreatePortURL")),
+			connect.WithClientOptions(opts...),
+		),
 		createTicket: connect.NewClient[v1.CreateTicketRequest, v1.Ticket](
 			httpClient,
 			baseURL+BoxServiceCreateTicketProcedure,
@@ -197,21 +249,26 @@ func NewBoxServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 
 // boxServiceClient implements BoxServiceClient.
 type boxServiceClient struct {
-	createBox     *connect.Client[v1.CreateBoxRequest, v1.Operation]
-	getBox        *connect.Client[v1.GetBoxRequest, v1.Box]
-	listBoxes     *connect.Client[v1.ListBoxesRequest, v1.ListBoxesResponse]
-	updateBox     *connect.Client[v1.UpdateBoxRequest, v1.Box]
-	startBox      *connect.Client[v1.StartBoxRequest, v1.Operation]
-	stopBox       *connect.Client[v1.StopBoxRequest, v1.Operation]
-	pauseBox      *connect.Client[v1.PauseBoxRequest, v1.Operation]
-	resumeBox     *connect.Client[v1.ResumeBoxRequest, v1.Operation]
-	restartBox    *connect.Client[v1.RestartBoxRequest, v1.Operation]
-	deleteBox     *connect.Client[v1.DeleteBoxRequest, v1.Operation]
-	waitBox       *connect.Client[v1.WaitBoxRequest, v1.Box]
-	watchBoxes    *connect.Client[v1.WatchBoxesRequest, v1.WatchBoxesResponse]
-	listBoxEvents *connect.Client[v1.ListBoxEventsRequest, v1.ListBoxEventsResponse]
-	getRun        *connect.Client[v1.GetRunRequest, v1.Run]
-	createTicket  *connect.Client[v1.CreateTicketRequest, v1.Ticket]
+	createBox      *connect.Client[v1.CreateBoxRequest, v1.Operation]
+	getBox         *connect.Client[v1.GetBoxRequest, v1.Box]
+	listBoxes      *connect.Client[v1.ListBoxesRequest, v1.ListBoxesResponse]
+	updateBox      *connect.Client[v1.UpdateBoxRequest, v1.Box]
+	startBox       *connect.Client[v1.StartBoxRequest, v1.Operation]
+	stopBox        *connect.Client[v1.StopBoxRequest, v1.Operation]
+	pauseBox       *connect.Client[v1.PauseBoxRequest, v1.Operation]
+	resumeBox      *connect.Client[v1.ResumeBoxRequest, v1.Operation]
+	restartBox     *connect.Client[v1.RestartBoxRequest, v1.Operation]
+	deleteBox      *connect.Client[v1.DeleteBoxRequest, v1.Operation]
+	waitBox        *connect.Client[v1.WaitBoxRequest, v1.Box]
+	watchBoxes     *connect.Client[v1.WatchBoxesRequest, v1.WatchBoxesResponse]
+	listBoxEvents  *connect.Client[v1.ListBoxEventsRequest, v1.ListBoxEventsResponse]
+	getRun         *connect.Client[v1.GetRunRequest, v1.Run]
+	getBoxActivity *connect.Client[v1.GetBoxActivityRequest, v1.BoxActivity]
+	keepBoxAwake   *connect.Client[v1.KeepBoxAwakeRequest, v1.BoxActivity]
+	setBoxPort     *connect.Client[v1.SetBoxPortRequest, v1.BoxPort]
+	listBoxPorts   *connect.Client[v1.ListBoxPortsRequest, v1.ListBoxPortsResponse]
+	createPortURL  *connect.Client[v1.CreatePortURLRequest, v1.PortURL]
+	createTicket   *connect.Client[v1.CreateTicketRequest, v1.Ticket]
 }
 
 // CreateBox calls carrel.v1.BoxService.CreateBox.
@@ -284,6 +341,31 @@ func (c *boxServiceClient) GetRun(ctx context.Context, req *connect.Request[v1.G
 	return c.getRun.CallUnary(ctx, req)
 }
 
+// GetBoxActivity calls carrel.v1.BoxService.GetBoxActivity.
+func (c *boxServiceClient) GetBoxActivity(ctx context.Context, req *connect.Request[v1.GetBoxActivityRequest]) (*connect.Response[v1.BoxActivity], error) {
+	return c.getBoxActivity.CallUnary(ctx, req)
+}
+
+// KeepBoxAwake calls carrel.v1.BoxService.KeepBoxAwake.
+func (c *boxServiceClient) KeepBoxAwake(ctx context.Context, req *connect.Request[v1.KeepBoxAwakeRequest]) (*connect.Response[v1.BoxActivity], error) {
+	return c.keepBoxAwake.CallUnary(ctx, req)
+}
+
+// SetBoxPort calls carrel.v1.BoxService.SetBoxPort.
+func (c *boxServiceClient) SetBoxPort(ctx context.Context, req *connect.Request[v1.SetBoxPortRequest]) (*connect.Response[v1.BoxPort], error) {
+	return c.setBoxPort.CallUnary(ctx, req)
+}
+
+// ListBoxPorts calls carrel.v1.BoxService.ListBoxPorts.
+func (c *boxServiceClient) ListBoxPorts(ctx context.Context, req *connect.Request[v1.ListBoxPortsRequest]) (*connect.Response[v1.ListBoxPortsResponse], error) {
+	return c.listBoxPorts.CallUnary(ctx, req)
+}
+
+// CreatePortURL calls carrel.v1.BoxService.CreatePortURL.
+func (c *boxServiceClient) CreatePortURL(ctx context.Context, req *connect.Request[v1.CreatePortURLRequest]) (*connect.Response[v1.PortURL], error) {
+	return c.createPortURL.CallUnary(ctx, req)
+}
+
 // CreateTicket calls carrel.v1.BoxService.CreateTicket.
 func (c *boxServiceClient) CreateTicket(ctx context.Context, req *connect.Request[v1.CreateTicketRequest]) (*connect.Response[v1.Ticket], error) {
 	return c.createTicket.CallUnary(ctx, req)
@@ -310,6 +392,16 @@ type BoxServiceHandler interface {
 	ListBoxEvents(context.Context, *connect.Request[v1.ListBoxEventsRequest]) (*connect.Response[v1.ListBoxEventsResponse], error)
 	// GetRun shows one run of a box, the IDE's session.
 	GetRun(context.Context, *connect.Request[v1.GetRunRequest]) (*connect.Response[v1.Run], error)
+	// GetBoxActivity says what keeps a box awake, what will end its run and when, and why it was last stopped.
+	GetBoxActivity(context.Context, *connect.Request[v1.GetBoxActivityRequest]) (*connect.Response[v1.BoxActivity], error)
+	// KeepBoxAwake counts as activity until the time is over; a duration of 0 ends it.
+	KeepBoxAwake(context.Context, *connect.Request[v1.KeepBoxAwakeRequest]) (*connect.Response[v1.BoxActivity], error)
+	// SetBoxPort says who may reach a port of the box by its URL.
+	SetBoxPort(context.Context, *connect.Request[v1.SetBoxPortRequest]) (*connect.Response[v1.BoxPort], error)
+	// ListBoxPorts shows the ports that have a visibility of their own; all others are private.
+	ListBoxPorts(context.Context, *connect.Request[v1.ListBoxPortsRequest]) (*connect.Response[v1.ListBoxPortsResponse], error)
+	// CreatePortURL makes a signed URL that opens one port until it expires, for whoever has it.
+	CreatePortURL(context.Context, *connect.Request[v1.CreatePortURLRequest]) (*connect.Response[v1.PortURL], error)
 	// CreateTicket gives a short-lived signed right to reach the data plane of one box.
 	CreateTicket(context.Context, *connect.Request[v1.CreateTicketRequest]) (*connect.Response[v1.Ticket], error)
 }
@@ -405,6 +497,36 @@ func NewBoxServiceHandler(svc BoxServiceHandler, opts ...connect.HandlerOption) 
 		connect.WithSchema(boxServiceMethods.ByName("GetRun")),
 		connect.WithHandlerOptions(opts...),
 	)
+	boxServiceGetBoxActivityHandler := connect.NewUnaryHandler(
+		BoxServiceGetBoxActivityProcedure,
+		svc.GetBoxActivity,
+		connect.WithSchema(boxServiceMethods.ByName("GetBoxActivity")),
+		connect.WithHandlerOptions(opts...),
+	)
+	boxServiceKeepBoxAwakeHandler := connect.NewUnaryHandler(
+		BoxServiceKeepBoxAwakeProcedure,
+		svc.KeepBoxAwake,
+		connect.WithSchema(boxServiceMethods.ByName("KeepBoxAwake")),
+		connect.WithHandlerOptions(opts...),
+	)
+	boxServiceSetBoxPortHandler := connect.NewUnaryHandler(
+		BoxServiceSetBoxPortProcedure,
+		svc.SetBoxPort,
+		connect.WithSchema(boxServiceMethods.ByName("SetBoxPort")),
+		connect.WithHandlerOptions(opts...),
+	)
+	boxServiceListBoxPortsHandler := connect.NewUnaryHandler(
+		BoxServiceListBoxPortsProcedure,
+		svc.ListBoxPorts,
+		connect.WithSchema(boxServiceMethods.ByName("ListBoxPorts")),
+		connect.WithHandlerOptions(opts...),
+	)
+	boxServiceCreatePortURLHandler := connect.NewUnaryHandler(
+		BoxServiceCreatePortURLProcedure,
+		svc.CreatePortURL,
+		connect.WithSchema(boxServiceMethods.ByName("CreatePortURL")),
+		connect.WithHandlerOptions(opts...),
+	)
 	boxServiceCreateTicketHandler := connect.NewUnaryHandler(
 		BoxServiceCreateTicketProcedure,
 		svc.CreateTicket,
@@ -441,6 +563,16 @@ func NewBoxServiceHandler(svc BoxServiceHandler, opts ...connect.HandlerOption) 
 			boxServiceListBoxEventsHandler.ServeHTTP(w, r)
 		case BoxServiceGetRunProcedure:
 			boxServiceGetRunHandler.ServeHTTP(w, r)
+		case BoxServiceGetBoxActivityProcedure:
+			boxServiceGetBoxActivityHandler.ServeHTTP(w, r)
+		case BoxServiceKeepBoxAwakeProcedure:
+			boxServiceKeepBoxAwakeHandler.ServeHTTP(w, r)
+		case BoxServiceSetBoxPortProcedure:
+			boxServiceSetBoxPortHandler.ServeHTTP(w, r)
+		case BoxServiceListBoxPortsProcedure:
+			boxServiceListBoxPortsHandler.ServeHTTP(w, r)
+		case BoxServiceCreatePortURLProcedure:
+			boxServiceCreatePortURLHandler.ServeHTTP(w, r)
 		case BoxServiceCreateTicketProcedure:
 			boxServiceCreateTicketHandler.ServeHTTP(w, r)
 		default:
@@ -506,6 +638,26 @@ func (UnimplementedBoxServiceHandler) ListBoxEvents(context.Context, *connect.Re
 
 func (UnimplementedBoxServiceHandler) GetRun(context.Context, *connect.Request[v1.GetRunRequest]) (*connect.Response[v1.Run], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.BoxService.GetRun is not implemented"))
+}
+
+func (UnimplementedBoxServiceHandler) GetBoxActivity(context.Context, *connect.Request[v1.GetBoxActivityRequest]) (*connect.Response[v1.BoxActivity], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.BoxService.GetBoxActivity is not implemented"))
+}
+
+func (UnimplementedBoxServiceHandler) KeepBoxAwake(context.Context, *connect.Request[v1.KeepBoxAwakeRequest]) (*connect.Response[v1.BoxActivity], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.BoxService.KeepBoxAwake is not implemented"))
+}
+
+func (UnimplementedBoxServiceHandler) SetBoxPort(context.Context, *connect.Request[v1.SetBoxPortRequest]) (*connect.Response[v1.BoxPort], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.BoxService.SetBoxPort is not implemented"))
+}
+
+func (UnimplementedBoxServiceHandler) ListBoxPorts(context.Context, *connect.Request[v1.ListBoxPortsRequest]) (*connect.Response[v1.ListBoxPortsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.BoxService.ListBoxPorts is not implemented"))
+}
+
+func (UnimplementedBoxServiceHandler) CreatePortURL(context.Context, *connect.Request[v1.CreatePortURLRequest]) (*connect.Response[v1.PortURL], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.BoxService.CreatePortURL is not implemented"))
 }
 
 func (UnimplementedBoxServiceHandler) CreateTicket(context.Context, *connect.Request[v1.CreateTicketRequest]) (*connect.Response[v1.Ticket], error) {

@@ -82,6 +82,14 @@ const (
 	// NodeServiceCreateJoinTokenProcedure is the fully-qualified name of the NodeService's
 	// CreateJoinToken RPC.
 	NodeServiceCreateJoinTokenProcedure = "/carrel.v1.NodeService/CreateJoinToken"
+	// NodeServiceRemoveNodeProcedure is the fully-qualified name of the NodeService's RemoveNode RPC.
+	NodeServiceRemoveNodeProcedure = "/carrel.v1.NodeService/RemoveNode"
+	// NodeServiceListGatewaysProcedure is the fully-qualified name of the NodeService's ListGateways
+	// RPC.
+	NodeServiceListGatewaysProcedure = "/carrel.v1.NodeService/ListGateways"
+	// NodeServiceRemoveGatewayProcedure is the fully-qualified name of the NodeService's RemoveGateway
+	// RPC.
+	NodeServiceRemoveGatewayProcedure = "/carrel.v1.NodeService/RemoveGateway"
 )
 
 // OperationServiceClient is a client for the carrel.v1.OperationService service.
@@ -640,6 +648,12 @@ type NodeServiceClient interface {
 	UpdateNode(context.Context, *connect.Request[v1.UpdateNodeRequest]) (*connect.Response[v1.Node], error)
 	// CreateJoinToken lets one machine join as a node or a gateway.
 	CreateJoinToken(context.Context, *connect.Request[v1.CreateJoinTokenRequest]) (*connect.Response[v1.CreateJoinTokenResponse], error)
+	// RemoveNode takes a node out of the cluster for ever: its certificate, and that of its proxy, is refused
+	// at once everywhere. Boxes whose files are there can't be reached any more.
+	RemoveNode(context.Context, *connect.Request[v1.RemoveNodeRequest]) (*connect.Response[v1.RemoveNodeResponse], error)
+	ListGateways(context.Context, *connect.Request[v1.ListGatewaysRequest]) (*connect.Response[v1.ListGatewaysResponse], error)
+	// RemoveGateway takes a gateway out of the cluster for ever: its certificate is refused at once everywhere.
+	RemoveGateway(context.Context, *connect.Request[v1.RemoveGatewayRequest]) (*connect.Response[v1.RemoveGatewayResponse], error)
 }
 
 // NewNodeServiceClient constructs a client for the carrel.v1.NodeService service. By default, it
@@ -677,6 +691,24 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("CreateJoinToken")),
 			connect.WithClientOptions(opts...),
 		),
+		removeNode: connect.NewClient[v1.RemoveNodeRequest, v1.RemoveNodeResponse](
+			httpClient,
+			baseURL+NodeServiceRemoveNodeProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("RemoveNode")),
+			connect.WithClientOptions(opts...),
+		),
+		listGateways: connect.NewClient[v1.ListGatewaysRequest, v1.ListGatewaysResponse](
+			httpClient,
+			baseURL+NodeServiceListGatewaysProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("ListGateways")),
+			connect.WithClientOptions(opts...),
+		),
+		removeGateway: connect.NewClient[v1.RemoveGatewayRequest, v1.RemoveGatewayResponse](
+			httpClient,
+			baseURL+NodeServiceRemoveGatewayProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("RemoveGateway")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -686,6 +718,9 @@ type nodeServiceClient struct {
 	listNodes       *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
 	updateNode      *connect.Client[v1.UpdateNodeRequest, v1.Node]
 	createJoinToken *connect.Client[v1.CreateJoinTokenRequest, v1.CreateJoinTokenResponse]
+	removeNode      *connect.Client[v1.RemoveNodeRequest, v1.RemoveNodeResponse]
+	listGateways    *connect.Client[v1.ListGatewaysRequest, v1.ListGatewaysResponse]
+	removeGateway   *connect.Client[v1.RemoveGatewayRequest, v1.RemoveGatewayResponse]
 }
 
 // GetNode calls carrel.v1.NodeService.GetNode.
@@ -708,6 +743,21 @@ func (c *nodeServiceClient) CreateJoinToken(ctx context.Context, req *connect.Re
 	return c.createJoinToken.CallUnary(ctx, req)
 }
 
+// RemoveNode calls carrel.v1.NodeService.RemoveNode.
+func (c *nodeServiceClient) RemoveNode(ctx context.Context, req *connect.Request[v1.RemoveNodeRequest]) (*connect.Response[v1.RemoveNodeResponse], error) {
+	return c.removeNode.CallUnary(ctx, req)
+}
+
+// ListGateways calls carrel.v1.NodeService.ListGateways.
+func (c *nodeServiceClient) ListGateways(ctx context.Context, req *connect.Request[v1.ListGatewaysRequest]) (*connect.Response[v1.ListGatewaysResponse], error) {
+	return c.listGateways.CallUnary(ctx, req)
+}
+
+// RemoveGateway calls carrel.v1.NodeService.RemoveGateway.
+func (c *nodeServiceClient) RemoveGateway(ctx context.Context, req *connect.Request[v1.RemoveGatewayRequest]) (*connect.Response[v1.RemoveGatewayResponse], error) {
+	return c.removeGateway.CallUnary(ctx, req)
+}
+
 // NodeServiceHandler is an implementation of the carrel.v1.NodeService service.
 type NodeServiceHandler interface {
 	GetNode(context.Context, *connect.Request[v1.GetNodeRequest]) (*connect.Response[v1.Node], error)
@@ -716,6 +766,12 @@ type NodeServiceHandler interface {
 	UpdateNode(context.Context, *connect.Request[v1.UpdateNodeRequest]) (*connect.Response[v1.Node], error)
 	// CreateJoinToken lets one machine join as a node or a gateway.
 	CreateJoinToken(context.Context, *connect.Request[v1.CreateJoinTokenRequest]) (*connect.Response[v1.CreateJoinTokenResponse], error)
+	// RemoveNode takes a node out of the cluster for ever: its certificate, and that of its proxy, is refused
+	// at once everywhere. Boxes whose files are there can't be reached any more.
+	RemoveNode(context.Context, *connect.Request[v1.RemoveNodeRequest]) (*connect.Response[v1.RemoveNodeResponse], error)
+	ListGateways(context.Context, *connect.Request[v1.ListGatewaysRequest]) (*connect.Response[v1.ListGatewaysResponse], error)
+	// RemoveGateway takes a gateway out of the cluster for ever: its certificate is refused at once everywhere.
+	RemoveGateway(context.Context, *connect.Request[v1.RemoveGatewayRequest]) (*connect.Response[v1.RemoveGatewayResponse], error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -749,6 +805,24 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("CreateJoinToken")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceRemoveNodeHandler := connect.NewUnaryHandler(
+		NodeServiceRemoveNodeProcedure,
+		svc.RemoveNode,
+		connect.WithSchema(nodeServiceMethods.ByName("RemoveNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceListGatewaysHandler := connect.NewUnaryHandler(
+		NodeServiceListGatewaysProcedure,
+		svc.ListGateways,
+		connect.WithSchema(nodeServiceMethods.ByName("ListGateways")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceRemoveGatewayHandler := connect.NewUnaryHandler(
+		NodeServiceRemoveGatewayProcedure,
+		svc.RemoveGateway,
+		connect.WithSchema(nodeServiceMethods.ByName("RemoveGateway")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceGetNodeProcedure:
@@ -759,6 +833,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceUpdateNodeHandler.ServeHTTP(w, r)
 		case NodeServiceCreateJoinTokenProcedure:
 			nodeServiceCreateJoinTokenHandler.ServeHTTP(w, r)
+		case NodeServiceRemoveNodeProcedure:
+			nodeServiceRemoveNodeHandler.ServeHTTP(w, r)
+		case NodeServiceListGatewaysProcedure:
+			nodeServiceListGatewaysHandler.ServeHTTP(w, r)
+		case NodeServiceRemoveGatewayProcedure:
+			nodeServiceRemoveGatewayHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -782,4 +862,16 @@ func (UnimplementedNodeServiceHandler) UpdateNode(context.Context, *connect.Requ
 
 func (UnimplementedNodeServiceHandler) CreateJoinToken(context.Context, *connect.Request[v1.CreateJoinTokenRequest]) (*connect.Response[v1.CreateJoinTokenResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.NodeService.CreateJoinToken is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) RemoveNode(context.Context, *connect.Request[v1.RemoveNodeRequest]) (*connect.Response[v1.RemoveNodeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.NodeService.RemoveNode is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) ListGateways(context.Context, *connect.Request[v1.ListGatewaysRequest]) (*connect.Response[v1.ListGatewaysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.NodeService.ListGateways is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) RemoveGateway(context.Context, *connect.Request[v1.RemoveGatewayRequest]) (*connect.Response[v1.RemoveGatewayResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.NodeService.RemoveGateway is not implemented"))
 }

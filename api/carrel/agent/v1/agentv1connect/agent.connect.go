@@ -26,6 +26,10 @@ const _ = connect.IsAtLeastVersion1_13_0
 const (
 	// ProcessServiceName is the fully-qualified name of the ProcessService service.
 	ProcessServiceName = "carrel.agent.v1.ProcessService"
+	// FileServiceName is the fully-qualified name of the FileService service.
+	FileServiceName = "carrel.agent.v1.FileService"
+	// ForwardServiceName is the fully-qualified name of the ForwardService service.
+	ForwardServiceName = "carrel.agent.v1.ForwardService"
 	// ControlServiceName is the fully-qualified name of the ControlService service.
 	ControlServiceName = "carrel.agent.v1.ControlService"
 )
@@ -55,6 +59,38 @@ const (
 	ProcessServiceSignalProcedure = "/carrel.agent.v1.ProcessService/Signal"
 	// ProcessServiceResizeProcedure is the fully-qualified name of the ProcessService's Resize RPC.
 	ProcessServiceResizeProcedure = "/carrel.agent.v1.ProcessService/Resize"
+	// FileServiceStatProcedure is the fully-qualified name of the FileService's Stat RPC.
+	FileServiceStatProcedure = "/carrel.agent.v1.FileService/Stat"
+	// FileServiceListProcedure is the fully-qualified name of the FileService's List RPC.
+	FileServiceListProcedure = "/carrel.agent.v1.FileService/List"
+	// FileServiceReadProcedure is the fully-qualified name of the FileService's Read RPC.
+	FileServiceReadProcedure = "/carrel.agent.v1.FileService/Read"
+	// FileServiceWriteProcedure is the fully-qualified name of the FileService's Write RPC.
+	FileServiceWriteProcedure = "/carrel.agent.v1.FileService/Write"
+	// FileServiceStatUploadProcedure is the fully-qualified name of the FileService's StatUpload RPC.
+	FileServiceStatUploadProcedure = "/carrel.agent.v1.FileService/StatUpload"
+	// FileServiceMoveProcedure is the fully-qualified name of the FileService's Move RPC.
+	FileServiceMoveProcedure = "/carrel.agent.v1.FileService/Move"
+	// FileServiceCopyProcedure is the fully-qualified name of the FileService's Copy RPC.
+	FileServiceCopyProcedure = "/carrel.agent.v1.FileService/Copy"
+	// FileServiceRemoveProcedure is the fully-qualified name of the FileService's Remove RPC.
+	FileServiceRemoveProcedure = "/carrel.agent.v1.FileService/Remove"
+	// FileServiceMakeDirectoryProcedure is the fully-qualified name of the FileService's MakeDirectory
+	// RPC.
+	FileServiceMakeDirectoryProcedure = "/carrel.agent.v1.FileService/MakeDirectory"
+	// FileServiceWatchProcedure is the fully-qualified name of the FileService's Watch RPC.
+	FileServiceWatchProcedure = "/carrel.agent.v1.FileService/Watch"
+	// FileServiceDownloadArchiveProcedure is the fully-qualified name of the FileService's
+	// DownloadArchive RPC.
+	FileServiceDownloadArchiveProcedure = "/carrel.agent.v1.FileService/DownloadArchive"
+	// FileServiceUploadArchiveProcedure is the fully-qualified name of the FileService's UploadArchive
+	// RPC.
+	FileServiceUploadArchiveProcedure = "/carrel.agent.v1.FileService/UploadArchive"
+	// ForwardServiceListenProcedure is the fully-qualified name of the ForwardService's Listen RPC.
+	ForwardServiceListenProcedure = "/carrel.agent.v1.ForwardService/Listen"
+	// ForwardServiceListListenersProcedure is the fully-qualified name of the ForwardService's
+	// ListListeners RPC.
+	ForwardServiceListListenersProcedure = "/carrel.agent.v1.ForwardService/ListListeners"
 	// ControlServiceReadyProcedure is the fully-qualified name of the ControlService's Ready RPC.
 	ControlServiceReadyProcedure = "/carrel.agent.v1.ControlService/Ready"
 	// ControlServiceQuiesceProcedure is the fully-qualified name of the ControlService's Quiesce RPC.
@@ -64,6 +100,8 @@ const (
 	ControlServiceUnquiesceProcedure = "/carrel.agent.v1.ControlService/Unquiesce"
 	// ControlServiceShutdownProcedure is the fully-qualified name of the ControlService's Shutdown RPC.
 	ControlServiceShutdownProcedure = "/carrel.agent.v1.ControlService/Shutdown"
+	// ControlServiceActivityProcedure is the fully-qualified name of the ControlService's Activity RPC.
+	ControlServiceActivityProcedure = "/carrel.agent.v1.ControlService/Activity"
 )
 
 // ProcessServiceClient is a client for the carrel.agent.v1.ProcessService service.
@@ -318,6 +356,462 @@ func (UnimplementedProcessServiceHandler) Resize(context.Context, *connect.Reque
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.ProcessService.Resize is not implemented"))
 }
 
+// FileServiceClient is a client for the carrel.agent.v1.FileService service.
+type FileServiceClient interface {
+	Stat(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error)
+	List(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error)
+	Read(context.Context, *connect.Request[v1.ReadFileRequest]) (*connect.ServerStreamForClient[v1.FileChunk], error)
+	Write(context.Context) *connect.ClientStreamForClient[v1.WriteFileRequest, v1.FileInfo]
+	StatUpload(context.Context, *connect.Request[v1.StatUploadRequest]) (*connect.Response[v1.StatUploadResponse], error)
+	Move(context.Context, *connect.Request[v1.MoveFileRequest]) (*connect.Response[v1.FileInfo], error)
+	Copy(context.Context, *connect.Request[v1.CopyFileRequest]) (*connect.Response[v1.FileInfo], error)
+	Remove(context.Context, *connect.Request[v1.RemoveFileRequest]) (*connect.Response[v1.RemoveFileResponse], error)
+	MakeDirectory(context.Context, *connect.Request[v1.MakeDirectoryRequest]) (*connect.Response[v1.FileInfo], error)
+	Watch(context.Context, *connect.Request[v1.WatchFilesRequest]) (*connect.ServerStreamForClient[v1.FileEvent], error)
+	DownloadArchive(context.Context, *connect.Request[v1.DownloadArchiveRequest]) (*connect.ServerStreamForClient[v1.FileChunk], error)
+	UploadArchive(context.Context) *connect.ClientStreamForClient[v1.UploadArchiveRequest, v1.UploadArchiveResponse]
+}
+
+// NewFileServiceClient constructs a client for the carrel.agent.v1.FileService service. By default,
+// it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and
+// sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC()
+// or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewFileServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) FileServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	fileServiceMethods := v11.File_carrel_agent_v1_agent_proto.Services().ByName("FileService").Methods()
+	return &fileServiceClient{
+		stat: connect.NewClient[v1.StatFileRequest, v1.FileInfo](
+			httpClient,
+			baseURL+FileServiceStatProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("Stat")),
+			connect.WithClientOptions(opts...),
+		),
+		list: connect.NewClient[v1.ListFilesRequest, v1.ListFilesResponse](
+			httpClient,
+			baseURL+FileServiceListProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		read: connect.NewClient[v1.ReadFileRequest, v1.FileChunk](
+			httpClient,
+			baseURL+FileServiceReadProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("Read")),
+			connect.WithClientOptions(opts...),
+		),
+		write: connect.NewClient[v1.WriteFileRequest, v1.FileInfo](
+			httpClient,
+			baseURL+FileServiceWriteProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("Write")),
+			connect.WithClientOptions(opts...),
+		),
+		statUpload: connect.NewClient[v1.StatUploadRequest, v1.StatUploadResponse](
+			httpClient,
+			baseURL+FileServiceStatUploadProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("StatUpload")),
+			connect.WithClientOptions(opts...),
+		),
+		move: connect.NewClient[v1.MoveFileRequest, v1.FileInfo](
+			httpClient,
+			baseURL+FileServiceMoveProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("Move")),
+			connect.WithClientOptions(opts...),
+		),
+		copy: connect.NewClient[v1.CopyFileRequest, v1.FileInfo](
+			httpClient,
+			baseURL+FileServiceCopyProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("Copy")),
+			connect.WithClientOptions(opts...),
+		),
+		remove: connect.NewClient[v1.RemoveFileRequest, v1.RemoveFileResponse](
+			httpClient,
+			baseURL+FileServiceRemoveProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("Remove")),
+			connect.WithClientOptions(opts...),
+		),
+		makeDirectory: connect.NewClient[v1.MakeDirectoryRequest, v1.FileInfo](
+			httpClient,
+			baseURL+FileServiceMakeDirectoryProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("MakeDirectory")),
+			connect.WithClientOptions(opts...),
+		),
+		watch: connect.NewClient[v1.WatchFilesRequest, v1.FileEvent](
+			httpClient,
+			baseURL+FileServiceWatchProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("Watch")),
+			connect.WithClientOptions(opts...),
+		),
+		downloadArchive: connect.NewClient[v1.DownloadArchiveRequest, v1.FileChunk](
+			httpClient,
+			baseURL+FileServiceDownloadArchiveProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("DownloadArchive")),
+			connect.WithClientOptions(opts...),
+		),
+		uploadArchive: connect.NewClient[v1.UploadArchiveRequest, v1.UploadArchiveResponse](
+			httpClient,
+			baseURL+FileServiceUploadArchiveProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("UploadArchive")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// fileServiceClient implements FileServiceClient.
+type fileServiceClient struct {
+	stat            *connect.Client[v1.StatFileRequest, v1.FileInfo]
+	list            *connect.Client[v1.ListFilesRequest, v1.ListFilesResponse]
+	read            *connect.Client[v1.ReadFileRequest, v1.FileChunk]
+	write           *connect.Client[v1.WriteFileRequest, v1.FileInfo]
+	statUpload      *connect.Client[v1.StatUploadRequest, v1.StatUploadResponse]
+	move            *connect.Client[v1.MoveFileRequest, v1.FileInfo]
+	copy            *connect.Client[v1.CopyFileRequest, v1.FileInfo]
+	remove          *connect.Client[v1.RemoveFileRequest, v1.RemoveFileResponse]
+	makeDirectory   *connect.Client[v1.MakeDirectoryRequest, v1.FileInfo]
+	watch           *connect.Client[v1.WatchFilesRequest, v1.FileEvent]
+	downloadArchive *connect.Client[v1.DownloadArchiveRequest, v1.FileChunk]
+	uploadArchive   *connect.Client[v1.UploadArchiveRequest, v1.UploadArchiveResponse]
+}
+
+// Stat calls carrel.agent.v1.FileService.Stat.
+func (c *fileServiceClient) Stat(ctx context.Context, req *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error) {
+	return c.stat.CallUnary(ctx, req)
+}
+
+// List calls carrel.agent.v1.FileService.List.
+func (c *fileServiceClient) List(ctx context.Context, req *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// Read calls carrel.agent.v1.FileService.Read.
+func (c *fileServiceClient) Read(ctx context.Context, req *connect.Request[v1.ReadFileRequest]) (*connect.ServerStreamForClient[v1.FileChunk], error) {
+	return c.read.CallServerStream(ctx, req)
+}
+
+// Write calls carrel.agent.v1.FileService.Write.
+func (c *fileServiceClient) Write(ctx context.Context) *connect.ClientStreamForClient[v1.WriteFileRequest, v1.FileInfo] {
+	return c.write.CallClientStream(ctx)
+}
+
+// StatUpload calls carrel.agent.v1.FileService.StatUpload.
+func (c *fileServiceClient) StatUpload(ctx context.Context, req *connect.Request[v1.StatUploadRequest]) (*connect.Response[v1.StatUploadResponse], error) {
+	return c.statUpload.CallUnary(ctx, req)
+}
+
+// Move calls carrel.agent.v1.FileService.Move.
+func (c *fileServiceClient) Move(ctx context.Context, req *connect.Request[v1.MoveFileRequest]) (*connect.Response[v1.FileInfo], error) {
+	return c.move.CallUnary(ctx, req)
+}
+
+// Copy calls carrel.agent.v1.FileService.Copy.
+func (c *fileServiceClient) Copy(ctx context.Context, req *connect.Request[v1.CopyFileRequest]) (*connect.Response[v1.FileInfo], error) {
+	return c.copy.CallUnary(ctx, req)
+}
+
+// Remove calls carrel.agent.v1.FileService.Remove.
+func (c *fileServiceClient) Remove(ctx context.Context, req *connect.Request[v1.RemoveFileRequest]) (*connect.Response[v1.RemoveFileResponse], error) {
+	return c.remove.CallUnary(ctx, req)
+}
+
+// MakeDirectory calls carrel.agent.v1.FileService.MakeDirectory.
+func (c *fileServiceClient) MakeDirectory(ctx context.Context, req *connect.Request[v1.MakeDirectoryRequest]) (*connect.Response[v1.FileInfo], error) {
+	return c.makeDirectory.CallUnary(ctx, req)
+}
+
+// Watch calls carrel.agent.v1.FileService.Watch.
+func (c *fileServiceClient) Watch(ctx context.Context, req *connect.Request[v1.WatchFilesRequest]) (*connect.ServerStreamForClient[v1.FileEvent], error) {
+	return c.watch.CallServerStream(ctx, req)
+}
+
+// DownloadArchive calls carrel.agent.v1.FileService.DownloadArchive.
+func (c *fileServiceClient) DownloadArchive(ctx context.Context, req *connect.Request[v1.DownloadArchiveRequest]) (*connect.ServerStreamForClient[v1.FileChunk], error) {
+	return c.downloadArchive.CallServerStream(ctx, req)
+}
+
+// UploadArchive calls carrel.agent.v1.FileService.UploadArchive.
+func (c *fileServiceClient) UploadArchive(ctx context.Context) *connect.ClientStreamForClient[v1.UploadArchiveRequest, v1.UploadArchiveResponse] {
+	return c.uploadArchive.CallClientStream(ctx)
+}
+
+// FileServiceHandler is an implementation of the carrel.agent.v1.FileService service.
+type FileServiceHandler interface {
+	Stat(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error)
+	List(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error)
+	Read(context.Context, *connect.Request[v1.ReadFileRequest], *connect.ServerStream[v1.FileChunk]) error
+	Write(context.Context, *connect.ClientStream[v1.WriteFileRequest]) (*connect.Response[v1.FileInfo], error)
+	StatUpload(context.Context, *connect.Request[v1.StatUploadRequest]) (*connect.Response[v1.StatUploadResponse], error)
+	Move(context.Context, *connect.Request[v1.MoveFileRequest]) (*connect.Response[v1.FileInfo], error)
+	Copy(context.Context, *connect.Request[v1.CopyFileRequest]) (*connect.Response[v1.FileInfo], error)
+	Remove(context.Context, *connect.Request[v1.RemoveFileRequest]) (*connect.Response[v1.RemoveFileResponse], error)
+	MakeDirectory(context.Context, *connect.Request[v1.MakeDirectoryRequest]) (*connect.Response[v1.FileInfo], error)
+	Watch(context.Context, *connect.Request[v1.WatchFilesRequest], *connect.ServerStream[v1.FileEvent]) error
+	DownloadArchive(context.Context, *connect.Request[v1.DownloadArchiveRequest], *connect.ServerStream[v1.FileChunk]) error
+	UploadArchive(context.Context, *connect.ClientStream[v1.UploadArchiveRequest]) (*connect.Response[v1.UploadArchiveResponse], error)
+}
+
+// NewFileServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewFileServiceHandler(svc FileServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	fileServiceMethods := v11.File_carrel_agent_v1_agent_proto.Services().ByName("FileService").Methods()
+	fileServiceStatHandler := connect.NewUnaryHandler(
+		FileServiceStatProcedure,
+		svc.Stat,
+		connect.WithSchema(fileServiceMethods.ByName("Stat")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceListHandler := connect.NewUnaryHandler(
+		FileServiceListProcedure,
+		svc.List,
+		connect.WithSchema(fileServiceMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceReadHandler := connect.NewServerStreamHandler(
+		FileServiceReadProcedure,
+		svc.Read,
+		connect.WithSchema(fileServiceMethods.ByName("Read")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceWriteHandler := connect.NewClientStreamHandler(
+		FileServiceWriteProcedure,
+		svc.Write,
+		connect.WithSchema(fileServiceMethods.ByName("Write")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceStatUploadHandler := connect.NewUnaryHandler(
+		FileServiceStatUploadProcedure,
+		svc.StatUpload,
+		connect.WithSchema(fileServiceMethods.ByName("StatUpload")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceMoveHandler := connect.NewUnaryHandler(
+		FileServiceMoveProcedure,
+		svc.Move,
+		connect.WithSchema(fileServiceMethods.ByName("Move")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceCopyHandler := connect.NewUnaryHandler(
+		FileServiceCopyProcedure,
+		svc.Copy,
+		connect.WithSchema(fileServiceMethods.ByName("Copy")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceRemoveHandler := connect.NewUnaryHandler(
+		FileServiceRemoveProcedure,
+		svc.Remove,
+		connect.WithSchema(fileServiceMethods.ByName("Remove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceMakeDirectoryHandler := connect.NewUnaryHandler(
+		FileServiceMakeDirectoryProcedure,
+		svc.MakeDirectory,
+		connect.WithSchema(fileServiceMethods.ByName("MakeDirectory")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceWatchHandler := connect.NewServerStreamHandler(
+		FileServiceWatchProcedure,
+		svc.Watch,
+		connect.WithSchema(fileServiceMethods.ByName("Watch")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceDownloadArchiveHandler := connect.NewServerStreamHandler(
+		FileServiceDownloadArchiveProcedure,
+		svc.DownloadArchive,
+		connect.WithSchema(fileServiceMethods.ByName("DownloadArchive")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceUploadArchiveHandler := connect.NewClientStreamHandler(
+		FileServiceUploadArchiveProcedure,
+		svc.UploadArchive,
+		connect.WithSchema(fileServiceMethods.ByName("UploadArchive")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/carrel.agent.v1.FileService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case FileServiceStatProcedure:
+			fileServiceStatHandler.ServeHTTP(w, r)
+		case FileServiceListProcedure:
+			fileServiceListHandler.ServeHTTP(w, r)
+		case FileServiceReadProcedure:
+			fileServiceReadHandler.ServeHTTP(w, r)
+		case FileServiceWriteProcedure:
+			fileServiceWriteHandler.ServeHTTP(w, r)
+		case FileServiceStatUploadProcedure:
+			fileServiceStatUploadHandler.ServeHTTP(w, r)
+		case FileServiceMoveProcedure:
+			fileServiceMoveHandler.ServeHTTP(w, r)
+		case FileServiceCopyProcedure:
+			fileServiceCopyHandler.ServeHTTP(w, r)
+		case FileServiceRemoveProcedure:
+			fileServiceRemoveHandler.ServeHTTP(w, r)
+		case FileServiceMakeDirectoryProcedure:
+			fileServiceMakeDirectoryHandler.ServeHTTP(w, r)
+		case FileServiceWatchProcedure:
+			fileServiceWatchHandler.ServeHTTP(w, r)
+		case FileServiceDownloadArchiveProcedure:
+			fileServiceDownloadArchiveHandler.ServeHTTP(w, r)
+		case FileServiceUploadArchiveProcedure:
+			fileServiceUploadArchiveHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedFileServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedFileServiceHandler struct{}
+
+func (UnimplementedFileServiceHandler) Stat(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.Stat is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) List(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.List is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) Read(context.Context, *connect.Request[v1.ReadFileRequest], *connect.ServerStream[v1.FileChunk]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.Read is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) Write(context.Context, *connect.ClientStream[v1.WriteFileRequest]) (*connect.Response[v1.FileInfo], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.Write is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) StatUpload(context.Context, *connect.Request[v1.StatUploadRequest]) (*connect.Response[v1.StatUploadResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.StatUpload is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) Move(context.Context, *connect.Request[v1.MoveFileRequest]) (*connect.Response[v1.FileInfo], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.Move is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) Copy(context.Context, *connect.Request[v1.CopyFileRequest]) (*connect.Response[v1.FileInfo], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.Copy is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) Remove(context.Context, *connect.Request[v1.RemoveFileRequest]) (*connect.Response[v1.RemoveFileResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.Remove is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) MakeDirectory(context.Context, *connect.Request[v1.MakeDirectoryRequest]) (*connect.Response[v1.FileInfo], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.MakeDirectory is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) Watch(context.Context, *connect.Request[v1.WatchFilesRequest], *connect.ServerStream[v1.FileEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.Watch is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) DownloadArchive(context.Context, *connect.Request[v1.DownloadArchiveRequest], *connect.ServerStream[v1.FileChunk]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.DownloadArchive is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) UploadArchive(context.Context, *connect.ClientStream[v1.UploadArchiveRequest]) (*connect.Response[v1.UploadArchiveResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.UploadArchive is not implemented"))
+}
+
+// ForwardServiceClient is a client for the carrel.agent.v1.ForwardService service.
+type ForwardServiceClient interface {
+	// Listen listens for as long as its stream lives.
+	Listen(context.Context, *connect.Request[v11.ListenRequest]) (*connect.ServerStreamForClient[v11.ListenEvent], error)
+	// ListListeners shows on which TCP ports programs in the box listen.
+	ListListeners(context.Context, *connect.Request[v11.ListListenersRequest]) (*connect.Response[v11.ListListenersResponse], error)
+}
+
+// NewForwardServiceClient constructs a client for the carrel.agent.v1.ForwardService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewForwardServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) ForwardServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	forwardServiceMethods := v11.File_carrel_agent_v1_agent_proto.Services().ByName("ForwardService").Methods()
+	return &forwardServiceClient{
+		listen: connect.NewClient[v11.ListenRequest, v11.ListenEvent](
+			httpClient,
+			baseURL+ForwardServiceListenProcedure,
+			connect.WithSchema(forwardServiceMethods.ByName("Listen")),
+			connect.WithClientOptions(opts...),
+		),
+		listListeners: connect.NewClient[v11.ListListenersRequest, v11.ListListenersResponse](
+			httpClient,
+			baseURL+ForwardServiceListListenersProcedure,
+			connect.WithSchema(forwardServiceMethods.ByName("ListListeners")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// forwardServiceClient implements ForwardServiceClient.
+type forwardServiceClient struct {
+	listen        *connect.Client[v11.ListenRequest, v11.ListenEvent]
+	listListeners *connect.Client[v11.ListListenersRequest, v11.ListListenersResponse]
+}
+
+// Listen calls carrel.agent.v1.ForwardService.Listen.
+func (c *forwardServiceClient) Listen(ctx context.Context, req *connect.Request[v11.ListenRequest]) (*connect.ServerStreamForClient[v11.ListenEvent], error) {
+	return c.listen.CallServerStream(ctx, req)
+}
+
+// ListListeners calls carrel.agent.v1.ForwardService.ListListeners.
+func (c *forwardServiceClient) ListListeners(ctx context.Context, req *connect.Request[v11.ListListenersRequest]) (*connect.Response[v11.ListListenersResponse], error) {
+	return c.listListeners.CallUnary(ctx, req)
+}
+
+// ForwardServiceHandler is an implementation of the carrel.agent.v1.ForwardService service.
+type ForwardServiceHandler interface {
+	// Listen listens for as long as its stream lives.
+	Listen(context.Context, *connect.Request[v11.ListenRequest], *connect.ServerStream[v11.ListenEvent]) error
+	// ListListeners shows on which TCP ports programs in the box listen.
+	ListListeners(context.Context, *connect.Request[v11.ListListenersRequest]) (*connect.Response[v11.ListListenersResponse], error)
+}
+
+// NewForwardServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewForwardServiceHandler(svc ForwardServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	forwardServiceMethods := v11.File_carrel_agent_v1_agent_proto.Services().ByName("ForwardService").Methods()
+	forwardServiceListenHandler := connect.NewServerStreamHandler(
+		ForwardServiceListenProcedure,
+		svc.Listen,
+		connect.WithSchema(forwardServiceMethods.ByName("Listen")),
+		connect.WithHandlerOptions(opts...),
+	)
+	forwardServiceListListenersHandler := connect.NewUnaryHandler(
+		ForwardServiceListListenersProcedure,
+		svc.ListListeners,
+		connect.WithSchema(forwardServiceMethods.ByName("ListListeners")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/carrel.agent.v1.ForwardService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case ForwardServiceListenProcedure:
+			forwardServiceListenHandler.ServeHTTP(w, r)
+		case ForwardServiceListListenersProcedure:
+			forwardServiceListListenersHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedForwardServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedForwardServiceHandler struct{}
+
+func (UnimplementedForwardServiceHandler) Listen(context.Context, *connect.Request[v11.ListenRequest], *connect.ServerStream[v11.ListenEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.ForwardService.Listen is not implemented"))
+}
+
+func (UnimplementedForwardServiceHandler) ListListeners(context.Context, *connect.Request[v11.ListListenersRequest]) (*connect.Response[v11.ListListenersResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.ForwardService.ListListeners is not implemented"))
+}
+
 // ControlServiceClient is a client for the carrel.agent.v1.ControlService service.
 type ControlServiceClient interface {
 	// Ready answers when the agent has taken its identity (after a start or a restore).
@@ -327,6 +821,8 @@ type ControlServiceClient interface {
 	Unquiesce(context.Context, *connect.Request[v11.UnquiesceRequest]) (*connect.Response[v11.UnquiesceResponse], error)
 	// Shutdown sends TERM to all processes, KILL after the grace time, syncs, and answers.
 	Shutdown(context.Context, *connect.Request[v11.ShutdownRequest]) (*connect.Response[v11.ShutdownResponse], error)
+	// Activity tells what the box is doing by itself, for the decision to pause it.
+	Activity(context.Context, *connect.Request[v11.ActivityRequest]) (*connect.Response[v11.ActivityResponse], error)
 }
 
 // NewControlServiceClient constructs a client for the carrel.agent.v1.ControlService service. By
@@ -364,6 +860,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("Shutdown")),
 			connect.WithClientOptions(opts...),
 		),
+		activity: connect.NewClient[v11.ActivityRequest, v11.ActivityResponse](
+			httpClient,
+			baseURL+ControlServiceActivityProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Activity")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -373,6 +875,7 @@ type controlServiceClient struct {
 	quiesce   *connect.Client[v11.QuiesceRequest, v11.QuiesceResponse]
 	unquiesce *connect.Client[v11.UnquiesceRequest, v11.UnquiesceResponse]
 	shutdown  *connect.Client[v11.ShutdownRequest, v11.ShutdownResponse]
+	activity  *connect.Client[v11.ActivityRequest, v11.ActivityResponse]
 }
 
 // Ready calls carrel.agent.v1.ControlService.Ready.
@@ -395,6 +898,11 @@ func (c *controlServiceClient) Shutdown(ctx context.Context, req *connect.Reques
 	return c.shutdown.CallUnary(ctx, req)
 }
 
+// Activity calls carrel.agent.v1.ControlService.Activity.
+func (c *controlServiceClient) Activity(ctx context.Context, req *connect.Request[v11.ActivityRequest]) (*connect.Response[v11.ActivityResponse], error) {
+	return c.activity.CallUnary(ctx, req)
+}
+
 // ControlServiceHandler is an implementation of the carrel.agent.v1.ControlService service.
 type ControlServiceHandler interface {
 	// Ready answers when the agent has taken its identity (after a start or a restore).
@@ -404,6 +912,8 @@ type ControlServiceHandler interface {
 	Unquiesce(context.Context, *connect.Request[v11.UnquiesceRequest]) (*connect.Response[v11.UnquiesceResponse], error)
 	// Shutdown sends TERM to all processes, KILL after the grace time, syncs, and answers.
 	Shutdown(context.Context, *connect.Request[v11.ShutdownRequest]) (*connect.Response[v11.ShutdownResponse], error)
+	// Activity tells what the box is doing by itself, for the decision to pause it.
+	Activity(context.Context, *connect.Request[v11.ActivityRequest]) (*connect.Response[v11.ActivityResponse], error)
 }
 
 // NewControlServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -437,6 +947,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("Shutdown")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceActivityHandler := connect.NewUnaryHandler(
+		ControlServiceActivityProcedure,
+		svc.Activity,
+		connect.WithSchema(controlServiceMethods.ByName("Activity")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.agent.v1.ControlService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ControlServiceReadyProcedure:
@@ -447,6 +963,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceUnquiesceHandler.ServeHTTP(w, r)
 		case ControlServiceShutdownProcedure:
 			controlServiceShutdownHandler.ServeHTTP(w, r)
+		case ControlServiceActivityProcedure:
+			controlServiceActivityHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -470,4 +988,8 @@ func (UnimplementedControlServiceHandler) Unquiesce(context.Context, *connect.Re
 
 func (UnimplementedControlServiceHandler) Shutdown(context.Context, *connect.Request[v11.ShutdownRequest]) (*connect.Response[v11.ShutdownResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.ControlService.Shutdown is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Activity(context.Context, *connect.Request[v11.ActivityRequest]) (*connect.Response[v11.ActivityResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.ControlService.Activity is not implemented"))
 }

@@ -55,6 +55,14 @@ const (
 	GatewayLinkExchangeTokenProcedure = "/carrel.link.v1.GatewayLink/ExchangeToken"
 	// GatewayLinkRenewProcedure is the fully-qualified name of the GatewayLink's Renew RPC.
 	GatewayLinkRenewProcedure = "/carrel.link.v1.GatewayLink/Renew"
+	// GatewayLinkGetSecretsProcedure is the fully-qualified name of the GatewayLink's GetSecrets RPC.
+	GatewayLinkGetSecretsProcedure = "/carrel.link.v1.GatewayLink/GetSecrets"
+	// GatewayLinkWakeBoxProcedure is the fully-qualified name of the GatewayLink's WakeBox RPC.
+	GatewayLinkWakeBoxProcedure = "/carrel.link.v1.GatewayLink/WakeBox"
+	// GatewayLinkFindBoxProcedure is the fully-qualified name of the GatewayLink's FindBox RPC.
+	GatewayLinkFindBoxProcedure = "/carrel.link.v1.GatewayLink/FindBox"
+	// GatewayLinkAuditProcedure is the fully-qualified name of the GatewayLink's Audit RPC.
+	GatewayLinkAuditProcedure = "/carrel.link.v1.GatewayLink/Audit"
 )
 
 // JoinServiceClient is a client for the carrel.link.v1.JoinService service.
@@ -295,6 +303,15 @@ type GatewayLinkClient interface {
 	ExchangeToken(context.Context, *connect.Request[v1.ExchangeTokenRequest]) (*connect.Response[v1.ExchangeTokenResponse], error)
 	// Renew gives a new certificate before the old one ends.
 	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.JoinResponse], error)
+	// GetSecrets gives what all gateways share. They keep it on disk (0600).
+	GetSecrets(context.Context, *connect.Request[v1.GetSecretsRequest]) (*connect.Response[v1.GetSecretsResponse], error)
+	// WakeBox starts or resumes a box for a user who has come for it, if its policy allows that.
+	WakeBox(context.Context, *connect.Request[v1.WakeBoxRequest]) (*connect.Response[v1.WakeBoxResponse], error)
+	// FindBox resolves a name for a user who was authenticated by the gateway, also when the box does not run. What the user may not see is
+	// NotFound.
+	FindBox(context.Context, *connect.Request[v1.FindBoxRequest]) (*connect.Response[v1.FindBoxResponse], error)
+	// Audit keeps what gateways decided by themselves: logins and their refusals.
+	Audit(context.Context, *connect.Request[v1.AuditRequest]) (*connect.Response[v1.AuditResponse], error)
 }
 
 // NewGatewayLinkClient constructs a client for the carrel.link.v1.GatewayLink service. By default,
@@ -326,6 +343,30 @@ func NewGatewayLinkClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(gatewayLinkMethods.ByName("Renew")),
 			connect.WithClientOptions(opts...),
 		),
+		getSecrets: connect.NewClient[v1.GetSecretsRequest, v1.GetSecretsResponse](
+			httpClient,
+			baseURL+GatewayLinkGetSecretsProcedure,
+			connect.WithSchema(gatewayLinkMethods.ByName("GetSecrets")),
+			connect.WithClientOptions(opts...),
+		),
+		wakeBox: connect.NewClient[v1.WakeBoxRequest, v1.WakeBoxResponse](
+			httpClient,
+			baseURL+GatewayLinkWakeBoxProcedure,
+			connect.WithSchema(gatewayLinkMethods.ByName("WakeBox")),
+			connect.WithClientOptions(opts...),
+		),
+		findBox: connect.NewClient[v1.FindBoxRequest, v1.FindBoxResponse](
+			httpClient,
+			baseURL+GatewayLinkFindBoxProcedure,
+			connect.WithSchema(gatewayLinkMethods.ByName("FindBox")),
+			connect.WithClientOptions(opts...),
+		),
+		audit: connect.NewClient[v1.AuditRequest, v1.AuditResponse](
+			httpClient,
+			baseURL+GatewayLinkAuditProcedure,
+			connect.WithSchema(gatewayLinkMethods.ByName("Audit")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -334,6 +375,10 @@ type gatewayLinkClient struct {
 	watchRoutes   *connect.Client[v1.WatchRoutesRequest, v1.RoutesUpdate]
 	exchangeToken *connect.Client[v1.ExchangeTokenRequest, v1.ExchangeTokenResponse]
 	renew         *connect.Client[v1.RenewRequest, v1.JoinResponse]
+	getSecrets    *connect.Client[v1.GetSecretsRequest, v1.GetSecretsResponse]
+	wakeBox       *connect.Client[v1.WakeBoxRequest, v1.WakeBoxResponse]
+	findBox       *connect.Client[v1.FindBoxRequest, v1.FindBoxResponse]
+	audit         *connect.Client[v1.AuditRequest, v1.AuditResponse]
 }
 
 // WatchRoutes calls carrel.link.v1.GatewayLink.WatchRoutes.
@@ -351,6 +396,26 @@ func (c *gatewayLinkClient) Renew(ctx context.Context, req *connect.Request[v1.R
 	return c.renew.CallUnary(ctx, req)
 }
 
+// GetSecrets calls carrel.link.v1.GatewayLink.GetSecrets.
+func (c *gatewayLinkClient) GetSecrets(ctx context.Context, req *connect.Request[v1.GetSecretsRequest]) (*connect.Response[v1.GetSecretsResponse], error) {
+	return c.getSecrets.CallUnary(ctx, req)
+}
+
+// WakeBox calls carrel.link.v1.GatewayLink.WakeBox.
+func (c *gatewayLinkClient) WakeBox(ctx context.Context, req *connect.Request[v1.WakeBoxRequest]) (*connect.Response[v1.WakeBoxResponse], error) {
+	return c.wakeBox.CallUnary(ctx, req)
+}
+
+// FindBox calls carrel.link.v1.GatewayLink.FindBox.
+func (c *gatewayLinkClient) FindBox(ctx context.Context, req *connect.Request[v1.FindBoxRequest]) (*connect.Response[v1.FindBoxResponse], error) {
+	return c.findBox.CallUnary(ctx, req)
+}
+
+// Audit calls carrel.link.v1.GatewayLink.Audit.
+func (c *gatewayLinkClient) Audit(ctx context.Context, req *connect.Request[v1.AuditRequest]) (*connect.Response[v1.AuditResponse], error) {
+	return c.audit.CallUnary(ctx, req)
+}
+
 // GatewayLinkHandler is an implementation of the carrel.link.v1.GatewayLink service.
 type GatewayLinkHandler interface {
 	// WatchRoutes sends every route, then the changes.
@@ -359,6 +424,15 @@ type GatewayLinkHandler interface {
 	ExchangeToken(context.Context, *connect.Request[v1.ExchangeTokenRequest]) (*connect.Response[v1.ExchangeTokenResponse], error)
 	// Renew gives a new certificate before the old one ends.
 	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.JoinResponse], error)
+	// GetSecrets gives what all gateways share. They keep it on disk (0600).
+	GetSecrets(context.Context, *connect.Request[v1.GetSecretsRequest]) (*connect.Response[v1.GetSecretsResponse], error)
+	// WakeBox starts or resumes a box for a user who has come for it, if its policy allows that.
+	WakeBox(context.Context, *connect.Request[v1.WakeBoxRequest]) (*connect.Response[v1.WakeBoxResponse], error)
+	// FindBox resolves a name for a user who was authenticated by the gateway, also when the box does not run. What the user may not see is
+	// NotFound.
+	FindBox(context.Context, *connect.Request[v1.FindBoxRequest]) (*connect.Response[v1.FindBoxResponse], error)
+	// Audit keeps what gateways decided by themselves: logins and their refusals.
+	Audit(context.Context, *connect.Request[v1.AuditRequest]) (*connect.Response[v1.AuditResponse], error)
 }
 
 // NewGatewayLinkHandler builds an HTTP handler from the service implementation. It returns the path
@@ -386,6 +460,30 @@ func NewGatewayLinkHandler(svc GatewayLinkHandler, opts ...connect.HandlerOption
 		connect.WithSchema(gatewayLinkMethods.ByName("Renew")),
 		connect.WithHandlerOptions(opts...),
 	)
+	gatewayLinkGetSecretsHandler := connect.NewUnaryHandler(
+		GatewayLinkGetSecretsProcedure,
+		svc.GetSecrets,
+		connect.WithSchema(gatewayLinkMethods.ByName("GetSecrets")),
+		connect.WithHandlerOptions(opts...),
+	)
+	gatewayLinkWakeBoxHandler := connect.NewUnaryHandler(
+		GatewayLinkWakeBoxProcedure,
+		svc.WakeBox,
+		connect.WithSchema(gatewayLinkMethods.ByName("WakeBox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	gatewayLinkFindBoxHandler := connect.NewUnaryHandler(
+		GatewayLinkFindBoxProcedure,
+		svc.FindBox,
+		connect.WithSchema(gatewayLinkMethods.ByName("FindBox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	gatewayLinkAuditHandler := connect.NewUnaryHandler(
+		GatewayLinkAuditProcedure,
+		svc.Audit,
+		connect.WithSchema(gatewayLinkMethods.ByName("Audit")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.link.v1.GatewayLink/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case GatewayLinkWatchRoutesProcedure:
@@ -394,6 +492,14 @@ func NewGatewayLinkHandler(svc GatewayLinkHandler, opts ...connect.HandlerOption
 			gatewayLinkExchangeTokenHandler.ServeHTTP(w, r)
 		case GatewayLinkRenewProcedure:
 			gatewayLinkRenewHandler.ServeHTTP(w, r)
+		case GatewayLinkGetSecretsProcedure:
+			gatewayLinkGetSecretsHandler.ServeHTTP(w, r)
+		case GatewayLinkWakeBoxProcedure:
+			gatewayLinkWakeBoxHandler.ServeHTTP(w, r)
+		case GatewayLinkFindBoxProcedure:
+			gatewayLinkFindBoxHandler.ServeHTTP(w, r)
+		case GatewayLinkAuditProcedure:
+			gatewayLinkAuditHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -413,4 +519,20 @@ func (UnimplementedGatewayLinkHandler) ExchangeToken(context.Context, *connect.R
 
 func (UnimplementedGatewayLinkHandler) Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.JoinResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.link.v1.GatewayLink.Renew is not implemented"))
+}
+
+func (UnimplementedGatewayLinkHandler) GetSecrets(context.Context, *connect.Request[v1.GetSecretsRequest]) (*connect.Response[v1.GetSecretsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.link.v1.GatewayLink.GetSecrets is not implemented"))
+}
+
+func (UnimplementedGatewayLinkHandler) WakeBox(context.Context, *connect.Request[v1.WakeBoxRequest]) (*connect.Response[v1.WakeBoxResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.link.v1.GatewayLink.WakeBox is not implemented"))
+}
+
+func (UnimplementedGatewayLinkHandler) FindBox(context.Context, *connect.Request[v1.FindBoxRequest]) (*connect.Response[v1.FindBoxResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.link.v1.GatewayLink.FindBox is not implemented"))
+}
+
+func (UnimplementedGatewayLinkHandler) Audit(context.Context, *connect.Request[v1.AuditRequest]) (*connect.Response[v1.AuditResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.link.v1.GatewayLink.Audit is not implemented"))
 }
