@@ -27,37 +27,37 @@ const (
 	apiTokenPrefix  = "carrel_"
 )
 
-// grant is a caller's right to a box, verified.
-type grant struct {
+// pass is a caller's right to one run of a box, verified, with what proves it to the node's proxy.
+type pass struct {
 	auth.Ticket
-	text string // the signed ticket
+	header, proof string // the header of the CONNECT request that carries the proof, and the signed proof
 }
 
 // allow finds what the bearer of a request may do in a box: the bearer is a ticket, checked here, or an API
 // token, which control exchanges for a ticket. box is an id, or with an API token a name in org.
-func (g *Gateway) allow(ctx context.Context, header http.Header, box, org, scope string) (grant, error) {
+func (g *Gateway) allow(ctx context.Context, header http.Header, box, org, scope string) (pass, error) {
 	if box == "" {
-		return grant{}, carrel.Errorf(carrel.CodeInvalid, "no_box", "the request names no box")
+		return pass{}, carrel.Errorf(carrel.CodeInvalid, "no_box", "the request names no box")
 	}
 	scheme, bearer, _ := strings.Cut(header.Get("Authorization"), " ")
 	bearer = strings.TrimSpace(bearer)
 	if !strings.EqualFold(scheme, "Bearer") || bearer == "" {
-		return grant{}, carrel.Errorf(carrel.CodeUnauthorized, "no_credentials", "the request has no credentials: send a ticket or an API token as `Authorization: Bearer …`")
+		return pass{}, carrel.Errorf(carrel.CodeUnauthorized, "no_credentials", "the request has no credentials: send a ticket or an API token as `Authorization: Bearer …`")
 	}
 	if strings.HasPrefix(bearer, apiTokenPrefix) {
 		return g.tokens.exchange(ctx, bearer, box, org, scope)
 	}
 	t, err := g.verifier.Verify(bearer, g.now())
 	if err != nil {
-		return grant{}, err
+		return pass{}, err
 	}
 	if string(t.Box) != box {
-		return grant{}, errOtherBox(carrel.BoxID(clip(box)))
+		return pass{}, errOtherBox(carrel.BoxID(clip(box)))
 	}
 	if !t.Has(scope) {
-		return grant{}, errScope(t.Box)
+		return pass{}, errScope(t.Box)
 	}
-	return grant{t, bearer}, nil
+	return pass{t, headerTicket, bearer}, nil
 }
 
 func errScope(box carrel.BoxID) error {
@@ -71,9 +71,9 @@ type exchangeKey struct {
 }
 
 type exchanged struct {
-	grant grant
-	err   error
-	at    time.Time
+	pass pass
+	err  error
+	at   time.Time
 }
 
 // exchanger turns API tokens into tickets and remembers them for a moment; while control is away, until
@@ -94,19 +94,19 @@ func newExchanger(g *Gateway) *exchanger {
 	}
 }
 
-func (x *exchanger) exchange(ctx context.Context, token, box, org, scope string) (grant, error) {
+func (x *exchanger) exchange(ctx context.Context, token, box, org, scope string) (pass, error) {
 	key := exchangeKey{sha256.Sum256([]byte(token)), box, org, scope}
 	now := x.gateway.now()
 	x.mu.Lock()
 	known, ok := x.known[key]
 	x.mu.Unlock()
 	if ok && known.err != nil && now.Sub(known.at) < exchangeRefused {
-		return grant{}, known.err
+		return pass{}, known.err
 	}
 	// One that is for another run than the route leads to is asked for again: the box was restarted.
-	usable := ok && known.err == nil && now.Before(known.grant.Expires)
-	if usable && now.Sub(known.at) < exchangeFresh && x.gateway.routes.epoch(known.grant.Box) == known.grant.Epoch {
-		return known.grant, nil
+	usable := ok && known.err == nil && now.Before(known.pass.Expires)
+	if usable && now.Sub(known.at) < exchangeFresh && x.gateway.routes.epoch(known.pass.Box) == known.pass.Epoch {
+		return known.pass, nil
 	}
 	flightKey := string(key.token[:]) + "\x00" + box + "\x00" + org + "\x00" + scope
 	answers := x.flight.DoChan(flightKey, func() (any, error) {
@@ -118,15 +118,15 @@ func (x *exchanger) exchange(ctx context.Context, token, box, org, scope string)
 	select {
 	case answer = <-answers:
 	case <-ctx.Done():
-		return grant{}, ctx.Err()
+		return pass{}, ctx.Err()
 	}
-	got, _ := answer.Val.(grant)
+	got, _ := answer.Val.(pass)
 	switch code := carrel.CodeOf(answer.Err); {
 	case answer.Err == nil:
-		x.remember(key, exchanged{grant: got, at: now})
+		x.remember(key, exchanged{pass: got, at: now})
 	case code == carrel.CodeUnavailable || code == carrel.CodeDeadline:
 		if usable {
-			return known.grant, nil
+			return known.pass, nil
 		}
 	case code == carrel.CodeUnauthorized || code == carrel.CodeNotFound || code == carrel.CodeDenied:
 		x.remember(key, exchanged{err: answer.Err, at: now})
@@ -134,28 +134,28 @@ func (x *exchanger) exchange(ctx context.Context, token, box, org, scope string)
 	return got, answer.Err
 }
 
-func (x *exchanger) ask(ctx context.Context, token, box, org, scope string) (grant, error) {
+func (x *exchanger) ask(ctx context.Context, token, box, org, scope string) (pass, error) {
 	g := x.gateway
 	resp, err := g.link.ExchangeToken(ctx, connect.NewRequest(&linkv1.ExchangeTokenRequest{Token: token, Box: box, Org: org, Scope: scope}))
 	g.metrics.exchanged(err)
 	if err != nil {
-		return grant{}, g.fromControl(err)
+		return pass{}, g.fromControl(err)
 	}
 	t, err := g.verifier.Verify(resp.Msg.GetTicket(), g.now())
 	if err != nil {
-		return grant{}, err
+		return pass{}, err
 	}
 	if !t.Has(scope) {
-		return grant{}, errScope(t.Box)
+		return pass{}, errScope(t.Box)
 	}
 	r := resp.Msg.GetRoute()
 	if r.GetBoxId() != "" {
 		g.routes.learn(r)
 	}
 	if r == nil || r.GetGone() {
-		return grant{}, errNotRunning(t.Box, x.state(ctx, token, string(t.Box)))
+		return pass{}, errNotRunning(t.Box, x.state(ctx, token, string(t.Box)))
 	}
-	return grant{t, resp.Msg.GetTicket()}, nil
+	return pass{t, headerTicket, resp.Msg.GetTicket()}, nil
 }
 
 // state asks control, as the caller, how a box is; empty: not to be had.
@@ -184,7 +184,7 @@ func (x *exchanger) tidy(now time.Time) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for key, e := range x.known {
-		if e.err != nil && now.Sub(e.at) > exchangeRefused || e.err == nil && !now.Before(e.grant.Expires) {
+		if e.err != nil && now.Sub(e.at) > exchangeRefused || e.err == nil && !now.Before(e.pass.Expires) {
 			delete(x.known, key)
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"connectrpc.com/connect"
 
 	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
-	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
 )
 
@@ -36,10 +35,10 @@ type agentConn struct {
 	agentv1connect.ProcessServiceClient
 	transport *http.Transport
 
-	mu     sync.Mutex // guards what follows
-	ticket string     // the newest that came: tunnels are opened with it
-	used   int        // calls under way
-	since  time.Time  // of the last call's end
+	mu    sync.Mutex // guards what follows
+	pass  pass       // the newest that came: tunnels are opened with it
+	used  int        // calls under way
+	since time.Time  // of the last call's end
 }
 
 // agentPool keeps the connections to agents for the next call.
@@ -54,8 +53,8 @@ func newAgentPool(g *Gateway) *agentPool {
 	return &agentPool{gateway: g, conns: map[agentKey]*agentConn{}}
 }
 
-// get answers with a connection for the holder of a verified ticket; done is called after the call.
-func (p *agentPool) get(t auth.Ticket, ticket string) (conn *agentConn, done func()) {
+// get answers with a connection for the holder of a pass; done is called after the call.
+func (p *agentPool) get(t pass) (conn *agentConn, done func()) {
 	key := agentKey{t.Box, t.Epoch, t.User, strings.Join(t.Scopes, " ")}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -65,7 +64,7 @@ func (p *agentPool) get(t auth.Ticket, ticket string) (conn *agentConn, done fun
 		p.conns[key] = conn
 	}
 	conn.mu.Lock()
-	conn.ticket = ticket
+	conn.pass = t
 	conn.used++
 	conn.mu.Unlock()
 	return conn, func() {
@@ -84,9 +83,9 @@ func (p *agentPool) open(box carrel.BoxID) *agentConn {
 		Protocols: protocols,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			conn.mu.Lock()
-			ticket := conn.ticket
+			newest := conn.pass
 			conn.mu.Unlock()
-			return p.gateway.Dial(ctx, box, "agent", ticket)
+			return p.gateway.reach(ctx, newest, "agent")
 		},
 		DisableCompression:     true,
 		IdleConnTimeout:        agentIdle,

@@ -46,7 +46,12 @@ func (g *Gateway) Dial(ctx context.Context, box carrel.BoxID, target, ticket str
 	if t.Box != box {
 		return nil, errOtherBox(box)
 	}
-	conn, err := g.dial(ctx, t, target, ticket)
+	return g.reach(ctx, pass{t, headerTicket, ticket}, target)
+}
+
+// reach is Dial for a pass.
+func (g *Gateway) reach(ctx context.Context, p pass, target string) (net.Conn, error) {
+	conn, err := g.dial(ctx, p, target)
 	g.metrics.dialed(err)
 	return conn, err
 }
@@ -55,25 +60,25 @@ func errOtherBox(box carrel.BoxID) error {
 	return carrel.Errorf(carrel.CodeDenied, "ticket_of_another_box", "this ticket is not for box %s; get one for it", box)
 }
 
-func (g *Gateway) dial(ctx context.Context, t auth.Ticket, target, ticket string) (net.Conn, error) {
-	r, err := g.routes.find(ctx, t.Box, t.Epoch, routePatience)
+func (g *Gateway) dial(ctx context.Context, p pass, target string) (net.Conn, error) {
+	r, err := g.routes.find(ctx, p.Box, p.Epoch, routePatience)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := g.connect(ctx, r, target, ticket)
+	conn, err := g.connect(ctx, r, p, target)
 	if !errors.Is(err, errRouteStale) {
 		return conn, err
 	}
 	// The node knows better than the route: look once whether control does too by now.
 	if !g.routes.changedFrom(ctx, r, routePatience) {
-		return nil, errUnavailable("route_stale", err, "box %s is being moved or has just ended; try again in a moment", t.Box)
+		return nil, errUnavailable("route_stale", err, "box %s is being moved or has just ended; try again in a moment", p.Box)
 	}
-	if r, err = g.routes.find(ctx, t.Box, t.Epoch, routePatience); err != nil {
+	if r, err = g.routes.find(ctx, p.Box, p.Epoch, routePatience); err != nil {
 		return nil, err
 	}
-	conn, err = g.connect(ctx, r, target, ticket)
+	conn, err = g.connect(ctx, r, p, target)
 	if errors.Is(err, errRouteStale) {
-		return nil, errUnavailable("route_stale", err, "box %s is being moved or has just ended; try again in a moment", t.Box)
+		return nil, errUnavailable("route_stale", err, "box %s is being moved or has just ended; try again in a moment", p.Box)
 	}
 	return conn, err
 }
@@ -82,7 +87,7 @@ func (g *Gateway) dial(ctx context.Context, t auth.Ticket, target, ticket string
 var errRouteStale = errors.New("the route is stale")
 
 // connect opens a tunnel through the proxy that the route names.
-func (g *Gateway) connect(ctx context.Context, r route, target, ticket string) (net.Conn, error) {
+func (g *Gateway) connect(ctx context.Context, r route, p pass, target string) (net.Conn, error) {
 	// The stream outlives this call: its own context ends with the connection.
 	streamCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	dialCtx, stopTimer := context.WithTimeout(ctx, dialTimeout)
@@ -100,7 +105,7 @@ func (g *Gateway) connect(ctx context.Context, r route, target, ticket string) (
 		Method: http.MethodConnect,
 		URL:    &url.URL{Scheme: "https", Host: r.Address},
 		Host:   string(r.Box),
-		Header: http.Header{headerTarget: {target}, headerTicket: {ticket}},
+		Header: http.Header{headerTarget: {target}, p.header: {p.proof}},
 		Body:   in,
 	}).WithContext(streamCtx)
 	resp, err := g.proxies.get(proxyKey{r.Node, r.Address}).RoundTrip(req)

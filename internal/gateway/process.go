@@ -32,7 +32,7 @@ func (p *processes) agent(ctx context.Context, req connect.AnyRequest, scope str
 		return nil, "", nil, err
 	}
 	p.gateway.log.DebugContext(ctx, "call to box", "method", req.Spec().Procedure, "box", allowed.Box, "user", allowed.User, "request", req.Header().Get(headerRequestID))
-	conn, done := p.gateway.agents.get(allowed.Ticket, allowed.text)
+	conn, done := p.gateway.agents.get(allowed)
 	return conn, allowed.Box, done, nil
 }
 
