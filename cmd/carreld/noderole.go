@@ -116,8 +116,8 @@ func (i *nodeImages) Build(ctx context.Context, definition string, progress func
 	return i.take(result, err)
 }
 
-func (i *nodeImages) Import(ctx context.Context, reference, platform string, insecure bool, progress func(string)) (string, int64, error) {
-	result, err := i.builder.Import(ctx, image.ImportRequest{Reference: reference, Platform: platform, Insecure: insecure}, progress)
+func (i *nodeImages) Import(ctx context.Context, from node.ImportSource, progress func(string)) (string, int64, error) {
+	result, err := i.builder.Import(ctx, image.ImportRequest(from), progress)
 	return i.take(result, err)
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -37,6 +38,8 @@ type Builder struct {
 	cfg     Config
 	store   *store
 	flights flights
+	// reachable says which addresses an import for a tenant may connect to.
+	reachable func(netip.Addr) bool
 }
 
 // New opens a Builder's directory and removes what a killed process left in it.
@@ -66,7 +69,7 @@ func New(cfg Config) (*Builder, error) {
 	if err != nil {
 		return nil, explainIO(err)
 	}
-	return &Builder{cfg: cfg, store: s}, nil
+	return &Builder{cfg: cfg, store: s, reachable: public}, nil
 }
 
 // Option of Build.

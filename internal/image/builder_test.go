@@ -229,13 +229,13 @@ func TestDiskFull(t *testing.T) {
 		"import": func(b *Builder) error {
 			r := newRegistry(t)
 			r.push(t, r.ref("app:1"), imageOf(t, "amd64", layerOf(t, types.OCILayer, makeTar(t, "big="+strings.Repeat("x", 12<<20)))))
-			_, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("app:1"), Platform: "linux/amd64", Insecure: true}, nil)
+			_, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("app:1"), Platform: "linux/amd64", Insecure: true, Trusted: true}, nil)
 			return err
 		},
 		"import, at the end": func(b *Builder) error {
 			r := newRegistry(t)
 			r.push(t, r.ref("app:1"), imageOf(t, "amd64", layerOf(t, types.OCILayer, makeTar(t, "big="+strings.Repeat("x", 5<<20)))))
-			_, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("app:1"), Platform: "linux/amd64", Insecure: true}, nil)
+			_, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("app:1"), Platform: "linux/amd64", Insecure: true, Trusted: true}, nil)
 			return err
 		},
 	} {

@@ -37,6 +37,9 @@ type ImportRequest struct {
 	Platform string
 	// Insecure talks plain HTTP to the registry.
 	Insecure bool
+	// Trusted: an operator asks. Only then paths on this machine, and registries at addresses that are not
+	// public, are read.
+	Trusted bool
 }
 
 // IsLocal reports whether a reference is a path on the machine that imports: only an operator may say those.
@@ -46,13 +49,16 @@ func IsLocal(reference string) bool {
 
 // Import converts an OCI or Docker image. Every byte is checked against the digest that names it. Nothing
 // is unpacked onto the file system. progress is as in Build. Errors for a person are *carrel.Error:
-// bad_reference, image_not_found, image_denied, registry_unreachable, image_platform_missing,
+// bad_reference, operator_needed, registry_not_public, image_not_found, image_denied, registry_unreachable, image_platform_missing,
 // image_digest_mismatch, image_layer_invalid, image_too_large, image_unsupported, disk_full.
 func (b *Builder) Import(ctx context.Context, r ImportRequest, progress func(string)) (Result, error) {
 	if r.Platform == "" {
 		r.Platform = "linux/" + runtime.GOARCH
 	}
-	key := fmt.Sprintf("import %s %s %t", r.Reference, r.Platform, r.Insecure)
+	if IsLocal(r.Reference) && !r.Trusted {
+		return Result{}, carrel.Errorf(carrel.CodeDenied, "operator_needed", "only an operator may import from a path on a node; use a registry")
+	}
+	key := fmt.Sprintf("import %s %s %t %t", r.Reference, r.Platform, r.Insecure, r.Trusted)
 	return b.flights.do(ctx, key, progress, func(ctx context.Context, progress func(string)) (Result, error) {
 		begun := time.Now()
 		result, err := b.importImage(ctx, r, progress)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -41,15 +42,21 @@ type testRegistry struct {
 	requests atomic.Int64
 }
 
-func newRegistry(t testing.TB) *testRegistry {
+func newRegistry(t testing.TB) *testRegistry { return newRegistryAt(t, "127.0.0.1") }
+
+func newRegistryAt(t testing.TB, ip string) *testRegistry {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
+	require.NoError(t, err)
 	r := &testRegistry{inner: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+	server := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		r.requests.Add(1)
 		if f := r.change.Load(); f != nil && (*f)(w, q) {
 			return
 		}
 		r.inner.ServeHTTP(w, q)
-	}))
+	})}}
+	server.Start()
 	t.Cleanup(server.Close)
 	r.host = strings.TrimPrefix(server.URL, "http://")
 	return r
@@ -166,7 +173,7 @@ func TestImportFromARegistry(t *testing.T) {
 	r, b := newRegistry(t), newBuilder(t, Config{})
 	r.push(t, r.ref("team/app:1"), imageOf(t, "amd64", twoLayers(t)...))
 	var lines []string
-	got, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("team/app:1"), Platform: "linux/amd64", Insecure: true}, func(s string) { lines = append(lines, s) })
+	got, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("team/app:1"), Platform: "linux/amd64", Insecure: true, Trusted: true}, func(s string) { lines = append(lines, s) })
 	require.NoError(t, err)
 	require.False(t, got.Cached)
 	require.NotEmpty(t, lines)
@@ -175,7 +182,7 @@ func TestImportFromARegistry(t *testing.T) {
 	requireImported(t, b, got)
 
 	before := r.requests.Load()
-	again, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("team/app@" + got.Description.Manifest), Platform: "linux/amd64", Insecure: true}, nil)
+	again, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("team/app@" + got.Description.Manifest), Platform: "linux/amd64", Insecure: true, Trusted: true}, nil)
 	require.NoError(t, err)
 	require.True(t, again.Cached)
 	require.Equal(t, got.Digest, again.Digest)
@@ -193,20 +200,20 @@ func TestImportChoosesThePlatform(t *testing.T) {
 	)
 	outer := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: index})
 	r.push(t, r.ref("app:multi"), outer)
-	got, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("app:multi"), Platform: "linux/amd64", Insecure: true}, nil)
+	got, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("app:multi"), Platform: "linux/amd64", Insecure: true, Trusted: true}, nil)
 	require.NoError(t, err)
 	requireImported(t, b, got)
-	other, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("app:multi"), Platform: "linux/arm64", Insecure: true}, nil)
+	other, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("app:multi"), Platform: "linux/arm64", Insecure: true, Trusted: true}, nil)
 	require.NoError(t, err)
 	require.NotEqual(t, got.Digest, other.Digest)
 
-	_, err = b.Import(t.Context(), ImportRequest{Reference: r.ref("app:multi"), Platform: "linux/riscv64", Insecure: true}, nil)
+	_, err = b.Import(t.Context(), ImportRequest{Reference: r.ref("app:multi"), Platform: "linux/riscv64", Insecure: true, Trusted: true}, nil)
 	require.Equal(t, "image_platform_missing", carrel.ReasonOf(err))
 	require.ErrorContains(t, err, "does not exist for linux/riscv64; it is there for linux/amd64, linux/arm64/v8")
 	r.push(t, r.ref("app:arm"), arm)
-	_, err = b.Import(t.Context(), ImportRequest{Reference: r.ref("app:arm"), Platform: "linux/amd64", Insecure: true}, nil)
+	_, err = b.Import(t.Context(), ImportRequest{Reference: r.ref("app:arm"), Platform: "linux/amd64", Insecure: true, Trusted: true}, nil)
 	require.ErrorContains(t, err, "does not exist for linux/amd64; it is there for linux/arm64")
-	_, err = b.Import(t.Context(), ImportRequest{Reference: r.ref("app:arm"), Platform: "windows/amd64", Insecure: true}, nil)
+	_, err = b.Import(t.Context(), ImportRequest{Reference: r.ref("app:arm"), Platform: "windows/amd64", Insecure: true, Trusted: true}, nil)
 	require.Equal(t, "bad_platform", carrel.ReasonOf(err))
 	requireClean(t, b)
 }
@@ -267,7 +274,7 @@ func TestImportRefusesWhatWasTamperedWith(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBuilder(t, Config{})
 			r.intercept(c.change)
-			_, err := b.Import(t.Context(), ImportRequest{Reference: r.ref(c.ref), Platform: "linux/amd64", Insecure: true}, nil)
+			_, err := b.Import(t.Context(), ImportRequest{Reference: r.ref(c.ref), Platform: "linux/amd64", Insecure: true, Trusted: true}, nil)
 			require.Error(t, err)
 			require.Contains(t, []string{"image_digest_mismatch", "image_layer_invalid"}, carrel.ReasonOf(err), "%v", err)
 			left, err := b.List()
@@ -288,7 +295,7 @@ func TestImportChecksTheUnpackedLayer(t *testing.T) {
 	image, err = mutate.ConfigFile(image, config)
 	require.NoError(t, err)
 	r.push(t, r.ref("app:1"), image)
-	_, err = b.Import(t.Context(), ImportRequest{Reference: r.ref("app:1"), Platform: "linux/amd64", Insecure: true}, nil)
+	_, err = b.Import(t.Context(), ImportRequest{Reference: r.ref("app:1"), Platform: "linux/amd64", Insecure: true, Trusted: true}, nil)
 	require.Equal(t, "image_digest_mismatch", carrel.ReasonOf(err), "%v", err)
 	requireClean(t, b)
 }
@@ -306,7 +313,7 @@ func TestImportRefusesBombs(t *testing.T) {
 	} {
 		tag := strings.NewReplacer(" ", "-", ",", "").Replace(ref)
 		r.push(t, r.ref("app:"+tag), image)
-		_, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("app:" + tag), Platform: "linux/amd64", Insecure: true}, nil)
+		_, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("app:" + tag), Platform: "linux/amd64", Insecure: true, Trusted: true}, nil)
 		require.Equal(t, "image_too_large", carrel.ReasonOf(err), "%s: %v", ref, err)
 		requireClean(t, b)
 	}
@@ -359,7 +366,7 @@ func TestImportErrorsInWords(t *testing.T) {
 		if c.change != nil {
 			r.intercept(c.change)
 		}
-		_, err := b.Import(t.Context(), ImportRequest{Reference: c.ref, Platform: "linux/amd64", Insecure: true}, nil)
+		_, err := b.Import(t.Context(), ImportRequest{Reference: c.ref, Platform: "linux/amd64", Insecure: true, Trusted: true}, nil)
 		require.Equal(t, c.reason, carrel.ReasonOf(err), "%s: %v", c.ref, err)
 		requireClean(t, b)
 	}
@@ -380,7 +387,7 @@ func TestImportTriesABrokenTransferAgain(t *testing.T) {
 		_, _ = w.Write(make([]byte, 1000))
 		return true
 	})
-	got, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("app:1"), Platform: "linux/amd64", Insecure: true}, nil)
+	got, err := b.Import(t.Context(), ImportRequest{Reference: r.ref("app:1"), Platform: "linux/amd64", Insecure: true, Trusted: true}, nil)
 	require.NoError(t, err)
 	require.Greater(t, broken.Load(), int64(1))
 	requireImported(t, b, got)
@@ -398,14 +405,16 @@ func TestImportCanBeCancelled(t *testing.T) {
 		<-q.Context().Done()
 		return true
 	})
-	_, err := b.Import(ctx, ImportRequest{Reference: r.ref("app:1"), Platform: "linux/amd64", Insecure: true}, nil)
+	_, err := b.Import(ctx, ImportRequest{Reference: r.ref("app:1"), Platform: "linux/amd64", Insecure: true, Trusted: true}, nil)
 	require.ErrorIs(t, err, context.Canceled)
 	requireClean(t, b)
 }
 
 func TestImportFromTheDisk(t *testing.T) {
 	image, dir := imageOf(t, "amd64", twoLayers(t)...), t.TempDir()
-	request := func(ref string) ImportRequest { return ImportRequest{Reference: ref, Platform: "linux/amd64"} }
+	request := func(ref string) ImportRequest {
+		return ImportRequest{Reference: ref, Platform: "linux/amd64", Trusted: true}
+	}
 
 	// An OCI layout.
 	path, err := ocilayout.Write(filepath.Join(dir, "layout"), empty.Index)
@@ -477,7 +486,7 @@ func TestLayoutNeverLeavesItsDirectory(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.Symlink(secret, filepath.Join(dir, "index.json")))
 	b := newBuilder(t, Config{})
-	_, err := b.Import(t.Context(), ImportRequest{Reference: "oci:" + dir}, nil)
+	_, err := b.Import(t.Context(), ImportRequest{Reference: "oci:" + dir, Trusted: true}, nil)
 	require.Equal(t, "bad_reference", carrel.ReasonOf(err))
 	require.ErrorContains(t, err, "escapes")
 }
@@ -488,7 +497,7 @@ func TestImportRefusesOtherArtifacts(t *testing.T) {
 	chart, err := mutate.Append(chart, mutate.Addendum{Layer: static.NewLayer([]byte("not a layer"), "application/vnd.cncf.helm.chart.content.v1.tar+gzip")})
 	require.NoError(t, err)
 	r.push(t, r.ref("chart:1"), chart)
-	_, err = b.Import(t.Context(), ImportRequest{Reference: r.ref("chart:1"), Platform: "linux/amd64", Insecure: true}, nil)
+	_, err = b.Import(t.Context(), ImportRequest{Reference: r.ref("chart:1"), Platform: "linux/amd64", Insecure: true, Trusted: true}, nil)
 	require.Equal(t, carrel.CodeInvalid, carrel.CodeOf(err), "%v", err)
 	requireClean(t, b)
 }

@@ -91,7 +91,12 @@ func (b *Builder) openSource(ctx context.Context, r ImportRequest, work string) 
 	if keychain == nil {
 		keychain = authn.NewMultiKeychain() // nobody
 	}
-	return &registrySource{reference: reference, options: []remote.Option{remote.WithAuthFromKeychain(keychain), remote.WithUserAgent("carrel")}}, nil
+	source := &registrySource{reference: reference, options: []remote.Option{remote.WithAuthFromKeychain(keychain), remote.WithUserAgent("carrel")}}
+	if !r.Trusted {
+		source.guard = newGuardedTransport(b.reachable)
+		source.options = append(source.options, remote.WithTransport(source.guard))
+	}
+	return source, nil
 }
 
 // splitTag takes ":NAME" from the end of a path that does not exist with it.
@@ -312,6 +317,7 @@ func readDocument(r io.ReadCloser) ([]byte, error) {
 type registrySource struct {
 	reference name.Reference
 	options   []remote.Option
+	guard     *guardedTransport // nil: any address may be reached
 }
 
 func (s *registrySource) get(ctx context.Context, reference name.Reference) ([]byte, error) {
@@ -356,7 +362,12 @@ func (s *registrySource) blob(ctx context.Context, l layerSource) (io.ReadCloser
 }
 
 func (s *registrySource) local() bool { return false }
-func (s *registrySource) close()      {}
+
+func (s *registrySource) close() {
+	if s.guard != nil {
+		s.guard.close()
+	}
+}
 
 // files are those of an OCI layout or of what docker save wrote.
 type files interface {

@@ -113,7 +113,9 @@ func (c *chores) make(ctx context.Context, chore *linkv1.Chore, progress func(st
 	case "image_build":
 		return c.d.cfg.Images.Build(ctx, chore.GetDefinition(), progress)
 	case "image_import":
-		return c.d.cfg.Images.Import(ctx, chore.GetReference(), chore.GetPlatform(), chore.GetInsecure(), progress)
+		return c.d.cfg.Images.Import(ctx, ImportSource{
+			Reference: chore.GetReference(), Platform: chore.GetPlatform(), Insecure: chore.GetInsecure(), Trusted: chore.GetTrusted(),
+		}, progress)
 	}
 	return "", 0, carrel.Errorf(carrel.CodeInvalid, "unknown_chore", "this node does not know chores of the kind %q; it may be older than control", chore.GetKind())
 }

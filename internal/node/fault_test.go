@@ -389,7 +389,7 @@ func TestImageChores(t *testing.T) {
 	chores := []*linkv1.Chore{
 		{Id: string(carrel.NewChoreID()), Kind: "image_build", Definition: "good"},
 		{Id: string(carrel.NewChoreID()), Kind: "image_build", Definition: "bad"},
-		{Id: string(carrel.NewChoreID()), Kind: "image_import", Reference: "r", Platform: "p"},
+		{Id: string(carrel.NewChoreID()), Kind: "image_import", Reference: "r", Platform: "p", Trusted: true},
 		{Id: string(carrel.NewChoreID()), Kind: "dance"},
 	}
 	w.control.with(func() { w.control.chores = chores })
@@ -408,7 +408,7 @@ func TestImageChores(t *testing.T) {
 	})
 	require.Equal(t, imageDigest("built good"), done[ids[0]].GetDigest())
 	require.Equal(t, "package_not_found", done[ids[1]].GetErrorReason())
-	require.Equal(t, imageDigest("imported rpfalse"), done[ids[2]].GetDigest())
+	require.Equal(t, imageDigest("imported {Reference:r Platform:p Insecure:false Trusted:true}"), done[ids[2]].GetDigest())
 	require.Equal(t, "unknown_chore", done[ids[3]].GetErrorReason())
 	w.eventually("the facts name the images", func() bool {
 		w.control.mu.Lock()

@@ -128,8 +128,8 @@ func (i testImages) Build(_ context.Context, definition string, progress func(st
 	return i.add("built " + definition)
 }
 
-func (i testImages) Import(_ context.Context, reference, platform string, insecure bool, _ func(string)) (string, int64, error) {
-	return i.add(fmt.Sprint("imported ", reference, platform, insecure))
+func (i testImages) Import(_ context.Context, from node.ImportSource, _ func(string)) (string, int64, error) {
+	return i.add(fmt.Sprintf("imported %+v", from))
 }
 
 func (i testImages) add(text string) (string, int64, error) {

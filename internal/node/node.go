@@ -34,7 +34,16 @@ type Networks interface {
 // before they return.
 type Images interface {
 	Build(ctx context.Context, definition string, progress func(string)) (digest string, size int64, err error)
-	Import(ctx context.Context, reference, platform string, insecure bool, progress func(string)) (digest string, size int64, err error)
+	Import(ctx context.Context, from ImportSource, progress func(string)) (digest string, size int64, err error)
+}
+
+// ImportSource says which image to import.
+type ImportSource struct {
+	Reference string
+	Platform  string // such as linux/amd64
+	Insecure  bool   // plain HTTP
+	// Trusted: an operator asks. Only then paths on this machine and addresses that are not public may be read.
+	Trusted bool
 }
 
 // ProxyConfig and Proxy are those of package proxy.

@@ -57,7 +57,7 @@ func (t *tx) revoked(ctx context.Context, id, name string) error {
 func (s *Store) RevokedPeers(ctx context.Context, since time.Time) ([]string, error) {
 	var ids []string
 	err := s.read(ctx, "RevokedPeers", SystemScope(), func(t *tx) (err error) {
-		ids, err = t.Queries.RevokedPeers(ctx, since)
+		ids, err = t.RevokedPeers(ctx, since)
 		return err
 	})
 	return ids, err
