@@ -116,19 +116,8 @@ func (v *TicketVerifier) Verify(text string, now time.Time) (Ticket, error) {
 		return Ticket{}, badTicket(errors.New("too long"))
 	}
 	var claims ticketClaims
-	_, err := jwt.ParseWithClaims(text, &claims, v.keyOf,
-		jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}),
-		jwt.WithAudience(ticketAudience),
-		jwt.WithExpirationRequired(),
-		jwt.WithStrictDecoding(),
-		jwt.WithTimeFunc(func() time.Time { return now }))
-	if errors.Is(err, jwt.ErrTokenExpired) && !errors.Is(err, jwt.ErrTokenSignatureInvalid) {
-		e := carrel.Errorf(carrel.CodeUnauthorized, "ticket_expired", "this ticket has expired; get a new one and try again")
-		e.Cause = err
-		return Ticket{}, e
-	}
-	if err != nil {
-		return Ticket{}, badTicket(err)
+	if err := v.parse(text, &claims, ticketAudience, now); err != nil {
+		return Ticket{}, err
 	}
 	t := Ticket{
 		Box: carrel.BoxID(claims.Box), Org: carrel.OrgID(claims.Org), Epoch: claims.Epoch,
@@ -141,6 +130,25 @@ func (v *TicketVerifier) Verify(text string, now time.Time) (Ticket, error) {
 		return Ticket{}, badTicket(fmt.Errorf("expires at %s, later than any ticket may", t.Expires))
 	}
 	return t, nil
+}
+
+// parse checks what every signed right has: signature, audience and times.
+func (v *TicketVerifier) parse(text string, claims jwt.Claims, audience string, now time.Time) error {
+	_, err := jwt.ParseWithClaims(text, claims, v.keyOf,
+		jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}),
+		jwt.WithAudience(audience),
+		jwt.WithExpirationRequired(),
+		jwt.WithStrictDecoding(),
+		jwt.WithTimeFunc(func() time.Time { return now }))
+	if errors.Is(err, jwt.ErrTokenExpired) && !errors.Is(err, jwt.ErrTokenSignatureInvalid) {
+		e := carrel.Errorf(carrel.CodeUnauthorized, "ticket_expired", "this ticket has expired; get a new one and try again")
+		e.Cause = err
+		return e
+	}
+	if err != nil {
+		return badTicket(err)
+	}
+	return nil
 }
 
 func (v *TicketVerifier) keyOf(token *jwt.Token) (any, error) {

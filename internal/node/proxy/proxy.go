@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +27,8 @@ import (
 const (
 	HeaderTarget = "Carrel-Target"
 	HeaderTicket = "Carrel-Ticket"
+	// HeaderPortPass carries the pass of one port instead of a ticket.
+	HeaderPortPass = "Carrel-Port-Pass"
 )
 
 const (
@@ -232,11 +235,9 @@ func (p *Proxy) admit(r *http.Request, cancel context.CancelFunc) (Route, string
 	if err != nil {
 		return Route{}, "", nil, err
 	}
-	ticket, err := p.table.verifier.Verify(r.Header.Get(HeaderTicket), p.cfg.Now())
+	ticket, err := p.right(r, target)
 	if err != nil {
-		e := refuse(http.StatusUnauthorized, carrel.ReasonOf(err), "the ticket is not good (any more)")
-		e.cause = err
-		return Route{}, "", nil, e
+		return Route{}, "", nil, err
 	}
 	if string(ticket.Box) != r.Host {
 		return Route{}, "", nil, refuse(http.StatusForbidden, "ticket_of_another_box", "the ticket is for another box")
@@ -247,6 +248,33 @@ func (p *Proxy) admit(r *http.Request, cancel context.CancelFunc) (Route, string
 	route, leave, err := p.table.enter(ticket, maxStreams, maxStreamsPerRun, cancel)
 	return route, target, leave, err
 }
+
+// right verifies what a request shows: a ticket, or the pass of one port, which is good for that target alone.
+func (p *Proxy) right(r *http.Request, target string) (auth.Ticket, error) {
+	refused := func(err error) error {
+		e := refuse(http.StatusUnauthorized, carrel.ReasonOf(err), "the ticket is not good (any more)")
+		e.cause = err
+		return e
+	}
+	if text := r.Header.Get(HeaderPortPass); text != "" {
+		pass, err := p.table.verifier.VerifyPort(text, p.cfg.Now())
+		if err != nil {
+			return auth.Ticket{}, refused(err)
+		}
+		if target != PortTarget(pass.Port) {
+			return auth.Ticket{}, refuse(http.StatusForbidden, "other_port", "the pass is for another port")
+		}
+		return auth.Ticket{Box: pass.Box, Org: pass.Org, User: pass.User, Scopes: []string{auth.ScopeExec}, Expires: pass.Expires}, nil
+	}
+	ticket, err := p.table.verifier.Verify(r.Header.Get(HeaderTicket), p.cfg.Now())
+	if err != nil {
+		return auth.Ticket{}, refused(err)
+	}
+	return ticket, nil
+}
+
+// PortTarget is the target that a pass of a port allows.
+func PortTarget(port int) string { return "tcp/localhost:" + strconv.Itoa(port) }
 
 // targetScope is the scope that a target needs. The agent's own service can look and act: which of the two
 // a call is, the gateway decides by its method. Everything else acts. The control target is the proxy's alone.

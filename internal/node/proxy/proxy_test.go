@@ -253,12 +253,16 @@ type stream struct {
 }
 
 func (w *world) connect(target, ticket string) (*stream, error) {
+	return w.connectWith(http.Header{proxy.HeaderTarget: {target}, proxy.HeaderTicket: {ticket}})
+}
+
+func (w *world) connectWith(header http.Header) (*stream, error) {
 	in, out := io.Pipe()
 	ctx, cancel := context.WithCancel(context.Background())
 	w.t.Cleanup(cancel)
 	req := (&http.Request{
 		Method: http.MethodConnect, URL: &url.URL{Scheme: "https", Host: w.proxy.Addr().String()}, Host: string(w.box),
-		Header: http.Header{proxy.HeaderTarget: {target}, proxy.HeaderTicket: {ticket}}, Body: in,
+		Header: header, Body: in,
 	}).WithContext(ctx)
 	resp, err := w.gateway.RoundTrip(req)
 	if err != nil {
@@ -339,6 +343,29 @@ func TestWhatIsRefused(t *testing.T) {
 	w.gateway = w.transport(auth.Peer{Role: auth.PeerNode, ID: string(carrel.NewNodeID())})
 	_, err = w.connect("agent", w.ticket(nil))
 	require.Error(t, err)
+}
+
+func TestAPortPassOpensItsPortAlone(t *testing.T) {
+	w := newWorld(t)
+	a := newAgent(t, w.run)
+	require.NoError(t, w.client.SetRoute(t.Context(), w.route(a)))
+	status := func(target string, change func(*auth.PortPass)) int {
+		p := auth.PortPass{Box: w.box, Org: carrel.NewOrgID(), Port: 8000, Expires: time.Now().Add(time.Hour)}
+		if change != nil {
+			change(&p)
+		}
+		text, err := w.signer.SignPort(p)
+		require.NoError(t, err)
+		s, err := w.connectWith(http.Header{proxy.HeaderTarget: {target}, proxy.HeaderPortPass: {text}})
+		require.NoError(t, err)
+		return s.status
+	}
+	require.Equal(t, 200, status(proxy.PortTarget(8000), nil))
+	for _, target := range []string{proxy.PortTarget(8001), "tcp/127.0.0.1:8000", "agent", "unix/@x", "udp/localhost:8000"} {
+		require.Equal(t, 403, status(target, nil), target)
+	}
+	require.Equal(t, 403, status(proxy.PortTarget(8000), func(p *auth.PortPass) { p.Box = carrel.NewBoxID() }))
+	require.Equal(t, 401, status(proxy.PortTarget(8000), func(p *auth.PortPass) { p.Expires = time.Now().Add(-time.Minute) }))
 }
 
 func TestOtherMethodsAreRefused(t *testing.T) {

@@ -212,7 +212,7 @@ func (t *table) find(run carrel.RunID) (Route, bool) {
 	return l.Route, true
 }
 
-// enter registers a stream to the run of a box that the ticket is for. leave must be called at its end.
+// enter registers a stream to the run of a box that the ticket is for; epoch 0 means whatever run it is in. leave must be called at its end.
 func (t *table) enter(ticket auth.Ticket, maxStreams, maxPerRun int, cancel context.CancelFunc) (r Route, leave func(), err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -220,7 +220,7 @@ func (t *table) enter(ticket auth.Ticket, maxStreams, maxPerRun int, cancel cont
 	switch {
 	case l == nil:
 		return Route{}, nil, refuse(404, "no_route", "the box has no run on this node")
-	case l.Epoch != ticket.Epoch:
+	case ticket.Epoch != 0 && l.Epoch != ticket.Epoch:
 		return Route{}, nil, refuse(409, "other_epoch", "the ticket is for another run of the box")
 	case !l.Open || l.quiet:
 		return Route{}, nil, refuse(503, "box_not_open", "the box is starting, or is being paused or stopped")

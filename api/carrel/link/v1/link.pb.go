@@ -2263,7 +2263,9 @@ type PortRule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Port  int32                  `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
 	// org or public.
-	Visibility    string `protobuf:"bytes,2,opt,name=visibility,proto3" json:"visibility,omitempty"`
+	Visibility string `protobuf:"bytes,2,opt,name=visibility,proto3" json:"visibility,omitempty"`
+	// For public: the port pass (internal/auth) that proves to the node's proxy that anybody may reach the port. Sent again before it ends.
+	Jwt           string `protobuf:"bytes,3,opt,name=jwt,proto3" json:"jwt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2308,6 +2310,13 @@ func (x *PortRule) GetPort() int32 {
 func (x *PortRule) GetVisibility() string {
 	if x != nil {
 		return x.Visibility
+	}
+	return ""
+}
+
+func (x *PortRule) GetJwt() string {
+	if x != nil {
+		return x.Jwt
 	}
 	return ""
 }
@@ -2914,12 +2923,13 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\x05ports\x18\t \x03(\v2\x18.carrel.link.v1.PortRuleR\x05ports\x12\x12\n" +
 	"\x04wake\x18\n" +
 	" \x01(\bR\x04wake\x12,\n" +
-	"\x12keep_shell_seconds\x18\v \x01(\x03R\x10keepShellSeconds\">\n" +
+	"\x12keep_shell_seconds\x18\v \x01(\x03R\x10keepShellSeconds\"P\n" +
 	"\bPortRule\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\x05R\x04port\x12\x1e\n" +
 	"\n" +
 	"visibility\x18\x02 \x01(\tR\n" +
-	"visibility\"\xe9\x01\n" +
+	"visibility\x12\x10\n" +
+	"\x03jwt\x18\x03 \x01(\tR\x03jwt\"\xe9\x01\n" +
 	"\x05Grant\x12\x17\n" +
 	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n" +
 	"\tuser_name\x18\x02 \x01(\tR\buserName\x12\x10\n" +
