@@ -467,9 +467,12 @@ type WriteFileRequest struct {
 	UploadId string `protobuf:"bytes,6,opt,name=upload_id,json=uploadId,proto3" json:"upload_id,omitempty"`
 	Offset   int64  `protobuf:"varint,7,opt,name=offset,proto3" json:"offset,omitempty"`
 	// Refuse (ABORTED) when the file there is another one; "none": when there is one.
-	IfMatch       string                 `protobuf:"bytes,8,opt,name=if_match,json=ifMatch,proto3" json:"if_match,omitempty"`
-	ModifyTime    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=modify_time,json=modifyTime,proto3" json:"modify_time,omitempty"`
-	Data          []byte                 `protobuf:"bytes,10,opt,name=data,proto3" json:"data,omitempty"`
+	IfMatch    string                 `protobuf:"bytes,8,opt,name=if_match,json=ifMatch,proto3" json:"if_match,omitempty"`
+	ModifyTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=modify_time,json=modifyTime,proto3" json:"modify_time,omitempty"`
+	Data       []byte                 `protobuf:"bytes,10,opt,name=data,proto3" json:"data,omitempty"`
+	// More comes in another call with the same upload_id: keep what came and replace nothing yet. The answer has only path, and the bytes
+	// kept as size.
+	Partial       bool `protobuf:"varint,11,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -572,6 +575,13 @@ func (x *WriteFileRequest) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *WriteFileRequest) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
 }
 
 type StatUploadRequest struct {
@@ -1367,7 +1377,7 @@ const file_carrel_v1_files_proto_rawDesc = "" +
 	"\x06length\x18\x05 \x01(\x03R\x06length\"H\n" +
 	"\tFileChunk\x12'\n" +
 	"\x04info\x18\x01 \x01(\v2\x13.carrel.v1.FileInfoR\x04info\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\x99\x02\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xb3\x02\n" +
 	"\x10WriteFileRequest\x12\x10\n" +
 	"\x03box\x18\x01 \x01(\tR\x03box\x12\x10\n" +
 	"\x03org\x18\x02 \x01(\tR\x03org\x12\x12\n" +
@@ -1380,7 +1390,8 @@ const file_carrel_v1_files_proto_rawDesc = "" +
 	"\vmodify_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"modifyTime\x12\x12\n" +
 	"\x04data\x18\n" +
-	" \x01(\fR\x04data\"h\n" +
+	" \x01(\fR\x04data\x12\x18\n" +
+	"\apartial\x18\v \x01(\bR\apartial\"h\n" +
 	"\x11StatUploadRequest\x12\x10\n" +
 	"\x03box\x18\x01 \x01(\tR\x03box\x12\x10\n" +
 	"\x03org\x18\x02 \x01(\tR\x03org\x12\x12\n" +
