@@ -3,7 +3,11 @@ module carrel.dev/carrel
 go 1.26.0
 
 require (
-	connectrpc.com/connect v1.21.1 // gRPC, Connect and gRPC-Web from one handler (docs/decisions/0005)
+	connectrpc.com/connect v1.21.1 // gRPC, Connect and gRPC-Web from one handler (docs/decisions/0005
+	github.com/coder/websocket v1.8.15
+	github.com/pkg/sftp v1.13.12
+	golang.org/x/crypto v0.58.0
+)
 	connectrpc.com/grpcreflect v1.3.1 // lets grpcurl look at the API
 	connectrpc.com/vanguard v0.4.0 // REST from the HTTP rules; pinned, newer versions are not served everywhere
 	github.com/cenkalti/backoff/v5 v5.0.3 // retries of the client
@@ -34,7 +38,6 @@ require (
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect
-	github.com/coder/websocket v1.8.15 // indirect
 	github.com/docker/cli v29.7.2+incompatible // indirect
 	github.com/docker/docker-credential-helpers v0.9.3 // indirect
 	github.com/fsnotify/fsnotify v1.9.0 // indirect
@@ -50,7 +53,6 @@ require (
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
 	github.com/opencontainers/go-digest v1.0.0 // indirect
 	github.com/opencontainers/image-spec v1.1.1 // indirect
-	github.com/pkg/sftp v1.13.12 // indirect
 	github.com/prometheus/client_model v0.6.3 // indirect
 	github.com/prometheus/common v0.72.0 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
@@ -60,7 +62,6 @@ require (
 	github.com/vishvananda/netns v0.0.5 // indirect
 	go.uber.org/multierr v1.11.0 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
-	golang.org/x/crypto v0.58.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
 	gotest.tools/v3 v3.5.2 // indirect
