@@ -3,15 +3,12 @@ module carrel.dev/carrel
 go 1.26.0
 
 require (
-	connectrpc.com/connect v1.21.1 // gRPC, Connect and gRPC-Web from one handler (docs/decisions/0005
-	github.com/coder/websocket v1.8.15
-	github.com/pkg/sftp v1.13.12
-	golang.org/x/crypto v0.58.0
-)
+	connectrpc.com/connect v1.21.1 // gRPC, Connect and gRPC-Web from one handler (docs/decisions/0005)
 	connectrpc.com/grpcreflect v1.3.1 // lets grpcurl look at the API
 	connectrpc.com/vanguard v0.4.0 // REST from the HTTP rules; pinned, newer versions are not served everywhere
 	github.com/cenkalti/backoff/v5 v5.0.3 // retries of the client
 	github.com/cespare/xxhash/v2 v2.3.0 // the quick check of blocks as they are read; SHA-256 stands beside it
+	github.com/coder/websocket v1.8.15 // terminals for browsers
 	github.com/erofs/go-erofs v0.3.1 // writes EROFS without mkfs.erofs, deterministically
 	github.com/goccy/go-yaml v1.19.2 // YAML with strict decoding and errors that show the place
 	github.com/golang-jwt/jwt/v5 v5.3.1 // tickets
@@ -19,6 +16,7 @@ require (
 	github.com/google/nftables v0.3.0 // the firewall on the host end of a box, without nft(8)
 	github.com/jackc/pgx/v5 v5.11.0 // PostgreSQL
 	github.com/klauspost/compress v1.20.1 // zstd layers of OCI images
+	github.com/pkg/sftp v1.13.12 // the SFTP server in a box
 	github.com/pressly/goose/v3 v3.29.0 // migrations
 	github.com/prometheus/client_golang v1.25.0 // metrics
 	github.com/rogpeppe/go-internal v1.16.0 // testscript, for the CLI
@@ -26,6 +24,7 @@ require (
 	github.com/stretchr/testify v1.12.1 // tests
 	github.com/vishvananda/netlink v1.3.1 // network namespaces and links without ip(8)
 	go.uber.org/goleak v1.3.0 // tests: no goroutine is left
+	golang.org/x/crypto v0.58.0 // the SSH gateway
 	golang.org/x/net v0.61.0
 	golang.org/x/sync v0.24.0
 	golang.org/x/sys v0.49.0
