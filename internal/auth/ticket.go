@@ -25,12 +25,15 @@ const (
 
 // Ticket is a right to reach one box in one of its epochs.
 type Ticket struct {
-	Box     carrel.BoxID
-	Org     carrel.OrgID
-	Epoch   int64 // of the run that may be reached; another one refuses the ticket
-	User    carrel.UserID
-	Scopes  []string // ScopeExec, ScopeView
-	Expires time.Time
+	Box    carrel.BoxID
+	Org    carrel.OrgID
+	Epoch  int64 // of the run that may be reached; another one refuses the ticket
+	User   carrel.UserID
+	Scopes []string // ScopeExec, ScopeView
+	// Token is the API token that the ticket was asked for with; it ends when the token is revoked. Empty: none.
+	Token   carrel.TokenID
+	Issued  time.Time // to the second; zero: not known
+	Expires time.Time // to the second
 }
 
 // Has reports whether the ticket gives scope; exec includes view.
@@ -44,6 +47,7 @@ type ticketClaims struct {
 	Org    string   `json:"org"`
 	Epoch  int64    `json:"epoch"`
 	Scopes []string `json:"scopes"`
+	Token  string   `json:"tok,omitempty"`
 	jwt.RegisteredClaims
 }
 
@@ -70,14 +74,18 @@ func (s *TicketSigner) Sign(t Ticket) (string, error) {
 	if carrel.IDKind(string(t.Box)) != 'b' || t.Org == "" || t.User == "" || t.Epoch <= 0 || len(t.Scopes) == 0 || t.Expires.IsZero() {
 		return "", errors.New("sign ticket: box, org, user, epoch, scopes and expiry are needed")
 	}
-	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, ticketClaims{
-		Box: string(t.Box), Org: string(t.Org), Epoch: t.Epoch, Scopes: t.Scopes,
+	claims := ticketClaims{
+		Box: string(t.Box), Org: string(t.Org), Epoch: t.Epoch, Scopes: t.Scopes, Token: string(t.Token),
 		RegisteredClaims: jwt.RegisteredClaims{
 			Audience:  jwt.ClaimStrings{ticketAudience},
 			Subject:   string(t.User),
 			ExpiresAt: jwt.NewNumericDate(t.Expires),
 		},
-	})
+	}
+	if !t.Issued.IsZero() {
+		claims.IssuedAt = jwt.NewNumericDate(t.Issued)
+	}
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, claims)
 	token.Header["kid"] = s.kid
 	text, err := token.SignedString(s.key)
 	if err != nil {
@@ -121,7 +129,10 @@ func (v *TicketVerifier) Verify(text string, now time.Time) (Ticket, error) {
 	}
 	t := Ticket{
 		Box: carrel.BoxID(claims.Box), Org: carrel.OrgID(claims.Org), Epoch: claims.Epoch,
-		User: carrel.UserID(claims.Subject), Scopes: claims.Scopes, Expires: claims.ExpiresAt.Time,
+		User: carrel.UserID(claims.Subject), Scopes: claims.Scopes, Token: carrel.TokenID(claims.Token), Expires: claims.ExpiresAt.Time,
+	}
+	if claims.IssuedAt != nil {
+		t.Issued = claims.IssuedAt.Time
 	}
 	switch {
 	case carrel.IDKind(claims.Box) != 'b' || t.Org == "" || t.User == "" || t.Epoch <= 0 || len(t.Scopes) == 0:

@@ -297,7 +297,7 @@ func (w *worker) adopt(ctx context.Context) error {
 }
 
 func (w *worker) route(open bool) proxy.Route {
-	return proxy.Route{Box: w.e.Box, Run: w.e.Run, Epoch: w.e.Epoch, Address: w.e.Network.Agent(), Key: w.e.Key, Open: open}
+	return proxy.Route{Box: w.e.Box, Org: w.e.Org, Run: w.e.Run, Epoch: w.e.Epoch, Address: w.e.Network.Agent(), Key: w.e.Key, Open: open}
 }
 
 // watchExit begins to wait for the end of the sandbox.

@@ -29,11 +29,14 @@ const (
 	HeaderTicket = "Carrel-Ticket"
 	// HeaderPortPass carries the pass of one port instead of a ticket.
 	HeaderPortPass = "Carrel-Port-Pass"
+	// HeaderGrant carries a user's grant instead of a ticket, and HeaderEpoch the epoch of the run that is meant.
+	HeaderGrant = "Carrel-Grant"
+	HeaderEpoch = "Carrel-Epoch"
 )
 
 const (
 	maxTarget        = 1024
-	maxHeaders       = 16 << 10
+	maxHeaders       = 64 << 10 // a grant may be long
 	maxStreams       = 8192
 	maxStreamsPerRun = 512
 	// dialTime is what an agent has to take a stream.
@@ -249,7 +252,8 @@ func (p *Proxy) admit(r *http.Request, cancel context.CancelFunc) (Route, string
 	return route, target, leave, err
 }
 
-// right verifies what a request shows: a ticket, or the pass of one port, which is good for that target alone.
+// right verifies what a request shows: a ticket, the pass of one port, which is good for that target alone, or a
+// user's grant, which is good for what the route says of the box's organisation.
 func (p *Proxy) right(r *http.Request, target string) (auth.Ticket, error) {
 	refused := func(err error) error {
 		e := refuse(http.StatusUnauthorized, carrel.ReasonOf(err), "the ticket is not good (any more)")
@@ -266,11 +270,36 @@ func (p *Proxy) right(r *http.Request, target string) (auth.Ticket, error) {
 		}
 		return auth.Ticket{Box: pass.Box, Org: pass.Org, User: pass.User, Scopes: []string{auth.ScopeExec}, Expires: pass.Expires}, nil
 	}
+	if text := r.Header.Get(HeaderGrant); text != "" {
+		grant, err := p.table.verifier.VerifyGrant(text, p.cfg.Now())
+		if err != nil {
+			return auth.Ticket{}, refused(err)
+		}
+		return p.granted(grant, carrel.BoxID(r.Host), r.Header.Get(HeaderEpoch))
+	}
 	ticket, err := p.table.verifier.Verify(r.Header.Get(HeaderTicket), p.cfg.Now())
 	if err != nil {
 		return auth.Ticket{}, refused(err)
 	}
 	return ticket, nil
+}
+
+// granted is what a grant is good for in one run of a box. A box of an organisation that is not in the grant, and one of which
+// the node did not say whose it is, are refused alike.
+func (p *Proxy) granted(grant auth.Grant, box carrel.BoxID, epochText string) (auth.Ticket, error) {
+	epoch, err := strconv.ParseInt(epochText, 10, 64)
+	if err != nil || epoch <= 0 {
+		return auth.Ticket{}, refuse(http.StatusBadRequest, "bad_epoch", "a grant comes with the epoch of the run that is meant")
+	}
+	org, known := p.table.orgOf(box)
+	if !known {
+		return auth.Ticket{}, refuse(http.StatusNotFound, "no_route", "the box has no run on this node")
+	}
+	scope := grant.Orgs[org]
+	if org == "" || scope == "" {
+		return auth.Ticket{}, refuse(http.StatusForbidden, "not_granted", "the grant is not for this box")
+	}
+	return auth.Ticket{Box: box, Org: org, Epoch: epoch, User: grant.User, Scopes: []string{scope}, Issued: grant.Issued, Expires: grant.Expires}, nil
 }
 
 // PortTarget is the target that a pass of a port allows.

@@ -22,6 +22,7 @@ import (
 // Route is one line of the table that the node keeps in its proxy.
 type Route struct {
 	Box     carrel.BoxID `json:"box"`
+	Org     carrel.OrgID `json:"org"` // whose box it is; grants are compared with it
 	Run     carrel.RunID `json:"run"`
 	Epoch   int64        `json:"epoch"`
 	Address string       `json:"address"` // HOST:PORT of the agent
@@ -210,6 +211,17 @@ func (t *table) find(run carrel.RunID) (Route, bool) {
 		return Route{}, false
 	}
 	return l.Route, true
+}
+
+// orgOf tells whose box it is that has a run here.
+func (t *table) orgOf(box carrel.BoxID) (carrel.OrgID, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	l := t.byBox[box]
+	if l == nil {
+		return "", false
+	}
+	return l.Org, true
 }
 
 // enter registers a stream to the run of a box that the ticket is for; epoch 0 means whatever run it is in. leave must be called at its end.
