@@ -261,6 +261,9 @@ func (s *Server) serveWatch(w http.ResponseWriter, r *http.Request) {
 	ctx, _, err := s.begin(ctx, method, r.Header)
 	var watching *watch
 	if err == nil {
+		err = onlyParameters(r, "org", "id")
+	}
+	if err == nil {
 		watching, err = s.newWatch(ctx, r.URL.Query().Get("org"), r.URL.Query().Get("id"))
 	}
 	if err != nil {
@@ -307,6 +310,18 @@ func (s *Server) serveWatch(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	s.note(ctx, method, start, err)
+}
+
+// onlyParameters refuses a query parameter that does not exist, as the transcoder does on other routes.
+func onlyParameters(r *http.Request, known ...string) error {
+	for name := range r.URL.Query() {
+		if !slices.Contains(known, name) {
+			e := carrel.Errorf(carrel.CodeInvalid, "unknown_field", "the request has a parameter %q, which does not exist; /openapi.json has those that do", cut(name, 200))
+			e.Metadata = map[string]string{"field": cut(name, 200)}
+			return e
+		}
+	}
+	return nil
 }
 
 // writeEvent writes one event. Only the last of what was read together carries the mark: who goes on from it

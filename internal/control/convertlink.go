@@ -40,7 +40,7 @@ func desiredProto(set store.DesiredSet, node carrel.NodeID, ticketKeys [][]byte)
 	}
 	for _, c := range set.Chores {
 		out.Chores = append(out.Chores, &linkv1.Chore{
-			Id: string(c.ID), Kind: c.Kind, Name: c.Name, Definition: c.Definition, Reference: c.Reference, Platform: c.Platform, Insecure: c.Insecure,
+			Id: string(c.ID), Kind: c.Kind, Name: c.Name, Definition: c.Definition, Reference: c.Reference, Platform: c.Platform, Insecure: c.Insecure, Trusted: c.Trusted,
 		})
 	}
 	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(out)

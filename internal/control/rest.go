@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	_ "embed"
-	"fmt"
 	"net/http"
 	"slices"
 
@@ -14,6 +13,7 @@ import (
 	"carrel.dev/carrel/api/carrel/link/v1/linkv1connect"
 	carrelv1connect "carrel.dev/carrel/api/carrel/v1/carrelv1connect"
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/rest"
 )
 
 const (
@@ -53,11 +53,9 @@ func (s *Server) routes() (http.Handler, error) {
 	mux.Handle(linkv1connect.NewGatewayLinkHandler(gatewayLink{s: s}, private...))
 
 	notFound := http.HandlerFunc(s.noRoute)
-	transcoder, err := vanguard.NewTranscoder(services,
-		vanguard.WithUnknownHandler(notFound),
-		vanguard.WithDefaultServiceOptions(vanguard.WithMaxMessageBufferBytes(4*maxRequest)))
+	transcoder, err := rest.NewTranscoder(services, 4*maxRequest, vanguard.WithUnknownHandler(notFound))
 	if err != nil {
-		return nil, fmt.Errorf("make REST transcoder: %w", err)
+		return nil, err
 	}
 	mux.Handle("/v1/", transcoder)
 	mux.HandleFunc("GET /v1/boxes:watch", s.serveWatch)

@@ -94,6 +94,19 @@ func TestRESTErrorsHaveOneShape(t *testing.T) {
 	}
 	check("GET", "/v1/boxes/none", "", 404, 5, "box_not_found")
 	check("POST", "/v1/boxes", `{"name":"Bad Name"}`, 400, 3, "bad_name")
+	check("POST", "/v1/boxes", `{"name":`, 400, 3, "bad_request")
+	for _, c := range []struct{ method, path, body, field string }{
+		{"POST", "/v1/boxes", `{"nmae":"dev"}`, "nmae"},
+		{"POST", "/v1/boxes", `{"resources":{"memmory_bytes":"1"}}`, "memmory_bytes"},
+		{"POST", "/v1/boxes/dev:pause", `{"colour":"red"}`, "colour"},
+		{"POST", "/v1/tokens", `{"descripton":"x"}`, "descripton"},
+		{"GET", "/v1/boxes?pagesize=5", "", "pagesize"},
+		{"DELETE", "/v1/boxes/dev?farce=true", "", "farce"},
+		{"GET", "/v1/boxes:watch?box=dev", "", "box"},
+	} {
+		info := check(c.method, c.path, c.body, 400, 3, "unknown_field")
+		require.Equal(t, map[string]any{"field": c.field}, info["metadata"], "%s %s", c.method, c.path)
+	}
 	check("GET", "/v1/nonsense", "", 404, 5, "route_not_found")
 	check("GET", "/nonsense", "", 404, 5, "route_not_found")
 	check("GET", "/v1/boxes:watch?id=none", "", 404, 5, "box_not_found")

@@ -52,6 +52,7 @@ type Gateway struct {
 
 	identity *identityStore
 	control  *http.Transport // to control, as this gateway
+	users    *http.Transport // to control, for users' requests, as nobody
 	url      *url.URL        // of control
 	link     linkv1connect.GatewayLinkClient
 	routes   *routeTable
@@ -92,6 +93,8 @@ func New(config Config) (*Gateway, error) {
 		return nil, err
 	}
 	g.control = g.identity.transport(nil, auth.PeerControl, "")
+	g.users = g.identity.transport(nil, auth.PeerControl, "")
+	g.users.TLSClientConfig.GetClientCertificate = nil
 	g.link = linkv1connect.NewGatewayLinkClient(&http.Client{Transport: g.control}, u.String(),
 		connect.WithAcceptCompression("gzip", nil, nil), connect.WithReadMaxBytes(256<<20))
 	g.routes = openRoutes(config.DataDir, g.identity.cluster(), g.log)
@@ -153,6 +156,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	g.agents.close()
 	g.proxies.close()
 	g.control.CloseIdleConnections()
+	g.users.CloseIdleConnections()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

@@ -229,6 +229,17 @@ func TestPrivateLinksAreNotPassedOn(t *testing.T) {
 	require.Equal(t, 0, s.control.exchanges)
 }
 
+// Whatever becomes of the test of paths before it: control cannot take what users send for the gateway's own words.
+func TestUsersRequestsShowNoCertificate(t *testing.T) {
+	s := newStack(t)
+	resp, err := http.Get(s.url + "/v1/peer")
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, "0", string(body), "certificates that control saw")
+}
+
 func TestIdentityAndRoutesAreKept(t *testing.T) {
 	s := newStack(t)
 	require.Eventually(t, func() bool {

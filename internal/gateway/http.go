@@ -16,6 +16,7 @@ import (
 
 	"carrel.dev/carrel/api/carrel/v1/carrelv1connect"
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/rest"
 )
 
 const (
@@ -38,7 +39,7 @@ func (g *Gateway) newHandler() http.Handler {
 		connect.WithReadMaxBytes(2<<20),
 		connect.WithCompressMinBytes(1<<30), // output is passed on as it is; compressed requests are understood
 	)
-	transcoder, err := vanguard.NewTranscoder([]*vanguard.Service{vanguard.NewService(procedures, service)})
+	transcoder, err := rest.NewTranscoder([]*vanguard.Service{vanguard.NewService(procedures, service)}, 0)
 	if err != nil {
 		panic("gateway: the process service's schema cannot be transcoded: " + err.Error()) // a fault of the build
 	}
@@ -68,7 +69,7 @@ func (g *Gateway) newHandler() http.Handler {
 		case processPath.MatchString(p):
 			transcoder.ServeHTTP(w, r)
 		case strings.HasPrefix(p, "/carrel.") && !strings.HasPrefix(p, "/carrel.v1."):
-			// The links are for peers with a certificate. Passed on they would come with this gateway's.
+			// The links are for peers. Passed on they would be refused, because users' requests go without a certificate.
 			writeError(w, r, carrel.NotFound("path", p))
 		default:
 			r.Body = http.MaxBytesReader(w, r.Body, maxControlBody)
@@ -91,10 +92,11 @@ func servePage(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(page)
 }
 
-// newControlProxy passes requests on to control, streams and trailers included.
+// newControlProxy passes requests on to control, streams and trailers included. They go over connections that show no
+// certificate: control takes them for what they are, requests of users, whatever their path is.
 func (g *Gateway) newControlProxy() http.Handler {
 	return &httputil.ReverseProxy{
-		Transport:     g.control,
+		Transport:     g.users,
 		FlushInterval: -1, // at once
 		ErrorLog:      slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 		Rewrite: func(pr *httputil.ProxyRequest) {

@@ -244,6 +244,9 @@ func (c *fakeControl) handler() http.Handler {
 		}
 		w.Header().Set("X-End", "yes")
 	})
+	mux.HandleFunc("/v1/peer", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprint(w, len(r.TLS.PeerCertificates))
+	})
 	return mux
 }
 
