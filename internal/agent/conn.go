@@ -9,11 +9,8 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"runtime"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -325,43 +322,17 @@ func (a *Agent) dial(ctx context.Context, wanted target) (halfCloser, error) {
 	return conn.(*net.TCPConn), nil
 }
 
-// dialUnixAs connects as the box's user, so that nobody reaches through the agent what the user may not. Only the
-// effective ids of one thread change: for signals and tracing it stays root's, and it ends with this.
+// dialUnixAs connects as the box's user.
 func dialUnixAs(ctx context.Context, path string) (halfCloser, error) {
-	type result struct {
-		conn net.Conn
-		err  error
+	var conn net.Conn
+	err := asUser(func() (err error) {
+		conn, err = new(net.Dialer).DialContext(ctx, "unix", path)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	dialled := make(chan result, 1)
-	go func() {
-		if unix.Geteuid() == 0 {
-			runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-			if err := becomeUser(); err != nil {
-				dialled <- result{err: err}
-				return
-			}
-		}
-		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
-		dialled <- result{conn, err}
-	}()
-	r := <-dialled
-	if r.err != nil {
-		return nil, r.err
-	}
-	return r.conn.(*net.UnixConn), nil
-}
-
-func becomeUser() error {
-	for _, call := range [][4]uintptr{
-		{unix.SYS_SETGROUPS, 0, 0, 0},
-		{unix.SYS_SETRESGID, ^uintptr(0), boxUID, ^uintptr(0)},
-		{unix.SYS_SETRESUID, ^uintptr(0), boxUID, ^uintptr(0)},
-	} {
-		if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
-			return fmt.Errorf("become the box's user: %w", errno)
-		}
-	}
-	return nil
+	return conn.(*net.UnixConn), nil
 }
 
 func oneLine(err error) string {
