@@ -2333,7 +2333,9 @@ type Grant struct {
 	SshKeys []string    `protobuf:"bytes,5,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
 	Orgs    []*OrgScope `protobuf:"bytes,6,rep,name=orgs,proto3" json:"orgs,omitempty"`
 	// The user is gone, or may reach nothing any more.
-	Gone          bool `protobuf:"varint,7,opt,name=gone,proto3" json:"gone,omitempty"`
+	Gone bool `protobuf:"varint,7,opt,name=gone,proto3" json:"gone,omitempty"`
+	// When it was signed; tickets of the user from before do not give more than the grant does.
+	IssueTime     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=issue_time,json=issueTime,proto3" json:"issue_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2415,6 +2417,13 @@ func (x *Grant) GetGone() bool {
 		return x.Gone
 	}
 	return false
+}
+
+func (x *Grant) GetIssueTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IssueTime
+	}
+	return nil
 }
 
 type OrgScope struct {
@@ -2929,7 +2938,7 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\n" +
 	"visibility\x18\x02 \x01(\tR\n" +
 	"visibility\x12\x10\n" +
-	"\x03jwt\x18\x03 \x01(\tR\x03jwt\"\xe9\x01\n" +
+	"\x03jwt\x18\x03 \x01(\tR\x03jwt\"\xa4\x02\n" +
 	"\x05Grant\x12\x17\n" +
 	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n" +
 	"\tuser_name\x18\x02 \x01(\tR\buserName\x12\x10\n" +
@@ -2938,7 +2947,9 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"expireTime\x12\x19\n" +
 	"\bssh_keys\x18\x05 \x03(\tR\asshKeys\x12,\n" +
 	"\x04orgs\x18\x06 \x03(\v2\x18.carrel.link.v1.OrgScopeR\x04orgs\x12\x12\n" +
-	"\x04gone\x18\a \x01(\bR\x04gone\"R\n" +
+	"\x04gone\x18\a \x01(\bR\x04gone\x129\n" +
+	"\n" +
+	"issue_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tissueTime\"R\n" +
 	"\bOrgScope\x12\x15\n" +
 	"\x06org_id\x18\x01 \x01(\tR\x05orgId\x12\x19\n" +
 	"\borg_name\x18\x02 \x01(\tR\aorgName\x12\x14\n" +
@@ -3061,39 +3072,40 @@ var file_carrel_link_v1_link_proto_depIdxs = []int32{
 	29, // 17: carrel.link.v1.Route.ports:type_name -> carrel.link.v1.PortRule
 	36, // 18: carrel.link.v1.Grant.expire_time:type_name -> google.protobuf.Timestamp
 	31, // 19: carrel.link.v1.Grant.orgs:type_name -> carrel.link.v1.OrgScope
-	28, // 20: carrel.link.v1.RoutesUpdate.routes:type_name -> carrel.link.v1.Route
-	30, // 21: carrel.link.v1.RoutesUpdate.grants:type_name -> carrel.link.v1.Grant
-	36, // 22: carrel.link.v1.ExchangeTokenResponse.expire_time:type_name -> google.protobuf.Timestamp
-	28, // 23: carrel.link.v1.ExchangeTokenResponse.route:type_name -> carrel.link.v1.Route
-	1,  // 24: carrel.link.v1.JoinService.Join:input_type -> carrel.link.v1.JoinRequest
-	3,  // 25: carrel.link.v1.NodeLink.WatchDesired:input_type -> carrel.link.v1.WatchDesiredRequest
-	11, // 26: carrel.link.v1.NodeLink.Report:input_type -> carrel.link.v1.ReportRequest
-	15, // 27: carrel.link.v1.NodeLink.CommitSnapshot:input_type -> carrel.link.v1.CommitSnapshotRequest
-	17, // 28: carrel.link.v1.NodeLink.Renew:input_type -> carrel.link.v1.RenewRequest
-	27, // 29: carrel.link.v1.GatewayLink.WatchRoutes:input_type -> carrel.link.v1.WatchRoutesRequest
-	33, // 30: carrel.link.v1.GatewayLink.ExchangeToken:input_type -> carrel.link.v1.ExchangeTokenRequest
-	17, // 31: carrel.link.v1.GatewayLink.Renew:input_type -> carrel.link.v1.RenewRequest
-	18, // 32: carrel.link.v1.GatewayLink.GetSecrets:input_type -> carrel.link.v1.GetSecretsRequest
-	20, // 33: carrel.link.v1.GatewayLink.WakeBox:input_type -> carrel.link.v1.WakeBoxRequest
-	22, // 34: carrel.link.v1.GatewayLink.FindBox:input_type -> carrel.link.v1.FindBoxRequest
-	24, // 35: carrel.link.v1.GatewayLink.Audit:input_type -> carrel.link.v1.AuditRequest
-	2,  // 36: carrel.link.v1.JoinService.Join:output_type -> carrel.link.v1.JoinResponse
-	4,  // 37: carrel.link.v1.NodeLink.WatchDesired:output_type -> carrel.link.v1.DesiredSet
-	14, // 38: carrel.link.v1.NodeLink.Report:output_type -> carrel.link.v1.ReportResponse
-	16, // 39: carrel.link.v1.NodeLink.CommitSnapshot:output_type -> carrel.link.v1.CommitSnapshotResponse
-	2,  // 40: carrel.link.v1.NodeLink.Renew:output_type -> carrel.link.v1.JoinResponse
-	32, // 41: carrel.link.v1.GatewayLink.WatchRoutes:output_type -> carrel.link.v1.RoutesUpdate
-	34, // 42: carrel.link.v1.GatewayLink.ExchangeToken:output_type -> carrel.link.v1.ExchangeTokenResponse
-	2,  // 43: carrel.link.v1.GatewayLink.Renew:output_type -> carrel.link.v1.JoinResponse
-	19, // 44: carrel.link.v1.GatewayLink.GetSecrets:output_type -> carrel.link.v1.GetSecretsResponse
-	21, // 45: carrel.link.v1.GatewayLink.WakeBox:output_type -> carrel.link.v1.WakeBoxResponse
-	23, // 46: carrel.link.v1.GatewayLink.FindBox:output_type -> carrel.link.v1.FindBoxResponse
-	26, // 47: carrel.link.v1.GatewayLink.Audit:output_type -> carrel.link.v1.AuditResponse
-	36, // [36:48] is the sub-list for method output_type
-	24, // [24:36] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	36, // 20: carrel.link.v1.Grant.issue_time:type_name -> google.protobuf.Timestamp
+	28, // 21: carrel.link.v1.RoutesUpdate.routes:type_name -> carrel.link.v1.Route
+	30, // 22: carrel.link.v1.RoutesUpdate.grants:type_name -> carrel.link.v1.Grant
+	36, // 23: carrel.link.v1.ExchangeTokenResponse.expire_time:type_name -> google.protobuf.Timestamp
+	28, // 24: carrel.link.v1.ExchangeTokenResponse.route:type_name -> carrel.link.v1.Route
+	1,  // 25: carrel.link.v1.JoinService.Join:input_type -> carrel.link.v1.JoinRequest
+	3,  // 26: carrel.link.v1.NodeLink.WatchDesired:input_type -> carrel.link.v1.WatchDesiredRequest
+	11, // 27: carrel.link.v1.NodeLink.Report:input_type -> carrel.link.v1.ReportRequest
+	15, // 28: carrel.link.v1.NodeLink.CommitSnapshot:input_type -> carrel.link.v1.CommitSnapshotRequest
+	17, // 29: carrel.link.v1.NodeLink.Renew:input_type -> carrel.link.v1.RenewRequest
+	27, // 30: carrel.link.v1.GatewayLink.WatchRoutes:input_type -> carrel.link.v1.WatchRoutesRequest
+	33, // 31: carrel.link.v1.GatewayLink.ExchangeToken:input_type -> carrel.link.v1.ExchangeTokenRequest
+	17, // 32: carrel.link.v1.GatewayLink.Renew:input_type -> carrel.link.v1.RenewRequest
+	18, // 33: carrel.link.v1.GatewayLink.GetSecrets:input_type -> carrel.link.v1.GetSecretsRequest
+	20, // 34: carrel.link.v1.GatewayLink.WakeBox:input_type -> carrel.link.v1.WakeBoxRequest
+	22, // 35: carrel.link.v1.GatewayLink.FindBox:input_type -> carrel.link.v1.FindBoxRequest
+	24, // 36: carrel.link.v1.GatewayLink.Audit:input_type -> carrel.link.v1.AuditRequest
+	2,  // 37: carrel.link.v1.JoinService.Join:output_type -> carrel.link.v1.JoinResponse
+	4,  // 38: carrel.link.v1.NodeLink.WatchDesired:output_type -> carrel.link.v1.DesiredSet
+	14, // 39: carrel.link.v1.NodeLink.Report:output_type -> carrel.link.v1.ReportResponse
+	16, // 40: carrel.link.v1.NodeLink.CommitSnapshot:output_type -> carrel.link.v1.CommitSnapshotResponse
+	2,  // 41: carrel.link.v1.NodeLink.Renew:output_type -> carrel.link.v1.JoinResponse
+	32, // 42: carrel.link.v1.GatewayLink.WatchRoutes:output_type -> carrel.link.v1.RoutesUpdate
+	34, // 43: carrel.link.v1.GatewayLink.ExchangeToken:output_type -> carrel.link.v1.ExchangeTokenResponse
+	2,  // 44: carrel.link.v1.GatewayLink.Renew:output_type -> carrel.link.v1.JoinResponse
+	19, // 45: carrel.link.v1.GatewayLink.GetSecrets:output_type -> carrel.link.v1.GetSecretsResponse
+	21, // 46: carrel.link.v1.GatewayLink.WakeBox:output_type -> carrel.link.v1.WakeBoxResponse
+	23, // 47: carrel.link.v1.GatewayLink.FindBox:output_type -> carrel.link.v1.FindBoxResponse
+	26, // 48: carrel.link.v1.GatewayLink.Audit:output_type -> carrel.link.v1.AuditResponse
+	37, // [37:49] is the sub-list for method output_type
+	25, // [25:37] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_carrel_link_v1_link_proto_init() }
