@@ -75,6 +75,9 @@ var policy = map[string]Rule{
 	"/carrel.v1.FileService/DownloadArchive": {Need: NeedRole, Role: RoleViewer},
 	"/carrel.v1.FileService/UploadArchive":   {Need: NeedRole, Role: RoleMember, Mutates: true},
 
+	"/carrel.v1.PortService/OpenPort":         {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.PortService/ListBoxListeners": {Need: NeedRole, Role: RoleViewer},
+
 	// A user's own keys.
 	"/carrel.v1.SSHService/AddSSHKey":            {Need: NeedUser, Mutates: true},
 	"/carrel.v1.SSHService/ListSSHKeys":          {Need: NeedUser},
