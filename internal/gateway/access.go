@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -31,6 +32,17 @@ const (
 type pass struct {
 	auth.Ticket
 	header, proof string // the header of the CONNECT request that carries the proof, and the signed proof
+	// exchange is set when an API token was exchanged for the ticket; it may be exchanged again.
+	exchange *exchange
+}
+
+// headers are those by which a proxy knows the pass.
+func (p pass) headers() http.Header {
+	h := http.Header{p.header: {p.proof}}
+	if p.header == headerGrant {
+		h.Set(headerEpoch, strconv.FormatInt(p.Epoch, 10))
+	}
+	return h
 }
 
 // allow finds what the bearer of a request may do in a box: the bearer is a ticket, checked here, or an API
@@ -57,14 +69,21 @@ func (g *Gateway) allow(ctx context.Context, header http.Header, box, org, scope
 	if !t.Has(scope) {
 		return pass{}, errScope(t.Box)
 	}
-	return pass{t, headerTicket, bearer}, nil
+	p := pass{Ticket: t, header: headerTicket, proof: bearer}
+	return p, g.grants.good(p)
 }
 
 func errScope(box carrel.BoxID) error {
 	return carrel.Errorf(carrel.CodeDenied, "view_only", "the ticket for box %s is for looking only; get one with the scope exec", box)
 }
 
-// exchangeKey names an exchange. The token itself is not kept.
+// exchange is what it takes to exchange a token again. The token is kept in memory alone, while a stream is open by it.
+type exchange struct {
+	key   exchangeKey
+	token string
+}
+
+// exchangeKey names an exchange. The token itself is not in it.
 type exchangeKey struct {
 	token           [sha256.Size]byte
 	box, org, scope string
@@ -104,15 +123,30 @@ func (x *exchanger) exchange(ctx context.Context, token, box, org, scope string)
 		return pass{}, known.err
 	}
 	// One that is for another run than the route leads to is asked for again: the box was restarted.
-	usable := ok && known.err == nil && now.Before(known.pass.Expires)
+	usable := ok && known.err == nil && now.Before(known.pass.Expires) && x.gateway.grants.good(known.pass) == nil
 	if usable && now.Sub(known.at) < exchangeFresh && x.gateway.routes.epoch(known.pass.Box) == known.pass.Epoch {
 		return known.pass, nil
 	}
-	flightKey := string(key.token[:]) + "\x00" + box + "\x00" + org + "\x00" + scope
+	got, err := x.askOnce(ctx, token, key)
+	if code := carrel.CodeOf(err); usable && (code == carrel.CodeUnavailable || code == carrel.CodeDeadline) {
+		return known.pass, nil
+	}
+	return got, err
+}
+
+// renew exchanges the token of a pass again, whatever is remembered.
+func (x *exchanger) renew(ctx context.Context, p pass) (pass, error) {
+	return x.askOnce(ctx, p.exchange.token, p.exchange.key)
+}
+
+// askOnce asks control once for all who ask for the same at a time, and remembers a definite answer.
+func (x *exchanger) askOnce(ctx context.Context, token string, key exchangeKey) (pass, error) {
+	now := x.gateway.now()
+	flightKey := string(key.token[:]) + "\x00" + key.box + "\x00" + key.org + "\x00" + key.scope
 	answers := x.flight.DoChan(flightKey, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exchangeTimeout)
 		defer cancel()
-		return x.ask(ctx, token, box, org, scope)
+		return x.ask(ctx, token, key)
 	})
 	var answer singleflight.Result
 	select {
@@ -121,22 +155,18 @@ func (x *exchanger) exchange(ctx context.Context, token, box, org, scope string)
 		return pass{}, ctx.Err()
 	}
 	got, _ := answer.Val.(pass)
-	switch code := carrel.CodeOf(answer.Err); {
+	switch {
 	case answer.Err == nil:
 		x.remember(key, exchanged{pass: got, at: now})
-	case code == carrel.CodeUnavailable || code == carrel.CodeDeadline:
-		if usable {
-			return known.pass, nil
-		}
-	case code == carrel.CodeUnauthorized || code == carrel.CodeNotFound || code == carrel.CodeDenied:
+	case refused(answer.Err):
 		x.remember(key, exchanged{err: answer.Err, at: now})
 	}
 	return got, answer.Err
 }
 
-func (x *exchanger) ask(ctx context.Context, token, box, org, scope string) (pass, error) {
+func (x *exchanger) ask(ctx context.Context, token string, key exchangeKey) (pass, error) {
 	g := x.gateway
-	resp, err := g.link.ExchangeToken(ctx, connect.NewRequest(&linkv1.ExchangeTokenRequest{Token: token, Box: box, Org: org, Scope: scope}))
+	resp, err := g.link.ExchangeToken(ctx, connect.NewRequest(&linkv1.ExchangeTokenRequest{Token: token, Box: key.box, Org: key.org, Scope: key.scope}))
 	g.metrics.exchanged(err)
 	if err != nil {
 		return pass{}, g.fromControl(err)
@@ -145,7 +175,7 @@ func (x *exchanger) ask(ctx context.Context, token, box, org, scope string) (pas
 	if err != nil {
 		return pass{}, err
 	}
-	if !t.Has(scope) {
+	if !t.Has(key.scope) {
 		return pass{}, errScope(t.Box)
 	}
 	r := resp.Msg.GetRoute()
@@ -155,7 +185,7 @@ func (x *exchanger) ask(ctx context.Context, token, box, org, scope string) (pas
 	if r == nil || r.GetGone() {
 		return pass{}, errNotRunning(t.Box, x.state(ctx, token, string(t.Box)))
 	}
-	return pass{t, headerTicket, resp.Msg.GetTicket()}, nil
+	return pass{Ticket: t, header: headerTicket, proof: resp.Msg.GetTicket(), exchange: &exchange{key, token}}, nil
 }
 
 // state asks control, as the caller, how a box is; empty: not to be had.

@@ -23,6 +23,10 @@ import (
 const (
 	headerTarget = "Carrel-Target"
 	headerTicket = "Carrel-Ticket"
+	headerGrant  = "Carrel-Grant" // with headerEpoch
+	headerEpoch  = "Carrel-Epoch"
+	// headerActivity says what a user did, at /activity of a proxy.
+	headerActivity = "Carrel-Activity"
 )
 
 const (
@@ -46,7 +50,11 @@ func (g *Gateway) Dial(ctx context.Context, box carrel.BoxID, target, ticket str
 	if t.Box != box {
 		return nil, errOtherBox(box)
 	}
-	return g.reach(ctx, pass{t, headerTicket, ticket}, target)
+	p := pass{Ticket: t, header: headerTicket, proof: ticket}
+	if err := g.grants.good(p); err != nil {
+		return nil, err
+	}
+	return g.reach(ctx, p, target)
 }
 
 // reach is Dial for a pass.
@@ -101,11 +109,13 @@ func (g *Gateway) connect(ctx context.Context, r route, p pass, target string) (
 	}()
 
 	in, out := io.Pipe()
+	header := p.headers()
+	header.Set(headerTarget, target)
 	req := (&http.Request{
 		Method: http.MethodConnect,
 		URL:    &url.URL{Scheme: "https", Host: r.Address},
 		Host:   string(r.Box),
-		Header: http.Header{headerTarget: {target}, p.header: {p.proof}},
+		Header: header,
 		Body:   in,
 	}).WithContext(streamCtx)
 	resp, err := g.proxies.get(proxyKey{r.Node, r.Address}).RoundTrip(req)

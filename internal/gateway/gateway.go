@@ -22,7 +22,7 @@ import (
 type Config struct {
 	// ControlURL is https://HOST:PORT of control (or of what balances its replicas).
 	ControlURL string
-	// DataDir keeps the key, the certificate and the routes; it is made if need be (0700).
+	// DataDir keeps the key, the certificate, the routes, the users' grants and the shared secrets; it is made if need be (0700).
 	DataDir string
 	// CAFile has control's certificate authority (PEM), read when the gateway joins. Empty: whoever answers
 	// first is believed, which is only accepted of a control on this machine.
@@ -59,6 +59,12 @@ type Gateway struct {
 	proxies  *proxyPool
 	agents   *agentPool
 	tokens   *exchanger
+	grants   *grantTable
+	guards   *guards
+	shared   *secretStore
+	waker    *waker
+	toucher  *toucher
+	auditor  *auditor
 	metrics  *metrics
 	handler  http.Handler
 }
@@ -102,6 +108,9 @@ func New(config Config) (*Gateway, error) {
 	g.proxies = newProxyPool(g.identity)
 	g.agents = newAgentPool(g)
 	g.tokens = newExchanger(g)
+	g.grants = openGrants(config.DataDir, g.identity.cluster(), g.log, g.now)
+	g.shared = openSecrets(config.DataDir, g.identity.cluster(), g.log)
+	g.guards, g.waker, g.toucher, g.auditor = newGuards(), newWaker(), newToucher(g), newAuditor(g)
 	g.handler = g.newHandler()
 	return g, nil
 }
@@ -151,8 +160,13 @@ func (g *Gateway) Run(ctx context.Context) error {
 	group.Go(func() error { return g.followControl(ctx) })
 	group.Go(func() error { return g.keepRenewed(ctx) })
 	group.Go(func() error { return g.routes.keepSaved(ctx) })
+	group.Go(func() error { return g.grants.keepSaved(ctx) })
+	group.Go(func() error { return g.keepSecrets(ctx) })
+	group.Go(func() error { return g.keepRenewedTickets(ctx) })
+	group.Go(func() error { return g.auditor.run(ctx) })
 	group.Go(func() error { return g.tidy(ctx) })
 	err := group.Wait()
+	g.toucher.close()
 	g.agents.close()
 	g.proxies.close()
 	g.control.CloseIdleConnections()
@@ -174,6 +188,7 @@ func (g *Gateway) tidy(ctx context.Context) error {
 			g.agents.tidy(now)
 			g.proxies.tidy(g.routes.nodes())
 			g.tokens.tidy(now)
+			g.toucher.tidy(now)
 		case <-ctx.Done():
 			return nil
 		}

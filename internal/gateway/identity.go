@@ -268,6 +268,7 @@ func (g *Gateway) join(ctx context.Context) error {
 	}
 	g.learnKeys(resp.Msg.GetTicketKeys())
 	g.routes.setCluster(g.identity.cluster())
+	g.grants.setCluster(g.identity.cluster())
 	g.log.Info("joined control", "gateway", g.identity.current().id, "cluster", g.identity.cluster())
 	return nil
 }

@@ -11,6 +11,9 @@ type metrics struct {
 	streams   prometheus.Gauge
 	dials     *prometheus.CounterVec
 	exchanges *prometheus.CounterVec
+	cuts      *prometheus.CounterVec
+
+	auditDropped prometheus.Counter
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -19,9 +22,12 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		streams:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "carrel_gateway_process_streams", Help: "Process output streams being passed on."}),
 		dials:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carrel_gateway_dials_total", Help: "Tunnels asked for, by outcome."}, []string{"reason"}),
 		exchanges: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carrel_gateway_exchanges_total", Help: "API tokens exchanged at control, by outcome."}, []string{"result"}),
+		cuts:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carrel_gateway_cuts_total", Help: "Open streams that were cut because their user's right ended, by reason."}, []string{"reason"}),
+
+		auditDropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "carrel_gateway_audit_dropped_total", Help: "Audit entries lost because control was away for too long."}),
 	}
 	if registry != nil {
-		registry.MustRegister(m.tunnels, m.streams, m.dials, m.exchanges)
+		registry.MustRegister(m.tunnels, m.streams, m.dials, m.exchanges, m.cuts, m.auditDropped)
 	}
 	return m
 }

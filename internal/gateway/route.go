@@ -28,6 +28,24 @@ type route struct {
 	Epoch   int64         `json:"epoch"`
 	Node    carrel.NodeID `json:"node"`
 	Address string        `json:"address"` // host:port of the node's proxy
+	// What follows is of the box. It is empty in routes that an older gateway kept.
+	Org       carrel.OrgID `json:"org,omitempty"`
+	Name      string       `json:"name,omitempty"`
+	Ports     []portRule   `json:"ports,omitempty"` // that are not private
+	Wake      bool         `json:"wake,omitempty"`  // a login or request may start the box
+	KeepShell int64        `json:"keep_shell_seconds,omitempty"`
+}
+
+// portRule says who may reach a port of a box besides those who may use the box.
+type portRule struct {
+	Port       int    `json:"port"`
+	Visibility string `json:"visibility"`    // org or public
+	JWT        string `json:"jwt,omitempty"` // the port's own pass, that of nobody in particular
+}
+
+// leadsAs reports whether two routes lead to the same run at the same place.
+func (r route) leadsAs(other route) bool {
+	return r.Run == other.Run && r.Epoch == other.Epoch && r.Node == other.Node && r.Address == other.Address
 }
 
 func (r route) valid() bool {
@@ -45,7 +63,7 @@ type routesFile struct {
 }
 
 const (
-	routesVersion = 1
+	routesVersion = 2 // 1 had nothing of the boxes themselves
 	maxTombstones = 100_000
 	saveDelay     = 100 * time.Millisecond
 )
@@ -59,7 +77,7 @@ type routeTable struct {
 	mu      sync.Mutex // guards what follows
 	cluster string
 	routes  map[carrel.BoxID]route
-	gone    map[carrel.BoxID]int64 // newest epoch that is known to be over
+	gone    map[carrel.BoxID]route // boxes without a run: the newest route that is known to be over
 	keys    []ed25519.PublicKey
 	loaded  bool          // from disk or control
 	live    bool          // the link to control is up
@@ -69,7 +87,7 @@ type routeTable struct {
 func openRoutes(dir, cluster string, log *slog.Logger) *routeTable {
 	t := &routeTable{
 		path: filepath.Join(dir, "routes.json"), log: log, dirty: make(chan struct{}, 1), cluster: cluster,
-		routes: map[carrel.BoxID]route{}, gone: map[carrel.BoxID]int64{}, changed: make(chan struct{}),
+		routes: map[carrel.BoxID]route{}, gone: map[carrel.BoxID]route{}, changed: make(chan struct{}),
 	}
 	var file routesFile
 	err := readStrict(t.path, &file)
@@ -79,7 +97,7 @@ func openRoutes(dir, cluster string, log *slog.Logger) *routeTable {
 	case err != nil:
 		log.Warn("routes on disk are not used", "error", err)
 		return t
-	case file.Version != routesVersion || file.Cluster != cluster:
+	case file.Version < 1 || file.Version > routesVersion || file.Cluster != cluster:
 		log.Warn("routes on disk are not used", "version", file.Version, "cluster", file.Cluster)
 		return t
 	}
@@ -161,7 +179,7 @@ func (t *routeTable) apply(update *linkv1.RoutesUpdate) {
 		}
 		for box, r := range old {
 			if _, ok := t.routes[box]; !ok {
-				t.bury(box, r.Epoch)
+				t.bury(r)
 			}
 		}
 	} else {
@@ -188,6 +206,10 @@ func (t *routeTable) take(m *linkv1.Route) {
 	r := route{
 		Box: carrel.BoxID(m.GetBoxId()), Run: carrel.RunID(m.GetRunId()), Epoch: m.GetEpoch(),
 		Node: carrel.NodeID(m.GetNodeId()), Address: m.GetProxyAddress(),
+		Org: carrel.OrgID(m.GetOrgId()), Name: m.GetBoxName(), Wake: m.GetWake(), KeepShell: m.GetKeepShellSeconds(),
+	}
+	for _, p := range m.GetPorts() {
+		r.Ports = append(r.Ports, portRule{Port: int(p.GetPort()), Visibility: p.GetVisibility(), JWT: p.GetJwt()})
 	}
 	known, ok := t.routes[r.Box]
 	if ok && known.Epoch > r.Epoch {
@@ -195,7 +217,11 @@ func (t *routeTable) take(m *linkv1.Route) {
 	}
 	if m.GetGone() {
 		delete(t.routes, r.Box)
-		t.bury(r.Box, max(r.Epoch, known.Epoch))
+		if r.Org == "" {
+			r.Org, r.Name, r.Wake, r.KeepShell = known.Org, known.Name, known.Wake, known.KeepShell
+		}
+		r.Epoch = max(r.Epoch, known.Epoch)
+		t.bury(r)
 		return
 	}
 	if !r.valid() {
@@ -206,11 +232,61 @@ func (t *routeTable) take(m *linkv1.Route) {
 	t.routes[r.Box] = r
 }
 
-func (t *routeTable) bury(box carrel.BoxID, epoch int64) {
+func (t *routeTable) bury(r route) {
 	if len(t.gone) >= maxTombstones {
 		clear(t.gone)
 	}
-	t.gone[box] = epoch
+	t.gone[r.Box] = r
+}
+
+// of tells what is known of a box, and whether it has a run.
+func (t *routeTable) of(box carrel.BoxID) (r route, live, known bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r, live = t.routes[box]; live {
+		return r, true, true
+	}
+	r, known = t.gone[box]
+	return r, false, known
+}
+
+// named gives the boxes with a run that have a name, one in each organisation at most.
+func (t *routeTable) named(name string) []route {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var found []route
+	for _, r := range t.routes {
+		if r.Name == name {
+			found = append(found, r)
+		}
+	}
+	return found
+}
+
+// port is the rule of a port of a box that has a run; a port without one is private.
+func (t *routeTable) port(box carrel.BoxID, port int) (portRule, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, rule := range t.routes[box].Ports {
+		if rule.Port == port {
+			return rule, true
+		}
+	}
+	return portRule{}, false
+}
+
+// change is closed at the next change of the table.
+func (t *routeTable) change() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.changed
+}
+
+// isLive reports whether the link to control is up.
+func (t *routeTable) isLive() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.live
 }
 
 // find answers with the route of a box's run of that epoch. If nothing is known of that run and control is
@@ -228,7 +304,7 @@ func (t *routeTable) find(ctx context.Context, box carrel.BoxID, epoch int64, pa
 			return r, nil
 		case ok && r.Epoch > epoch:
 			return route{}, errTicketStale(box)
-		case buried && gone >= epoch, !live:
+		case buried && gone.Epoch >= epoch, !live:
 			return route{}, errNotRunning(box, "")
 		}
 		select {
@@ -249,7 +325,7 @@ func (t *routeTable) changedFrom(ctx context.Context, r route, patience time.Dur
 		now, ok := t.routes[r.Box]
 		live, changed := t.live, t.changed
 		t.mu.Unlock()
-		if !ok || now != r {
+		if !ok || !now.leadsAs(r) {
 			return true
 		}
 		if !live {
@@ -376,8 +452,12 @@ func (g *Gateway) watchRoutes(ctx context.Context, alive func()) error {
 		update := stream.Msg()
 		g.learnKeys(update.GetTicketKeys())
 		g.routes.apply(update)
+		if g.grants.apply(update) {
+			g.sweep()
+		}
 		if update.GetFull() {
 			g.routes.setLive(true)
+			g.shared.again()
 		}
 		for _, r := range update.GetRoutes() {
 			g.agents.outdate(carrel.BoxID(r.GetBoxId()), r.GetEpoch(), r.GetGone())
