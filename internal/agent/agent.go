@@ -47,8 +47,9 @@ type Config struct {
 	KeepAlive time.Duration
 	Log       *slog.Logger
 
-	// For tests; nil: the real thing.
-	memory *memorySource
+	// For tests; nil and 0: the real thing.
+	memory       *memorySource
+	awayPatience time.Duration
 	// checkpoints waits for the next checkpoint or restore and gives its name, an error when there is none to wait for.
 	checkpoints func() (string, error)
 }
@@ -64,6 +65,7 @@ type Agent struct {
 	processes *table
 	budget    budget
 	gate      gate
+	forwards  forwards
 	wg        sync.WaitGroup // everything that ends with its process or connection
 
 	refreshing sync.Mutex // one refresh at a time
@@ -76,6 +78,8 @@ type Agent struct {
 	conns     map[*boxConn]struct{}
 	waiting   map[bool]int // connections without a preface yet, by whether they come from the box itself
 	abandoned []*os.File
+	// lastForeground is when a command in the foreground was last seen; zero: never.
+	lastForeground time.Time
 }
 
 // New reads the identity and opens the listener. The caller calls Run, which closes it.
@@ -88,6 +92,7 @@ func New(config Config) (*Agent, error) {
 	setDefault(&config.StdoutBytes, 1<<20)
 	setDefault(&config.StderrBytes, 256<<10)
 	setDefault(&config.KeepAlive, 10*time.Second)
+	setDefault(&config.awayPatience, awayPatience)
 	if config.Log == nil {
 		return nil, errors.New("agent: no log was given")
 	}
@@ -175,7 +180,7 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) startUp() {
 	id, _ := a.current()
 	for i, line := range id.Startup {
-		p, _, err := a.startProcess(context.Background(), &carrelv1.StartProcessRequest{Args: []string{"/bin/sh", "-c", line}}, false)
+		p, _, err := a.startProcess(context.Background(), &carrelv1.StartProcessRequest{Args: []string{"/bin/sh", "-c", line}, Kind: "startup"}, "", false)
 		if err != nil {
 			a.log.Warn("a startup command could not be started", "number", i+1, "run", id.RunID, "error", err)
 			continue
@@ -236,6 +241,9 @@ func (a *Agent) refresh() error {
 		conn.Close()
 	}
 	a.gate.open()
+	for _, p := range a.processes.list() {
+		p.resumed(a.now())
+	}
 	if a.config.Init {
 		if err := a.applyIdentity(id); err != nil {
 			a.log.Error("the identity could not be applied completely", "error", err, "run", id.RunID)

@@ -309,8 +309,17 @@ func copyHalf(dst, src halfCloser) {
 func (a *Agent) dial(ctx context.Context, wanted target) (halfCloser, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	if wanted.kind == targetUnix {
+	switch wanted.kind {
+	case targetUnix:
 		return dialUnixAs(ctx, wanted.address)
+	case targetAccept:
+		return a.forwards.fetch(wanted.address)
+	case targetUDP:
+		conn, err := new(net.Dialer).DialContext(ctx, "udp", wanted.address)
+		if err != nil {
+			return nil, err
+		}
+		return &datagrams{Conn: conn}, nil
 	}
 	if wanted.port == a.port {
 		return nil, fmt.Errorf("port %d is the agent's own; nothing is forwarded to it", wanted.port)

@@ -38,8 +38,8 @@ const (
 
 // memoryProcess is a candidate for the guard.
 type memoryProcess struct {
-	pid, parent, session int
-	resident             int64 // bytes
+	pid, parent, group, session int
+	resident                    int64 // bytes
 }
 
 // memorySource is where the guard looks and how it kills.
@@ -297,15 +297,16 @@ func readStat(pid int) (memoryProcess, error) {
 func parseStat(pid int, data []byte) (memoryProcess, error) {
 	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
 	// From the third field on: state, ppid, pgrp, session, …; rss in pages is the 24th of all.
-	const parent, session, rss = 4 - 3, 6 - 3, 24 - 3
+	const parent, group, session, rss = 4 - 3, 5 - 3, 6 - 3, 24 - 3
 	if len(fields) <= rss {
 		return memoryProcess{}, errors.New("read stat: too few fields")
 	}
 	one := memoryProcess{pid: pid}
-	var err1, err2, err3 error
+	var err1, err2, err3, err4 error
 	one.parent, err1 = strconv.Atoi(string(fields[parent]))
 	one.session, err2 = strconv.Atoi(string(fields[session]))
 	one.resident, err3 = strconv.ParseInt(string(fields[rss]), 10, 64)
+	one.group, err4 = strconv.Atoi(string(fields[group]))
 	one.resident *= int64(os.Getpagesize())
-	return one, errors.Join(err1, err2, err3)
+	return one, errors.Join(err1, err2, err3, err4)
 }

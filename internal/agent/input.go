@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,7 @@ type input struct {
 	offset   int64         // of the next byte to take
 	last     byte          // the byte before offset
 	ended    bool          // end-of-file was asked for, at offset
+	count    atomic.Int64  // offset, for those who only look
 }
 
 func newInput(file *os.File, terminal bool) *input {
@@ -66,6 +68,7 @@ func (in *input) write(ctx context.Context, offset int64, data []byte, eof bool)
 		n, err := in.put(ctx, data)
 		if n > 0 {
 			in.offset += int64(n)
+			in.count.Store(in.offset)
 			in.last = data[n-1]
 		}
 		if err != nil {

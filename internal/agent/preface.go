@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
+	"fmt"
 	"net"
 	"strconv"
 	"strings"
@@ -19,12 +20,14 @@ const (
 	targetControl targetKind = "control"
 	targetTCP     targetKind = "tcp"
 	targetUnix    targetKind = "unix"
+	targetUDP     targetKind = "udp"
+	targetAccept  targetKind = "accept"
 )
 
 // target is what a connection asks for.
 type target struct {
 	kind targetKind
-	// address is HOST:PORT or a path; a path that begins with @ is an abstract socket.
+	// address is HOST:PORT, a path (one that begins with @ is an abstract socket), or the id of an accepted connection.
 	address string
 	port    int
 }
@@ -45,7 +48,7 @@ func parsePreface(line string) (key, targetText string, err error) {
 	return key, targetText, nil
 }
 
-// parseTarget reads agent, control, tcp/HOST:PORT or unix/PATH. The port is a number: a name could stand for
+// parseTarget reads agent, control, tcp/HOST:PORT, udp/HOST:PORT, unix/PATH or accept/ID. The port is a number: a name could stand for
 // the agent's own.
 func parseTarget(text string) (target, error) {
 	for _, r := range text {
@@ -57,28 +60,33 @@ func parseTarget(text string) (target, error) {
 		return target{kind: targetKind(text)}, nil
 	}
 	kind, address, _ := strings.Cut(text, "/")
-	switch targetKind(kind) {
-	case targetTCP:
+	switch wanted := targetKind(kind); wanted {
+	case targetTCP, targetUDP:
 		host, portText, err := net.SplitHostPort(address)
 		if err != nil {
-			return target{}, errors.New("a tcp target is tcp/HOST:PORT")
+			return target{}, fmt.Errorf("a %s target is %s/HOST:PORT", wanted, wanted)
 		}
 		port, err := strconv.ParseUint(portText, 10, 16)
 		if err != nil || port == 0 {
-			return target{}, errors.New("the port of a tcp target is a number from 1 to 65535")
+			return target{}, fmt.Errorf("the port of a %s target is a number from 1 to 65535", wanted)
 		}
 		if host == "" {
 			host = "localhost"
 		}
-		return target{kind: targetTCP, address: net.JoinHostPort(host, strconv.Itoa(int(port))), port: int(port)}, nil
+		return target{kind: wanted, address: net.JoinHostPort(host, strconv.Itoa(int(port))), port: int(port)}, nil
 	case targetUnix:
 		// sun_path has 108 bytes.
 		if len(address) < 2 || len(address) > 107 || (address[0] != '/' && address[0] != '@') {
 			return target{}, errors.New("a unix target is unix/PATH with an absolute path of at most 107 bytes")
 		}
 		return target{kind: targetUnix, address: address}, nil
+	case targetAccept:
+		if address == "" || len(address) > 64 {
+			return target{}, errors.New("an accept target is accept/ID")
+		}
+		return target{kind: targetAccept, address: address}, nil
 	}
-	return target{}, errors.New("the target is not agent, control, tcp/HOST:PORT or unix/PATH")
+	return target{}, errors.New("the target is not agent, control, tcp/HOST:PORT, udp/HOST:PORT, unix/PATH or accept/ID")
 }
 
 // sameKey compares in a time that tells nothing about either.

@@ -28,8 +28,13 @@ const (
 	eventSize = 256 << 10
 	// lingerTime is how long output is read after the first program of a process has ended.
 	lingerTime = time.Second
-	// ownerPatience is how long a pump waits for an owner that takes nothing.
+	// ownerPatience is how long a pump waits for an owner that takes nothing, awayPatience for one whose connection broke to
+	// come back.
 	ownerPatience = 10 * time.Second
+	awayPatience  = 15 * time.Second
+	// ownedFactor is how much larger the rings of an owned process may be. All but a quarter of them is behind the
+	// owner: what was sent but lost on its way when a connection broke, at most a few MiB, is still there.
+	ownedFactor = 4
 	// maxViewers of one process.
 	maxViewers = 64
 )
@@ -42,10 +47,19 @@ type process struct {
 	pid     int // set before the process is shown to anyone
 	command command
 	started time.Time
+	kind    string
+	user    string       // of the platform, who started it
+	shown   bool         // it was started to be looked at
 	limits  [streams]int // the largest ring of each stream, in bytes
-	budget  *budget
-	evict   func(need int64) // makes room in the budget
-	input   *input           // nil: none
+	now     func() time.Time
+	// keep is how long the process is kept when nobody looks; then expire is called. nil: for ever.
+	keep   time.Duration
+	expire func()
+	// patience is how long an owner whose connection broke is waited for.
+	patience time.Duration
+	budget   *budget
+	evict    func(need int64) // makes room in the budget
+	input    *input           // nil: none
 
 	mu    sync.Mutex // guards what follows
 	rings [streams]ring
@@ -59,6 +73,10 @@ type process struct {
 	endedBy     string
 	killedBy    string // the platform killed it or a part of it, for this reason
 	viewers     int
+	alone       time.Time   // since when nobody looks; zero: somebody does
+	hangUp      *time.Timer // runs while nobody looks and the process is not kept for ever
+	frontGroup  int         // the process group that was last seen in the foreground of the terminal, and since when
+	frontSince  time.Time
 	owner       *viewer
 	changed     chan struct{} // closed at the next change, for viewers; nil: nobody waits
 	taken       chan struct{} // closed when the owner has taken something or left, for pumps; nil: nobody waits
@@ -72,6 +90,13 @@ func (p *process) show() *carrelv1.Process {
 		Id: p.id, Pid: int32(p.pid), Args: p.command.args, User: p.command.account.name, Cwd: p.command.cwd, Pty: p.command.pty != nil,
 		Running: !p.ended, StartTime: timestamppb.New(p.started),
 		StdoutBytes: p.rings[stdout].end, StderrBytes: p.rings[stderr].end,
+		Kind: p.kind, StartedBy: p.user, Viewers: int32(p.viewers),
+	}
+	if p.input != nil {
+		result.StdinBytes = p.input.count.Load()
+	}
+	if !p.ended && !p.alone.IsZero() {
+		result.UnwatchedTime = timestamppb.New(p.alone)
 	}
 	if p.ended {
 		result.ExitCode, result.ExitSignal, result.EndedBy, result.EndTime = p.exitCode, p.exitSignal, p.endedBy, timestamppb.New(p.endTime)
@@ -112,7 +137,7 @@ func (p *process) append(stream int, data []byte) {
 		}
 		n := len(data)
 		if p.owner != nil {
-			n = int(min(int64(n), int64(len(r.buf))-(r.end-p.owner.cursor[stream])))
+			n = min(n, p.room(stream))
 		}
 		if n > 0 {
 			r.write(data[:n])
@@ -124,13 +149,16 @@ func (p *process) append(stream int, data []byte) {
 		if p.taken == nil {
 			p.taken = make(chan struct{})
 		}
-		owner, taken := p.owner, p.taken
+		owner, taken, wait := p.owner, p.taken, ownerPatience
+		if p.awayOwner() {
+			wait = p.patience - p.now().Sub(owner.away)
+		}
 		p.mu.Unlock()
 		if patience == nil {
-			patience = time.NewTimer(ownerPatience)
+			patience = time.NewTimer(wait)
 			defer patience.Stop()
 		} else {
-			patience.Reset(ownerPatience)
+			patience.Reset(wait)
 		}
 		select {
 		case <-taken:
@@ -139,6 +167,18 @@ func (p *process) append(stream int, data []byte) {
 		}
 	}
 }
+
+// room is how much more of a stream fits without a loss for the owner: the part of the ring that was never used, and else a quarter
+// of it less what the owner has not taken yet. p.mu is held and there is an owner.
+func (p *process) room(stream int) int {
+	r := &p.rings[stream]
+	ahead := min(len(r.buf), max(len(r.buf)/ownedFactor, minRing))
+	behind := r.end - p.owner.cursor[stream]
+	return int(max(int64(len(r.buf))-(r.end-r.start), int64(ahead)-behind, 0))
+}
+
+// awayOwner reports whether the process has an owner whose connection broke. p.mu is held.
+func (p *process) awayOwner() bool { return p.owner != nil && !p.owner.away.IsZero() }
 
 // afford takes more bytes from the budget for a ring that is to be size large, and gives the size that it may have.
 func (p *process) afford(more int64, first bool, size int) int {
@@ -279,6 +319,7 @@ func (p *process) reaped(status unix.WaitStatus, now time.Time) {
 	if p.killedBy != "" && p.exitCode != 0 {
 		p.endedBy = p.killedBy
 	}
+	p.watched() // there is nothing left to hang up
 	p.wake()
 }
 
@@ -307,6 +348,7 @@ func signalName(number unix.Signal) string {
 type viewer struct {
 	p      *process
 	cursor [streams]int64 // guarded by p.mu
+	away   time.Time      // of an owner: since when its connection is broken. Guarded by p.mu
 	next   int            // the stream to look at first, so that none starves
 	buf    []byte         // of the last output event
 }
@@ -330,14 +372,27 @@ func (p *process) view(offsets [streams]int64) (*viewer, error) {
 		return nil, carrel.Errorf(carrel.CodeExhausted, "too_many_viewers", "%d viewers look at this process; no more can", maxViewers)
 	}
 	p.viewers++
+	p.watched()
+	if p.awayOwner() && offsets[stdout] >= p.rings[stdout].start && offsets[stderr] >= p.rings[stderr].start {
+		p.owner = v // the owner is back
+		p.wakePumps()
+	}
 	return v, nil
 }
 
+// leave ends a viewer. An owner is expected back for awayPatience.
 func (v *viewer) leave() {
-	v.p.disown(v)
-	v.p.mu.Lock()
-	v.p.viewers--
-	v.p.mu.Unlock()
+	p := v.p
+	v.buf = nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.owner == v {
+		v.away = p.now()
+		p.wakePumps()
+	}
+	if p.viewers--; p.viewers == 0 {
+		p.unwatched(p.now())
+	}
 }
 
 // event waits for the next output, gap or the end, at most until ctx ends or idle is received from, which gives

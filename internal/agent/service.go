@@ -56,22 +56,30 @@ func (a *Agent) handlers() map[targetKind]http.Handler {
 	)
 	processes, control := http.NewServeMux(), http.NewServeMux()
 	processes.Handle(agentv1connect.NewProcessServiceHandler(processService{a}, options))
+	processes.Handle(agentv1connect.NewForwardServiceHandler(forwardService{a}, options))
 	control.Handle(agentv1connect.NewControlServiceHandler(controlService{a: a}, options))
 	return map[targetKind]http.Handler{targetAgent: processes, targetControl: control}
 }
 
 type processService struct{ a *Agent }
 
+// HeaderUser is the header of a request by which a gateway says which user of the platform asks.
+const HeaderUser = "Carrel-User"
+
+func userOf[T any](request *connect.Request[T]) string {
+	return printable(request.Header().Get(HeaderUser))
+}
+
 func (s processService) Start(ctx context.Context, request *connect.Request[carrelv1.StartProcessRequest]) (*connect.Response[carrelv1.Process], error) {
-	p, _, err := s.a.startProcess(ctx, request.Msg, false)
+	p, _, err := s.a.startProcess(ctx, request.Msg, userOf(request), false)
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(p.show()), nil
+	return connect.NewResponse(p.describe(&glance{})), nil
 }
 
 func (s processService) Run(ctx context.Context, request *connect.Request[carrelv1.StartProcessRequest], stream *connect.ServerStream[carrelv1.ProcessEvent]) error {
-	p, v, err := s.a.startProcess(ctx, request.Msg, true)
+	p, v, err := s.a.startProcess(ctx, request.Msg, userOf(request), true)
 	if err != nil {
 		return err
 	}
@@ -94,7 +102,7 @@ func (s processService) Attach(ctx context.Context, request *connect.Request[car
 
 // follow sends a process's events until its end or the viewer's.
 func (s processService) follow(ctx context.Context, p *process, v *viewer, stream *connect.ServerStream[carrelv1.ProcessEvent]) error {
-	if err := stream.Send(&carrelv1.ProcessEvent{Event: &carrelv1.ProcessEvent_Started{Started: p.show()}}); err != nil {
+	if err := stream.Send(&carrelv1.ProcessEvent{Event: &carrelv1.ProcessEvent_Started{Started: p.describe(&glance{})}}); err != nil {
 		return err
 	}
 	idle := time.NewTimer(s.a.config.KeepAlive)
@@ -119,8 +127,9 @@ func (s processService) follow(ctx context.Context, p *process, v *viewer, strea
 
 func (s processService) List(context.Context, *connect.Request[carrelv1.ListProcessesRequest]) (*connect.Response[carrelv1.ListProcessesResponse], error) {
 	response := &carrelv1.ListProcessesResponse{}
+	now := &glance{}
 	for _, p := range s.a.processes.list() {
-		response.Processes = append(response.Processes, p.show())
+		response.Processes = append(response.Processes, p.describe(now))
 	}
 	return connect.NewResponse(response), nil
 }
@@ -130,7 +139,7 @@ func (s processService) Get(_ context.Context, request *connect.Request[carrelv1
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(p.show()), nil
+	return connect.NewResponse(p.describe(&glance{})), nil
 }
 
 func (s processService) WriteInput(ctx context.Context, request *connect.Request[carrelv1.WriteInputRequest]) (*connect.Response[carrelv1.WriteInputResponse], error) {
@@ -158,7 +167,12 @@ func (s processService) Signal(_ context.Context, request *connect.Request[carre
 	if number == 0 {
 		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_signal", "%q is no signal; use a name such as TERM, INT or KILL", name)
 	}
-	if err := s.a.reaper.signal(p.pid, number); err != nil {
+	if number == unix.SIGHUP && p.command.pty != nil {
+		err = s.a.hangUp(p) // what is said to a terminal is said to everything on it
+	} else {
+		err = s.a.reaper.signal(p.pid, number)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&carrelv1.SignalProcessResponse{}), nil

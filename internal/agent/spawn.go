@@ -34,12 +34,20 @@ type command struct {
 	cwd     string
 	account account
 	pty     *unix.Winsize
+	modes   []byte // of the terminal, as in applyModes
+	name    string // argv[0], where it is not args[0]
 	stdin   bool
 }
 
 // prepare checks a request and finds the program.
 func prepare(request *carrelv1.StartProcessRequest, who account, boxEnv ...map[string]string) (command, error) {
-	c := command{args: request.GetArgs(), account: who, stdin: request.GetStdin()}
+	c := command{args: request.GetArgs(), account: who, stdin: request.GetStdin(), modes: request.GetTerminalModes()}
+	if err := checkModes(c.modes); err != nil {
+		return command{}, err
+	}
+	if request.GetLogin() {
+		c.login()
+	}
 	if err := checkArgs(c.args); err != nil {
 		return command{}, err
 	}
@@ -83,6 +91,28 @@ func prepare(request *carrelv1.StartProcessRequest, who account, boxEnv ...map[s
 	var err error
 	c.path, err = lookPath(c.args[0], env["PATH"], c.cwd)
 	return c, err
+}
+
+// login makes the command the user's shell, as a login over a network would: without arguments a login shell, which its first
+// character in argv[0] tells it, else a plain one that is given them as one line.
+func (c *command) login() {
+	shell := c.account.shell
+	if info, err := os.Stat(shell); err != nil || info.IsDir() {
+		shell = "/bin/sh"
+	}
+	if len(c.args) == 0 {
+		c.args, c.name = []string{shell}, "-"+filepath.Base(shell)
+		return
+	}
+	c.args = []string{shell, "-c", strings.Join(c.args, " ")}
+}
+
+// argv is what the program gets as its arguments.
+func (c *command) argv() []string {
+	if c.name == "" {
+		return c.args
+	}
+	return append([]string{c.name}, c.args[1:]...)
 }
 
 func checkArgs(args []string) error {
@@ -176,7 +206,7 @@ func (c command) spawn(r *reaper, ended func(unix.WaitStatus)) (spawned, int, er
 		attr.Files = append(attr.Files, file.Fd())
 	}
 	pid, err := r.start(func() (int, error) {
-		pid, err := syscall.ForkExec(c.path, c.args, attr)
+		pid, err := syscall.ForkExec(c.path, c.argv(), attr)
 		if errors.Is(err, unix.ENOEXEC) { // a script without #!: what a shell does
 			pid, err = syscall.ForkExec("/bin/sh", append([]string{"sh", c.path}, c.args[1:]...), attr)
 		}
@@ -204,7 +234,7 @@ func (c command) open() (ours spawned, theirs []*os.File, err error) {
 		}
 	}()
 	if c.pty != nil {
-		master, slave, err := openTerminal(c.pty, c.account.uid)
+		master, slave, err := openTerminal(c.pty, c.modes, c.account.uid)
 		if err != nil {
 			return ours, nil, err
 		}
@@ -233,7 +263,7 @@ func (c command) open() (ours spawned, theirs []*os.File, err error) {
 }
 
 // openTerminal makes a terminal: the agent's end, which does not block, and the one of the program.
-func openTerminal(size *unix.Winsize, uid uint32) (master, slave *os.File, err error) {
+func openTerminal(size *unix.Winsize, modes []byte, uid uint32) (master, slave *os.File, err error) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open a terminal: %w", err)
@@ -253,6 +283,9 @@ func openTerminal(size *unix.Winsize, uid uint32) (master, slave *os.File, err e
 	}
 	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, size); err != nil {
 		return nil, nil, fmt.Errorf("size of a terminal: %w", err)
+	}
+	if err := setModes(fd, modes); err != nil {
+		return nil, nil, fmt.Errorf("modes of a terminal: %w", err)
 	}
 	name := fmt.Sprintf("/dev/pts/%d", number)
 	other, err := unix.Open(name, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)

@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,18 +19,18 @@ import (
 const maxAbandoned = 256
 
 // startProcess starts a command, or gives the one that the same request id started. With own the viewer from
-// offset 0 is also given; it is the process's owner if this call started it. The caller leaves it.
-func (a *Agent) startProcess(ctx context.Context, request *carrelv1.StartProcessRequest, own bool) (*process, *viewer, error) {
+// offset 0 is also given; it is the process's owner if this call started it. The caller leaves it. user is who asks, of the platform.
+func (a *Agent) startProcess(ctx context.Context, request *carrelv1.StartProcessRequest, user string, own bool) (*process, *viewer, error) {
 	id := request.GetRequestId()
 	if len(id) > 128 {
 		return nil, nil, carrel.Errorf(carrel.CodeInvalid, "bad_request_id", "the request id has %d bytes; at most 128 are taken", len(id))
 	}
 	if id == "" {
-		return a.startNew(request, own)
+		return a.startNew(request, user, own)
 	}
 	entry, first := a.processes.request(id)
 	if first {
-		p, v, err := a.startNew(request, own)
+		p, v, err := a.startNew(request, user, own)
 		a.processes.answer(id, entry, p, err)
 		return p, v, err
 	}
@@ -44,7 +46,7 @@ func (a *Agent) startProcess(ctx context.Context, request *carrelv1.StartProcess
 	return entry.process, v, err
 }
 
-func (a *Agent) startNew(request *carrelv1.StartProcessRequest, own bool) (_ *process, _ *viewer, err error) {
+func (a *Agent) startNew(request *carrelv1.StartProcessRequest, user string, own bool) (_ *process, _ *viewer, err error) {
 	if err := a.gate.enter(); err != nil {
 		return nil, nil, err
 	}
@@ -53,8 +55,20 @@ func (a *Agent) startNew(request *carrelv1.StartProcessRequest, own bool) (_ *pr
 	if err != nil {
 		return nil, nil, err
 	}
+	kind, err := kindOf(request)
+	if err != nil {
+		return nil, nil, err
+	}
 	id, base := a.current()
-	c, err := prepare(request, who, base, id.Env)
+	extra := map[string]string{}
+	if name := request.GetAuthSocket(); name != "" {
+		path, err := a.forwards.path(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		extra["SSH_AUTH_SOCK"] = path
+	}
+	c, err := prepare(request, who, base, id.Env, extra)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -62,9 +76,14 @@ func (a *Agent) startNew(request *carrelv1.StartProcessRequest, own bool) (_ *pr
 		return nil, nil, err
 	}
 	p := &process{
-		id: newProcessID(), command: c, started: a.now(), budget: &a.budget,
+		id: newProcessID(), command: c, started: a.now(), budget: &a.budget, now: a.now,
+		kind: kind, user: user, shown: own, patience: a.config.awayPatience,
 		limits: [streams]int{a.config.StdoutBytes, a.config.StderrBytes},
 		evict:  func(need int64) { a.processes.evict(&a.budget, need) },
+	}
+	if keep := request.GetKeep(); keep != nil {
+		p.keep = keep.AsDuration()
+		p.expire = func() { a.expire(p) }
 	}
 	p.closed[stderr] = c.pty != nil
 	var v *viewer
@@ -73,6 +92,9 @@ func (a *Agent) startNew(request *carrelv1.StartProcessRequest, own bool) (_ *pr
 		p.viewers = 1
 		if c.pty == nil {
 			p.owner = v
+			for i := range p.limits {
+				p.limits[i] *= ownedFactor
+			}
 		}
 	}
 	exited := make(chan struct{})
@@ -90,9 +112,31 @@ func (a *Agent) startNew(request *carrelv1.StartProcessRequest, own bool) (_ *pr
 	} else if files.stdin != nil {
 		p.input = newInput(files.stdin, false)
 	}
+	if !own {
+		p.mu.Lock()
+		p.unwatched(p.started)
+		p.mu.Unlock()
+	}
 	a.processes.add(p)
 	a.wg.Go(func() { a.keep(p, files, exited) })
 	return p, v, nil
+}
+
+const (
+	maxKind = 32
+	maxKeep = 30 * 24 * time.Hour
+)
+
+// kindOf checks what a process is said to be, and for how long it is to be kept.
+func kindOf(request *carrelv1.StartProcessRequest) (string, error) {
+	kind := cmp.Or(request.GetKind(), "exec")
+	if len(kind) > maxKind || strings.ContainsFunc(kind, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }) {
+		return "", carrel.Errorf(carrel.CodeInvalid, "bad_kind", "the kind of a process has at most %d of a-z, 0-9 and -", maxKind)
+	}
+	if keep := request.GetKeep(); keep != nil && (!keep.IsValid() || keep.AsDuration() < 0 || keep.AsDuration() > maxKeep) {
+		return "", carrel.Errorf(carrel.CodeInvalid, "bad_keep", "a process is kept from 0 seconds to %d days when nobody looks", int(maxKeep.Hours()/24))
+	}
+	return kind, nil
 }
 
 // permit finds the user that a command is to run as and checks that it may.
@@ -134,6 +178,9 @@ func (a *Agent) keep(p *process, files spawned, exited <-chan struct{}) {
 		files.stdout.Close()
 	}
 	p.finished()
+	if p.shown && !p.waits() {
+		a.noteForeground()
+	}
 	a.processes.over(p, a.now())
 }
 

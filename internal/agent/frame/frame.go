@@ -1,13 +1,14 @@
 // Package frame is the protocol of one process over one connection to the agent in a box (target "session"): what a
 // gateway that carries a terminal or a bulk stream speaks in place of calls, because a keystroke then costs one write each
 // way and output is not wrapped twice. It must not import anything of Carrel, so that both sides can use it. Words: a
-// frame is a kind, a length and that many bytes; an offset counts the bytes of a process's input since it began.
+// frame is a kind, a length and that many bytes; an offset counts the bytes of a process's input
+// that one writer gave; a writer is whoever types or sends over one connection after the other.
 //
-// The gateway's first frames are User and then Start or Attach; the agent answers with Started or Error. From then on the
-// gateway sends Input, EOF, Resize, Signal and HangUp, the agent Stdout, Stderr, Gap, Taken, KeepAlive, and at the end
-// Exited. The agent always reads: it holds up to Window bytes of input that the process has not taken, and the gateway
-// never sends more than that beyond what Taken has said. Input that a broken connection lost is so known to the
-// gateway, which sends it again behind the offset that Started tells after an Attach.
+// The gateway's first frames are User, Writer and then Start or Attach; the agent answers with Started and Taken, or with
+// Error. From then on the gateway sends Input, EOF, Resize, Signal and HangUp, the agent Stdout, Stderr, Gap, Taken, and at
+// the end Exited. The agent always reads: it holds up to Window bytes of input that the process has not taken, and the
+// gateway never sends more than that beyond what Taken has said. After a broken connection the gateway attaches again as
+// the same writer, and Taken tells from where on it has to send its input again.
 package frame
 
 import (
@@ -24,7 +25,7 @@ type Kind byte
 
 // From the gateway to the agent.
 const (
-	User   Kind = 1 // the user of the platform, as text; before Start
+	User   Kind = 1 // the user of the platform, as text
 	Start  Kind = 2 // a StartProcessRequest
 	Attach Kind = 3 // an AttachProcessRequest
 	Input  Kind = 4 // bytes
@@ -32,18 +33,18 @@ const (
 	Resize Kind = 6 // rows and columns, 16 bits each
 	Signal Kind = 7 // a name without SIG
 	HangUp Kind = 8 // the user has gone for good: end it as the end of a login does
+	Writer Kind = 9 // a name that the gateway has made up for this writer, as text of at most MaxName bytes
 )
 
 // From the agent to the gateway.
 const (
-	Started   Kind = 32 // a Process
-	Stdout    Kind = 33 // bytes
-	Stderr    Kind = 34 // bytes
-	Gap       Kind = 35 // a Gap
-	Taken     Kind = 36 // the offset of the next byte of input that the process takes, 64 bits
-	Exited    Kind = 37 // a Process
-	Error     Kind = 38 // a TerminalError
-	KeepAlive Kind = 39 // nothing
+	Started Kind = 32 // a Process
+	Stdout  Kind = 33 // bytes
+	Stderr  Kind = 34 // bytes
+	Gap     Kind = 35 // a Gap
+	Taken   Kind = 36 // the offset of the writer's next byte that the process has not taken, 64 bits
+	Exited  Kind = 37 // a Process
+	Error   Kind = 38 // a TerminalError
 )
 
 const (
@@ -53,6 +54,8 @@ const (
 	MaxPayload = 2 << 20
 	// Window is how much input may be on its way, in bytes.
 	Window = 1 << 20
+	// MaxName of a writer or user, in bytes.
+	MaxName = 64
 	// AckEvery is after how much input Taken is sent at the latest, in bytes.
 	AckEvery = 64 << 10
 )
