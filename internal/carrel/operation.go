@@ -51,7 +51,7 @@ func StatusOf(op OperationView, v *BoxView, runs []RunView) OperationStatus {
 			}
 		}
 	}
-	if v.Intent == IntentOf(op.Verb) && v.Generation >= op.Generation && StateOf(v) == goal && v.CurrentFailure() == nil && v.Observe() != ObservedUndone {
+	if v.Intent == IntentOf(op.Verb) && v.Generation >= op.Generation && reached(StateOf(v), goal) && v.CurrentFailure() == nil && v.Observe() != ObservedUndone {
 		// Nothing had to be done, or nothing that a run has seen (memory was retired).
 		return OperationStatus{Done: true, EndedAt: op.CreatedAt, Progress: string(phase)}
 	}
@@ -93,6 +93,11 @@ func Settle(op OperationView, v *BoxView, runs []RunView, next Verb, now time.Ti
 		status.EndedAt = now
 	}
 	return status, true
+}
+
+// reached reports whether a box in a state is where a verb leads to: an idle box runs.
+func reached(state, goal State) bool {
+	return state == goal || goal == StateRunning && state == StateIdle
 }
 
 func superseded(op OperationView) OperationStatus {

@@ -142,6 +142,10 @@ type BoxView struct {
 	Run            *RunView      // nil: there never was one
 	Snapshot       *SnapshotView // nil: none was ever committed
 	Failure        *Failure      // reconcile's verdict on the newest attempt, nil when all is well
+	// IntentBy is who changed the intent last: user:ID or policy:RULE.
+	IntentBy string
+	// IdleSince is when a box was used last that the policy pauses or stops for that, or found idle; zero for every other.
+	IdleSince time.Time
 }
 
 // Observed is the observation of a whole box, one column of the transition table.
@@ -409,6 +413,9 @@ func StateOf(v *BoxView) State {
 	}
 	switch observed {
 	case ObservedRunning:
+		if !v.IdleSince.IsZero() {
+			return StateIdle
+		}
 		return StateRunning
 	case ObservedResuming, ObservedPausing:
 		return StateResuming

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -23,6 +24,7 @@ type NewBox struct {
 	Labels      map[string]string
 	Env         map[string]string
 	Region      string
+	Idle        carrel.IdlePolicy // what differs from the template's
 	// MaxBoxes is how many boxes Org may have, this one included; 0: any number. Requests at the same moment do not see
 	// each other, so a few more may be let in.
 	MaxBoxes int
@@ -54,7 +56,7 @@ func (s *Store) CreateBox(ctx context.Context, scope Scope, box NewBox) (*Operat
 		err = t.InsertBox(ctx, db.InsertBoxParams{
 			ID: id, OrgID: box.Org, TemplateID: box.TemplateID, Name: box.Name, OwnerID: scope.User, ImageDigest: box.ImageDigest,
 			Resources: encode(box.Resources), DiskBytes: box.Resources.DiskBytes(), Labels: encodeMap(box.Labels), Env: encodeMap(box.Env),
-			Region: box.Region, Now: t.now,
+			Region: box.Region, Idle: encode(box.Idle), IntentBy: t.actor(), Now: t.now,
 		})
 		if violates(err, "boxes_name") {
 			return nameTaken(box.Name)
@@ -72,6 +74,9 @@ func (s *Store) CreateBox(ctx context.Context, scope Scope, box NewBox) (*Operat
 		t.wake(TopicWatch)
 		if op.Box, err = t.box(ctx, id); err != nil {
 			return err
+		}
+		if look := t.lookAfter(op.Box); !look.IsZero() { // it has a time to live
+			return t.SetLook(ctx, db.SetLookParams{BoxID: id, OrgID: box.Org, Due: &look, Now: t.now})
 		}
 		return nil
 	})
@@ -140,6 +145,7 @@ type UpdateBox struct {
 	Labels    *map[string]string
 	Env       *map[string]string
 	Resources *carrel.Resources
+	Idle      *carrel.IdlePolicy
 	// Check runs on the locked box; its error refuses the update.
 	Check func(*Box) error
 }
@@ -162,15 +168,24 @@ func (s *Store) UpdateBox(ctx context.Context, scope Scope, update UpdateBox) (*
 		setIf(&box.Labels, update.Labels)
 		setIf(&box.Env, update.Env)
 		setIf(&box.Resources, update.Resources)
+		setIf(&box.Idle, update.Idle)
 		err = t.UpdateBox(ctx, db.UpdateBoxParams{
 			ID: box.ID, Name: box.Name, Labels: encodeMap(box.Labels), Env: encodeMap(box.Env), Resources: encode(box.Resources),
-			DiskBytes: box.Resources.DiskBytes(), NextDue: t.dueAfter(&box.BoxView), UpdatedAt: t.now,
+			DiskBytes: box.Resources.DiskBytes(), NextDue: t.dueAfter(&box.BoxView), UpdatedAt: t.now, Idle: encode(box.Idle),
 		})
 		if violates(err, "boxes_name") {
 			return nameTaken(box.Name)
 		}
 		if err != nil {
 			return fmt.Errorf("update the box: %w", err)
+		}
+		if update.Idle != nil {
+			if box.Live() {
+				t.raise(box.Run.NodeID) // it measures against the threshold
+			}
+			if err := t.lookNow(ctx, box); err != nil {
+				return err
+			}
 		}
 		if err := t.audit(ctx, box.Org, string(box.ID), box.Name); err != nil {
 			return err
@@ -245,7 +260,8 @@ func (s *Store) SetIntent(ctx context.Context, scope Scope, set SetIntent) (*Ope
 		if err != nil {
 			return err
 		}
-		box.Intent = set.Intent
+		wasIdle := box.markedIdle()
+		box.Intent, box.IntentBy, box.IdleSince, box.IntentAt = set.Intent, t.actor(), time.Time{}, t.now
 		box.Generation++
 		if set.Restart || set.Cold {
 			box.BootGeneration++
@@ -259,12 +275,13 @@ func (s *Store) SetIntent(ctx context.Context, scope Scope, set SetIntent) (*Ope
 		if box.Live() {
 			t.raise(box.Run.NodeID)
 		}
-		err = t.SetIntent(ctx, db.SetIntentParams{
-			ID: box.ID, Intent: box.Intent, Generation: box.Generation, BootGeneration: box.BootGeneration,
-			NextDue: t.dueAfter(&box.BoxView), Now: t.now,
-		})
-		if err != nil {
-			return fmt.Errorf("set the intent: %w", err)
+		if err := t.setIntent(ctx, box); err != nil {
+			return err
+		}
+		if wasIdle {
+			if err := t.lookNow(ctx, box); err != nil {
+				return err
+			}
 		}
 		if err := t.event(ctx, box.Org, box.ID, "", "asked", string(set.Verb)+" was asked for", t.actor()); err != nil {
 			return err

@@ -17,7 +17,7 @@ import (
 const selectBoxes = `
 select b.id, b.org_id, b.owner_id, b.name, t.name, b.template_id, t.version, b.image_digest, b.resources, b.labels, b.env, b.region,
 	b.etag, coalesce(b.home_node, ''), b.created_at, b.updated_at, b.intent_at, b.deleted_at, b.touched,
-	b.intent, b.generation, b.boot_generation, b.epoch, b.failure,
+	b.intent, b.generation, b.boot_generation, b.epoch, b.failure, b.intent_by, b.idle_since, b.idle, t.idle, b.awake_until, b.awake_by,
 	r.id, r.node_id, r.epoch, r.boot_generation, r.with_memory, r.phase, r.generation, r.reason, r.message, r.transient, r.failed_order,
 	r.phases, r.created_at, r.ended_at, r.started_from, r.notice,
 	s.id, s.node_id, s.kind, s.memory_retired_at is not null, s.boot_generation, s.taken_at
@@ -36,6 +36,8 @@ func scanBox(row pgx.CollectableRow) (*Box, error) {
 		etag                                   int64
 		deletedAt                              *time.Time
 		resources, labels, env, failure        []byte
+		idle, templateIdle                     []byte
+		idleSince, awakeUntil                  *time.Time
 		runID, runNode                         *string
 		runEpoch, runBoot, runGeneration       *int64
 		withMemory, transient                  *bool
@@ -50,7 +52,7 @@ func scanBox(row pgx.CollectableRow) (*Box, error) {
 	)
 	err := row.Scan(&b.ID, &b.Org, &b.Owner, &b.Name, &b.Template, &b.TemplateID, &b.TemplateVersion, &b.ImageDigest, &resources, &labels, &env, &b.Region,
 		&etag, &b.HomeNode, &b.CreatedAt, &b.UpdatedAt, &b.IntentAt, &deletedAt, &b.Touched,
-		&b.Intent, &b.Generation, &b.BootGeneration, &b.Epoch, &failure,
+		&b.Intent, &b.Generation, &b.BootGeneration, &b.Epoch, &failure, &b.IntentBy, &idleSince, &idle, &templateIdle, &awakeUntil, &b.AwakeBy,
 		&runID, &runNode, &runEpoch, &runBoot, &withMemory, &phase, &runGeneration, &reason, &message, &transient, &order,
 		&phases, &runCreated, &runEnded, &startedFrom, &notice,
 		&snapshotID, &snapshotNode, &snapshotKind, &memoryRetired, &snapshotBoot, &snapshotAt)
@@ -60,10 +62,12 @@ func scanBox(row pgx.CollectableRow) (*Box, error) {
 	b.ETag = strconv.FormatInt(etag, 10)
 	b.CreatedAt, b.UpdatedAt, b.IntentAt, b.DeletedAt = b.CreatedAt.UTC(), b.UpdatedAt.UTC(), b.IntentAt.UTC(), timeOf(deletedAt)
 	b.Deleted = deletedAt != nil
+	b.IdleSince, b.AwakeUntil = timeOf(idleSince), timeOf(awakeUntil)
 	if b.Failure, err = decodeFailure(failure); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(decode(resources, &b.Resources, "resources"), decode(labels, &b.Labels, "labels"), decode(env, &b.Env, "env")); err != nil {
+	if err := errors.Join(decode(resources, &b.Resources, "resources"), decode(labels, &b.Labels, "labels"), decode(env, &b.Env, "env"),
+		decode(idle, &b.Idle, "an idle policy"), decode(templateIdle, &b.TemplateIdle, "a template's idle policy")); err != nil {
 		return nil, err
 	}
 	if runID != nil {

@@ -59,6 +59,7 @@ func (s *Store) PushTemplate(ctx context.Context, scope Scope, request Request, 
 			ID: pushed.ID, OrgID: tpl.Org, Name: tpl.Name, Version: pushed.Version, Description: tpl.Description, Image: tpl.Image,
 			ImageDigest: tpl.ImageDigest, Resources: encode(tpl.Resources), Env: encodeMap(tpl.Env), Labels: encodeMap(tpl.Labels),
 			Sudo: tpl.Sudo, Startup: encodeList(tpl.Startup), CreatedBy: scope.User, CreatedAt: t.now, RequestID: request.ID, RequestHash: request.Hash,
+			Idle: encode(tpl.Idle),
 		})
 		if err != nil {
 			return fmt.Errorf("insert the template: %w", err)
@@ -102,7 +103,7 @@ func templateOf(r templateRow) (Template, error) {
 		Sudo: r.Sudo, CreatedAt: r.CreatedAt.UTC(),
 	}
 	return t, errors.Join(decode(r.Resources, &t.Resources, "resources"), decode(r.Env, &t.Env, "env"),
-		decode(r.Labels, &t.Labels, "labels"), decode(r.Startup, &t.Startup, "startup commands"))
+		decode(r.Labels, &t.Labels, "labels"), decode(r.Startup, &t.Startup, "startup commands"), decode(r.Idle, &t.Idle, "an idle policy"))
 }
 
 // GetTemplate finds a template by name: of org, else of the system organisation. Version 0 is the newest.

@@ -8,5 +8,5 @@
 // reconciler may have something to do for it; a node's revision is raised by every transaction that changes what
 // the node shall do; a wake-up is a hint that something changed, and nothing depends on its arrival.
 //
-// Locks are always taken in this order: lease, boxes by id, runs, snapshots, nodes by id.
+// Locks are always taken in this order: lease, boxes by id, runs, snapshots, what boxes are used for (box_activity) by box, nodes by id.
 package store

@@ -197,6 +197,10 @@ type DesiredRun struct {
 	Spec       RunSpec
 	Snapshot   carrel.SnapshotID
 	WithMemory bool
+	// IdleSince is the time after which use of the box undoes the order; zero: nothing does.
+	IdleSince time.Time
+	// BusyCPUMillis is the CPU above which the box counts as working; carrel.NeverCPU: none does.
+	BusyCPUMillis int64
 }
 
 // DesiredSet computes what a node shall do.
@@ -254,6 +258,14 @@ func desiredRun(r db.DesiredRunsRow) (DesiredRun, error) {
 		Run: r.ID, Box: r.BoxID, Org: r.OrgID, Epoch: r.Epoch, Order: view.OrderOf(), Generation: r.BoxGeneration, Phase: r.Phase,
 		Snapshot: r.FromSnapshot, WithMemory: r.WithMemory,
 	}
+	if run.Order == carrel.OrderPause || run.Order == carrel.OrderStop {
+		run.IdleSince = timeOf(r.IdleSince)
+	}
+	var sources carrel.IdleSources
+	if err := errors.Join(decode(r.Idle, &sources.Box, "an idle policy"), decode(r.TemplateIdle, &sources.Template, "a template's idle policy")); err != nil {
+		return run, err
+	}
+	run.BusyCPUMillis = sources.Policy().BusyCPUMillis
 	return run, decode(r.Spec, &run.Spec, "a run's spec")
 }
 

@@ -188,7 +188,7 @@ func TestOperationsAndEventsInPages(t *testing.T) {
 	var verbs []carrel.Verb
 	page := store.Page{Size: 5}
 	for {
-		ops, next, err := w.ListOperations(ctx, w.scope, w.org, string(b.ID), page)
+		ops, next, err := w.ListOperations(ctx, w.scope, store.ListOperations{Org: w.org, Target: string(b.ID), Page: page})
 		require.NoError(t, err)
 		for _, op := range ops {
 			verbs = append(verbs, op.Verb)
@@ -204,7 +204,7 @@ func TestOperationsAndEventsInPages(t *testing.T) {
 	require.Len(t, verbs, 13)
 	require.Equal(t, carrel.VerbStart, verbs[0], "newest first")
 	require.Equal(t, carrel.VerbCreate, verbs[12])
-	all, _, err := w.ListOperations(ctx, w.scope, "", "", store.Page{})
+	all, _, err := w.ListOperations(ctx, w.scope, store.ListOperations{})
 	require.NoError(t, err)
 	require.Len(t, all, 14)
 	superseded := all[len(all)-1].Status()

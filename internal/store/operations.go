@@ -192,11 +192,18 @@ func (s *Store) GetOperation(ctx context.Context, scope Scope, id carrel.Operati
 	return op, err
 }
 
-// ListOperations gives a page of operations, newest first. Org and target (id of a box or image), where not
-// empty, narrow it.
-func (s *Store) ListOperations(ctx context.Context, scope Scope, org carrel.OrgID, target string, page Page) ([]*Operation, string, error) {
-	kind := "operations " + string(org) + " " + target
-	size, before, err := page.numbered(kind)
+// ListOperations says which operations are wanted: those that all fields that are not empty agree with.
+type ListOperations struct {
+	Org    carrel.OrgID
+	Target string // id of a box or image
+	Image  string // name of images
+	Page   Page
+}
+
+// ListOperations gives a page of operations, newest first.
+func (s *Store) ListOperations(ctx context.Context, scope Scope, list ListOperations) ([]*Operation, string, error) {
+	kind := "operations " + string(list.Org) + " " + list.Target + " " + list.Image
+	size, before, err := list.Page.numbered(kind)
 	if err != nil {
 		return nil, "", err
 	}
@@ -204,7 +211,9 @@ func (s *Store) ListOperations(ctx context.Context, scope Scope, org carrel.OrgI
 	next := ""
 	err = s.read(ctx, "ListOperations", scope, func(t *tx) error {
 		ops, next = nil, ""
-		rows, err := t.ListOperations(ctx, string(org), target, before, int32(size)+1)
+		rows, err := t.ListOperations(ctx, db.ListOperationsParams{
+			Org: string(list.Org), Target: list.Target, Image: list.Image, Before: before, PageSize: int32(size) + 1,
+		})
 		if err != nil {
 			return err
 		}

@@ -20,6 +20,8 @@ type Report struct {
 	Chores  []ChoreReport
 	Dropped []carrel.SnapshotID
 	Facts   *NodeFacts // nil: as before
+	// Activities are what changed in the use of its runs.
+	Activities []RunActivity
 }
 
 // RunReport is what a node saw of a run.
@@ -67,11 +69,13 @@ func (s *Store) RecordReport(ctx context.Context, node carrel.NodeID, reports []
 		var runs []RunReport
 		var chores []ChoreReport
 		var dropped []carrel.SnapshotID
+		var activities []RunActivity
 		beat := NodeBeat{Node: node}
 		for _, r := range reports {
 			runs = append(runs, r.Runs...)
 			chores = append(chores, r.Chores...)
 			dropped = append(dropped, r.Dropped...)
+			activities = append(activities, r.Activities...)
 			if r.Facts != nil {
 				beat.Facts = r.Facts
 			}
@@ -80,6 +84,9 @@ func (s *Store) RecordReport(ctx context.Context, node carrel.NodeID, reports []
 			if err := t.recordRuns(ctx, node, runs); err != nil {
 				return err
 			}
+		}
+		if err := t.recordActivities(ctx, node, activities); err != nil {
+			return err
 		}
 		if len(dropped) > 0 {
 			n, err := t.DropSnapshots(ctx, toStrings(dropped), node)
@@ -160,7 +167,7 @@ func (t *tx) recordRuns(ctx context.Context, node carrel.NodeID, reports []RunRe
 			return fmt.Errorf("touch box %s: %w", b.ID, err)
 		}
 	}
-	return nil
+	return t.setLooks(ctx, list)
 }
 
 // reportedRun is a run while reports are applied to it.
@@ -336,6 +343,8 @@ func (t *tx) endChore(ctx context.Context, node carrel.NodeID, c ChoreReport, ne
 type NodeBeat struct {
 	Node  carrel.NodeID
 	Facts *NodeFacts // nil: as before
+	// Activities are what changed in the use of its runs.
+	Activities []RunActivity
 }
 
 // TouchNodes writes the heartbeats of many nodes in one transaction. Unknown nodes are passed over.
@@ -346,6 +355,11 @@ func (s *Store) TouchNodes(ctx context.Context, beats []NodeBeat) error {
 	ordered := slices.Clone(beats)
 	slices.SortStableFunc(ordered, func(a, b NodeBeat) int { return bytes.Compare([]byte(a.Node), []byte(b.Node)) })
 	return s.write(ctx, "TouchNodes", SystemScope(), func(t *tx) error {
+		for _, beat := range ordered {
+			if err := t.recordActivities(ctx, beat.Node, beat.Activities); err != nil {
+				return err
+			}
+		}
 		for _, beat := range ordered {
 			if err := t.touchNode(ctx, beat); err != nil && carrel.CodeOf(err) != carrel.CodeNotFound {
 				return err

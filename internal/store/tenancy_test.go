@@ -13,7 +13,7 @@ import (
 )
 
 // tenantTables are every table with an organisation in it. TestEveryTenantTableIsGuarded finds one that is missing here.
-var tenantTables = []string{"memberships", "templates", "images", "boxes", "runs", "snapshots", "operations", "events", "audit", "chores"}
+var tenantTables = []string{"memberships", "templates", "images", "boxes", "runs", "snapshots", "operations", "events", "audit", "chores", "box_ports", "box_activity"}
 
 // Row-level security holds for statements that forget the organisation: this is what it is for.
 func TestRowsOfOthersAreNeitherSeenNorWritten(t *testing.T) {
@@ -26,6 +26,10 @@ func TestRowsOfOthersAreNeitherSeenNorWritten(t *testing.T) {
 	require.NoError(t, err)
 	theirs := w.otherOrg("theirs")
 	nobody := store.Scope{}
+	require.NoError(t, w.Transact(ctx, w.scope, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "insert into box_ports (org_id, box_id, port, visibility, set_by, set_at) values ($1, $2, 8000, 'org', 'me', now())", w.org, b.ID)
+		return err
+	}))
 
 	count := func(scope store.Scope, table, where string) (n int) {
 		require.NoError(t, w.Transact(ctx, scope, func(tx pgx.Tx) error {
@@ -99,7 +103,7 @@ func TestRowsOfOthersAreNeitherSeenNorWritten(t *testing.T) {
 	boxes, _, err := w.ListBoxes(ctx, theirs, store.ListBoxes{Org: w.org})
 	require.NoError(t, err)
 	require.Empty(t, boxes)
-	ops, _, err := w.ListOperations(ctx, theirs, "", string(b.ID), store.Page{})
+	ops, _, err := w.ListOperations(ctx, theirs, store.ListOperations{Target: string(b.ID)})
 	require.NoError(t, err)
 	require.Empty(t, ops)
 	changed, _, err := w.ChangedBoxes(ctx, theirs, "", "", 0)

@@ -107,6 +107,7 @@ type Template struct {
 	Labels      map[string]string
 	Sudo        bool
 	Startup     []string
+	Idle        carrel.IdlePolicy // what the file says
 	CreatedAt   time.Time
 }
 
@@ -170,6 +171,10 @@ type Box struct {
 	Labels          map[string]string
 	Env             map[string]string
 	Region          string
+	Idle            carrel.IdlePolicy // what it says itself
+	TemplateIdle    carrel.IdlePolicy
+	AwakeUntil      time.Time // zero: nobody asked for that
+	AwakeBy         string
 	ETag            string        // changes with every change by a user
 	HomeNode        carrel.NodeID // where its files are; empty: nowhere yet
 	CreatedAt       time.Time

@@ -100,8 +100,8 @@ func (q *Queries) GetOperation(ctx context.Context, id carrel.OperationID) (Oper
 
 const insertBox = `-- name: InsertBox :exec
 insert into boxes (id, org_id, created_at, template_id, name, owner_id, image_digest, resources, disk_bytes, labels, env, region,
-	intent, intent_at, generation, boot_generation, next_due, updated_at)
-values ($1, $2, $12, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'running', $12, 1, 1, $12, $12)
+	idle, intent_by, intent, intent_at, generation, boot_generation, next_due, updated_at)
+values ($1, $2, $14, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 'running', $14, 1, 1, $14, $14)
 `
 
 type InsertBoxParams struct {
@@ -116,6 +116,8 @@ type InsertBoxParams struct {
 	Labels      []byte
 	Env         []byte
 	Region      string
+	Idle        []byte
+	IntentBy    string
 	Now         time.Time
 }
 
@@ -132,6 +134,8 @@ func (q *Queries) InsertBox(ctx context.Context, arg InsertBoxParams) error {
 		arg.Labels,
 		arg.Env,
 		arg.Region,
+		arg.Idle,
+		arg.IntentBy,
 		arg.Now,
 	)
 	return err
@@ -249,16 +253,26 @@ select id, number, org_id, verb, target_id, target_name, generation, boot_genera
 	request_hash, settled
 from operations
 where ($1::text = '' or org_id = $1::text) and ($2::text = '' or target_id = $2::text)
-	and ($3::bigint = 0 or number < $3::bigint)
-order by number desc limit $4
+	and ($3::text = '' or (target_name = $3::text and left(target_id, 1) = 'i'))
+	and ($4::bigint = 0 or number < $4::bigint)
+order by number desc limit $5
 `
 
-func (q *Queries) ListOperations(ctx context.Context, org string, target string, before int64, pageSize int32) ([]Operation, error) {
+type ListOperationsParams struct {
+	Org      string
+	Target   string
+	Image    string
+	Before   int64
+	PageSize int32
+}
+
+func (q *Queries) ListOperations(ctx context.Context, arg ListOperationsParams) ([]Operation, error) {
 	rows, err := q.db.Query(ctx, listOperations,
-		org,
-		target,
-		before,
-		pageSize,
+		arg.Org,
+		arg.Target,
+		arg.Image,
+		arg.Before,
+		arg.PageSize,
 	)
 	if err != nil {
 		return nil, err
@@ -465,7 +479,8 @@ func (q *Queries) SetFailure(ctx context.Context, iD carrel.BoxID, failure []byt
 }
 
 const setIntent = `-- name: SetIntent :exec
-update boxes set intent = $2, generation = $3, boot_generation = $4, next_due = $5, intent_at = $6, updated_at = $6, etag = etag + 1
+update boxes set intent = $2, generation = $3, boot_generation = $4, next_due = $5, intent_by = $6, idle_since = $7,
+	intent_at = $8, updated_at = $8, etag = etag + 1
 where id = $1
 `
 
@@ -475,6 +490,8 @@ type SetIntentParams struct {
 	Generation     int64
 	BootGeneration int64
 	NextDue        *time.Time
+	IntentBy       string
+	IdleSince      *time.Time
 	Now            time.Time
 }
 
@@ -485,6 +502,8 @@ func (q *Queries) SetIntent(ctx context.Context, arg SetIntentParams) error {
 		arg.Generation,
 		arg.BootGeneration,
 		arg.NextDue,
+		arg.IntentBy,
+		arg.IdleSince,
 		arg.Now,
 	)
 	return err
@@ -573,7 +592,7 @@ func (q *Queries) UnsettledOperations(ctx context.Context, targetID string) ([]O
 }
 
 const updateBox = `-- name: UpdateBox :exec
-update boxes set name = $2, labels = $3, env = $4, resources = $5, disk_bytes = $6, next_due = $7, updated_at = $8, etag = etag + 1
+update boxes set name = $2, labels = $3, env = $4, resources = $5, disk_bytes = $6, idle = $9, next_due = $7, updated_at = $8, etag = etag + 1
 where id = $1
 `
 
@@ -586,6 +605,7 @@ type UpdateBoxParams struct {
 	DiskBytes int64
 	NextDue   *time.Time
 	UpdatedAt time.Time
+	Idle      []byte
 }
 
 func (q *Queries) UpdateBox(ctx context.Context, arg UpdateBoxParams) error {
@@ -598,6 +618,7 @@ func (q *Queries) UpdateBox(ctx context.Context, arg UpdateBoxParams) error {
 		arg.DiskBytes,
 		arg.NextDue,
 		arg.UpdatedAt,
+		arg.Idle,
 	)
 	return err
 }

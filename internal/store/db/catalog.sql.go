@@ -281,8 +281,8 @@ func (q *Queries) InsertImage(ctx context.Context, arg InsertImageParams) error 
 
 const insertTemplate = `-- name: InsertTemplate :exec
 insert into templates (id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup,
-	created_by, created_at, request_id, request_hash)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+	created_by, created_at, request_id, request_hash, idle)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 `
 
 type InsertTemplateParams struct {
@@ -302,6 +302,7 @@ type InsertTemplateParams struct {
 	CreatedAt   time.Time
 	RequestID   string
 	RequestHash []byte
+	Idle        []byte
 }
 
 func (q *Queries) InsertTemplate(ctx context.Context, arg InsertTemplateParams) error {
@@ -322,6 +323,7 @@ func (q *Queries) InsertTemplate(ctx context.Context, arg InsertTemplateParams) 
 		arg.CreatedAt,
 		arg.RequestID,
 		arg.RequestHash,
+		arg.Idle,
 	)
 	return err
 }
@@ -389,7 +391,7 @@ func (q *Queries) ListImages(ctx context.Context, org string, afterID string, af
 }
 
 const listTemplates = `-- name: ListTemplates :many
-select t.id, t.org_id, t.name, t.version, t.description, t.image, t.image_digest, t.resources, t.env, t.labels, t.sudo, t.startup, t.created_at
+select t.id, t.org_id, t.name, t.version, t.description, t.image, t.image_digest, t.resources, t.env, t.labels, t.sudo, t.startup, t.idle, t.created_at
 from templates t
 where ($1::text = '' or t.org_id = $1::text or t.org_id = (select system_org from cluster))
 	and ($2::boolean or not exists
@@ -420,6 +422,7 @@ type ListTemplatesRow struct {
 	Labels      []byte
 	Sudo        bool
 	Startup     []byte
+	Idle        []byte
 	CreatedAt   time.Time
 }
 
@@ -452,6 +455,7 @@ func (q *Queries) ListTemplates(ctx context.Context, arg ListTemplatesParams) ([
 			&i.Labels,
 			&i.Sudo,
 			&i.Startup,
+			&i.Idle,
 			&i.CreatedAt,
 		); err != nil {
 			return nil, err
@@ -499,7 +503,7 @@ func (q *Queries) LockTemplateName(ctx context.Context, org string, name string)
 }
 
 const newestTemplate = `-- name: NewestTemplate :one
-select id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup, created_at
+select id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup, idle, created_at
 from templates where org_id = $1 and name = $2 and ($3::int = 0 or version = $3::int)
 order by version desc limit 1
 `
@@ -517,6 +521,7 @@ type NewestTemplateRow struct {
 	Labels      []byte
 	Sudo        bool
 	Startup     []byte
+	Idle        []byte
 	CreatedAt   time.Time
 }
 
@@ -536,6 +541,7 @@ func (q *Queries) NewestTemplate(ctx context.Context, orgID carrel.OrgID, name s
 		&i.Labels,
 		&i.Sudo,
 		&i.Startup,
+		&i.Idle,
 		&i.CreatedAt,
 	)
 	return i, err
@@ -615,7 +621,7 @@ func (q *Queries) ProgressImage(ctx context.Context, iD carrel.ImageID, progress
 }
 
 const templateByID = `-- name: TemplateByID :one
-select id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup, created_at
+select id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup, idle, created_at
 from templates where id = $1
 `
 
@@ -632,6 +638,7 @@ type TemplateByIDRow struct {
 	Labels      []byte
 	Sudo        bool
 	Startup     []byte
+	Idle        []byte
 	CreatedAt   time.Time
 }
 
@@ -651,6 +658,7 @@ func (q *Queries) TemplateByID(ctx context.Context, id carrel.TemplateID) (Templ
 		&i.Labels,
 		&i.Sudo,
 		&i.Startup,
+		&i.Idle,
 		&i.CreatedAt,
 	)
 	return i, err

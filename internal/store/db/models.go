@@ -68,6 +68,15 @@ type RootKey struct {
 	RetiredAt *time.Time
 }
 
+type SshKey struct {
+	ID          string
+	UserID      carrel.UserID
+	Name        string
+	PublicKey   string
+	Fingerprint string
+	CreatedAt   time.Time
+}
+
 type User struct {
 	ID        carrel.UserID
 	Name      string

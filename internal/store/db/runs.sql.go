@@ -14,8 +14,8 @@ import (
 
 const desiredRuns = `-- name: DesiredRuns :many
 select r.id, r.box_id, r.org_id, r.epoch, r.boot_generation, r.spec, r.from_snapshot, r.with_memory, r.phase, r.generation, r.failed_order,
-	b.intent, b.generation as box_generation, b.boot_generation as box_boot_generation
-from runs r join boxes b on b.id = r.box_id
+	b.intent, b.generation as box_generation, b.boot_generation as box_boot_generation, b.idle_since, b.idle, t.idle as template_idle
+from runs r join boxes b on b.id = r.box_id join templates t on t.id = b.template_id
 where r.node_id = $1 and r.ended_at is null order by r.id
 `
 
@@ -34,6 +34,9 @@ type DesiredRunsRow struct {
 	Intent            carrel.Intent
 	BoxGeneration     int64
 	BoxBootGeneration int64
+	IdleSince         *time.Time
+	Idle              []byte
+	TemplateIdle      []byte
 }
 
 func (q *Queries) DesiredRuns(ctx context.Context, nodeID carrel.NodeID) ([]DesiredRunsRow, error) {
@@ -60,6 +63,9 @@ func (q *Queries) DesiredRuns(ctx context.Context, nodeID carrel.NodeID) ([]Desi
 			&i.Intent,
 			&i.BoxGeneration,
 			&i.BoxBootGeneration,
+			&i.IdleSince,
+			&i.Idle,
+			&i.TemplateIdle,
 		); err != nil {
 			return nil, err
 		}

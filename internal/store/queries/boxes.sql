@@ -1,7 +1,7 @@
 -- name: InsertBox :exec
 insert into boxes (id, org_id, created_at, template_id, name, owner_id, image_digest, resources, disk_bytes, labels, env, region,
-	intent, intent_at, generation, boot_generation, next_due, updated_at)
-values ($1, $2, @now, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'running', @now, 1, 1, @now, @now);
+	idle, intent_by, intent, intent_at, generation, boot_generation, next_due, updated_at)
+values ($1, $2, @now, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 'running', @now, 1, 1, @now, @now);
 
 -- name: CountBoxes :one
 select count(*) from (select 1 from boxes where org_id = @org_id and intent <> 'deleted' limit @most::int) as counted;
@@ -23,11 +23,12 @@ select box_id from runs where id = $1;
 select distinct box_id from runs where id = any (@ids::text[]);
 
 -- name: UpdateBox :exec
-update boxes set name = $2, labels = $3, env = $4, resources = $5, disk_bytes = $6, next_due = $7, updated_at = $8, etag = etag + 1
+update boxes set name = $2, labels = $3, env = $4, resources = $5, disk_bytes = $6, idle = $9, next_due = $7, updated_at = $8, etag = etag + 1
 where id = $1;
 
 -- name: SetIntent :exec
-update boxes set intent = $2, generation = $3, boot_generation = $4, next_due = $5, intent_at = @now, updated_at = @now, etag = etag + 1
+update boxes set intent = $2, generation = $3, boot_generation = $4, next_due = $5, intent_by = $6, idle_since = $7,
+	intent_at = @now, updated_at = @now, etag = etag + 1
 where id = $1;
 
 -- name: SetNextDue :exec
@@ -68,6 +69,7 @@ select id, number, org_id, verb, target_id, target_name, generation, boot_genera
 	request_hash, settled
 from operations
 where (@org::text = '' or org_id = @org::text) and (@target::text = '' or target_id = @target::text)
+	and (@image::text = '' or (target_name = @image::text and left(target_id, 1) = 'i'))
 	and (@before::bigint = 0 or number < @before::bigint)
 order by number desc limit @page_size;
 

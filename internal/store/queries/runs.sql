@@ -23,8 +23,8 @@ select r.spec from runs r join snapshots s on s.run_id = r.id where s.id = $1;
 
 -- name: DesiredRuns :many
 select r.id, r.box_id, r.org_id, r.epoch, r.boot_generation, r.spec, r.from_snapshot, r.with_memory, r.phase, r.generation, r.failed_order,
-	b.intent, b.generation as box_generation, b.boot_generation as box_boot_generation
-from runs r join boxes b on b.id = r.box_id
+	b.intent, b.generation as box_generation, b.boot_generation as box_boot_generation, b.idle_since, b.idle, t.idle as template_idle
+from runs r join boxes b on b.id = r.box_id join templates t on t.id = b.template_id
 where r.node_id = $1 and r.ended_at is null order by r.id;
 
 -- name: RunsOfBoxes :many
