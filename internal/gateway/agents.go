@@ -33,6 +33,7 @@ type agentKey struct {
 // agentConn is an HTTP/2 connection (or a few) to a box's agent through tunnels.
 type agentConn struct {
 	agentv1connect.ProcessServiceClient
+	forwards  agentv1connect.ForwardServiceClient
 	transport *http.Transport
 
 	mu    sync.Mutex // guards what follows
@@ -98,11 +99,13 @@ func (p *agentPool) open(box carrel.BoxID) *agentConn {
 		},
 	}
 	noRedirects := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	conn.ProcessServiceClient = agentv1connect.NewProcessServiceClient(
-		&http.Client{Transport: conn.transport, CheckRedirect: noRedirects}, "http://"+string(box),
+	over, to := &http.Client{Transport: conn.transport, CheckRedirect: noRedirects}, "http://"+string(box)
+	limits := []connect.ClientOption{
 		connect.WithReadMaxBytes(maxAgentMessageBytes),
 		connect.WithAcceptCompression("gzip", nil, nil), // a box shall not be able to send a bomb
-	)
+	}
+	conn.ProcessServiceClient = agentv1connect.NewProcessServiceClient(over, to, limits...)
+	conn.forwards = agentv1connect.NewForwardServiceClient(over, to, limits...)
 	return conn
 }
 

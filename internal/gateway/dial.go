@@ -170,6 +170,9 @@ func proxyRefusal(box carrel.BoxID, resp *http.Response) error {
 		e.Cause = cause
 		return e
 	}
+	if said.Reason == reasonTargetRefused {
+		return &carrel.Error{Code: carrel.CodeUnavailable, Reason: reasonTargetRefused, Cause: cause, Message: fmt.Sprintf("box %s cannot connect to that: %s", box, clip(said.Message))}
+	}
 	return errUnavailable("box_silent", cause, "box %s does not answer; if it is starting, try again in a moment", box)
 }
 

@@ -98,4 +98,3 @@ func (g *Gateway) askBox(ctx context.Context, user carrel.UserID, name, org stri
 		Live: !r.GetGone(), State: carrel.State(resp.Msg.GetState()), Wake: r.GetWake(), KeepShell: time.Duration(r.GetKeepShellSeconds()) * time.Second,
 	}, nil
 }
-

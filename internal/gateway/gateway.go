@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -31,6 +32,11 @@ type Config struct {
 	JoinTokenFile string
 	// Name and Region are told to control.
 	Name, Region string
+	// PortDomain is the domain under which ports of boxes are found, as {port}-{box}.PortDomain; empty: "localhost", which needs no DNS.
+	PortDomain string
+	// PublicURL is the front door's origin as browsers know it, such as https://carrel.example.org; empty: http://, PortDomain and the port by
+	// which a request came.
+	PublicURL string
 	// Version is told to clients in the Server header.
 	Version string
 	// Ops answers /healthz and /readyz; nil: they do not exist at the front door. /metrics never does.
@@ -54,6 +60,7 @@ type Gateway struct {
 	control  *http.Transport // to control, as this gateway
 	users    *http.Transport // to control, for users' requests, as nobody
 	url      *url.URL        // of control
+	public   *url.URL        // the front door's origin; nil: by each request
 	link     linkv1connect.GatewayLinkClient
 	routes   *routeTable
 	proxies  *proxyPool
@@ -65,6 +72,7 @@ type Gateway struct {
 	waker    *waker
 	toucher  *toucher
 	auditor  *auditor
+	ports    *ports
 	metrics  *metrics
 	handler  http.Handler
 }
@@ -75,6 +83,16 @@ func New(config Config) (*Gateway, error) {
 	u, err := url.Parse(config.ControlURL)
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "" {
 		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_config", "the address of control is %q; it must be https://HOST:PORT", config.ControlURL)
+	}
+	var public *url.URL
+	if config.PublicURL != "" {
+		if public, err = url.Parse(config.PublicURL); err != nil || public.Scheme != "https" && public.Scheme != "http" || public.Host == "" || strings.Trim(public.Path, "/") != "" {
+			return nil, carrel.Errorf(carrel.CodeInvalid, "bad_config", "the public URL is %q; it must be https://HOST[:PORT]", config.PublicURL)
+		}
+		public = &url.URL{Scheme: public.Scheme, Host: public.Host}
+	}
+	if config.PortDomain == "" {
+		config.PortDomain = defaultPortDomain
 	}
 	if config.DataDir == "" {
 		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_config", "the gateway needs a data directory")
@@ -94,7 +112,7 @@ func New(config Config) (*Gateway, error) {
 	if config.Version == "" {
 		config.Version = "dev"
 	}
-	g := &Gateway{config: config, log: config.Logger, now: config.Now, verifier: config.Verifier, url: u, metrics: newMetrics(config.Registry)}
+	g := &Gateway{config: config, log: config.Logger, now: config.Now, verifier: config.Verifier, url: u, public: public, metrics: newMetrics(config.Registry)}
 	if g.identity, err = openIdentity(config.DataDir, u); err != nil {
 		return nil, err
 	}
@@ -111,6 +129,7 @@ func New(config Config) (*Gateway, error) {
 	g.grants = openGrants(config.DataDir, g.identity.cluster(), g.log, g.now)
 	g.shared = openSecrets(config.DataDir, g.identity.cluster(), g.log)
 	g.guards, g.waker, g.toucher, g.auditor = newGuards(), newWaker(), newToucher(g), newAuditor(g)
+	g.ports = newPorts(g)
 	g.handler = g.newHandler()
 	return g, nil
 }
@@ -188,6 +207,7 @@ func (g *Gateway) tidy(ctx context.Context) error {
 			g.agents.tidy(now)
 			g.proxies.tidy(g.routes.nodes())
 			g.tokens.tidy(now)
+			g.ports.recent.tidy(now)
 			g.toucher.tidy(now)
 		case <-ctx.Done():
 			return nil

@@ -31,6 +31,9 @@ var page []byte
 // processPath is every REST path of ProcessService.
 var processPath = regexp.MustCompile(`^/v1/boxes/[^/]+/processes(/|$)`)
 
+// portPath is every REST path of PortService.
+var portPath = regexp.MustCompile(`^/v1/boxes/[^/]+/(listeners|ports/[0-9]+:open)$`)
+
 var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 func (g *Gateway) newHandler() http.Handler {
@@ -39,7 +42,8 @@ func (g *Gateway) newHandler() http.Handler {
 		connect.WithReadMaxBytes(2<<20),
 		connect.WithCompressMinBytes(1<<30), // output is passed on as it is; compressed requests are understood
 	)
-	transcoder, err := rest.NewTranscoder([]*vanguard.Service{vanguard.NewService(procedures, service)}, 0)
+	portProcedures, portHandler := carrelv1connect.NewPortServiceHandler(portService{g.ports}, connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(64<<10))
+	transcoder, err := rest.NewTranscoder([]*vanguard.Service{vanguard.NewService(procedures, service), vanguard.NewService(portProcedures, portHandler)}, 0)
 	if err != nil {
 		panic("gateway: the process service's schema cannot be transcoded: " + err.Error()) // a fault of the build
 	}
@@ -50,7 +54,16 @@ func (g *Gateway) newHandler() http.Handler {
 			r.Header.Set(headerRequestID, rand.Text())
 		}
 		w.Header().Set(headerRequestID, r.Header.Get(headerRequestID))
+		if ref, ok := portOfHost(r.Host, g.config.PortDomain); ok {
+			g.ports.serveHost(w, r, ref)
+			return
+		}
+		r.Header.Set(headerFrontHost, r.Host)
 		p := r.URL.Path
+		if strings.HasPrefix(p, pathPrefix) {
+			g.ports.servePath(w, r)
+			return
+		}
 		if p == "" || p[0] != '/' || path.Clean(p) != p && path.Clean(p)+"/" != p {
 			writeError(w, r, carrel.Errorf(carrel.CodeInvalid, "bad_path", "the path of the request is not usable: it must begin with / and have no empty, . or .. parts"))
 			return
@@ -58,6 +71,8 @@ func (g *Gateway) newHandler() http.Handler {
 		switch {
 		case p == "/":
 			servePage(w, r)
+		case p == "/signin" || strings.HasPrefix(p, "/signin/") || p == "/signout":
+			g.ports.serveSignIn(w, r)
 		case p == "/healthz" || p == "/readyz" || p == "/metrics":
 			if g.config.Ops == nil || p == "/metrics" { // figures are for operators, at the operations address
 				writeError(w, r, carrel.NotFound("path", p))
@@ -66,7 +81,9 @@ func (g *Gateway) newHandler() http.Handler {
 			g.config.Ops.ServeHTTP(w, r)
 		case strings.HasPrefix(p, procedures):
 			service.ServeHTTP(w, r)
-		case processPath.MatchString(p):
+		case strings.HasPrefix(p, portProcedures):
+			portHandler.ServeHTTP(w, r)
+		case processPath.MatchString(p), portPath.MatchString(p):
 			transcoder.ServeHTTP(w, r)
 		case strings.HasPrefix(p, "/carrel.") && !strings.HasPrefix(p, "/carrel.v1."):
 			// The links are for peers. Passed on they would be refused, because users' requests go without a certificate.
