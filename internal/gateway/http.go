@@ -119,11 +119,14 @@ func (g *Gateway) newControlProxy() http.Handler {
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.SetURL(g.url) // Host too: control is known by its address here
 			pr.SetXForwarded()
+			origin := g.ports.origin(pr.In)
 			for name := range pr.Out.Header {
 				if strings.HasPrefix(name, "Carrel-") || name == "Forwarded" {
 					pr.Out.Header.Del(name)
 				}
 			}
+			// By which control makes the URLs of ports.
+			pr.Out.Header.Set(headerPortHosts, origin.Scheme+"://*."+portDomainHost(g.config.PortDomain, origin))
 		},
 		ModifyResponse: func(resp *http.Response) error {
 			resp.Header.Del("Server") // ours are set already

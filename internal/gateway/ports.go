@@ -27,6 +27,8 @@ const (
 	headerPortPass = "Carrel-Port-Pass"
 	// headerAuthorization is Authorization for port URLs, for requests whose own Authorization is meant for the box.
 	headerAuthorization = "Carrel-Authorization"
+	// headerPortHosts tells control where ports are, as the caller of the front door reaches them: scheme://*.domain[:port].
+	headerPortHosts = "Carrel-Port-Hosts"
 	// parameterToken carries the token of a signed URL.
 	parameterToken = "carrel_token"
 	// portPaths are kept from the box on the host of a port.
