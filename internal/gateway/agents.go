@@ -61,7 +61,7 @@ func (p *agentPool) get(t pass) (conn *agentConn, done func()) {
 	defer p.mu.Unlock()
 	conn = p.conns[key]
 	if conn == nil {
-		conn = p.open(t.Box)
+		conn = p.open(t.Box, t.User)
 		p.conns[key] = conn
 	}
 	conn.mu.Lock()
@@ -76,7 +76,7 @@ func (p *agentPool) get(t pass) (conn *agentConn, done func()) {
 	}
 }
 
-func (p *agentPool) open(box carrel.BoxID) *agentConn {
+func (p *agentPool) open(box carrel.BoxID, user carrel.UserID) *agentConn {
 	conn := &agentConn{}
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
@@ -103,10 +103,36 @@ func (p *agentPool) open(box carrel.BoxID) *agentConn {
 	limits := []connect.ClientOption{
 		connect.WithReadMaxBytes(maxAgentMessageBytes),
 		connect.WithAcceptCompression("gzip", nil, nil), // a box shall not be able to send a bomb
+		connect.WithInterceptors(asUser(user)),
 	}
 	conn.ProcessServiceClient = agentv1connect.NewProcessServiceClient(over, to, limits...)
 	conn.forwards = agentv1connect.NewForwardServiceClient(over, to, limits...)
 	return conn
+}
+
+// asUser tells the agent with every call which user it is for.
+type asUser carrel.UserID
+
+// headerUser is what the agent calls it.
+const headerUser = "Carrel-User"
+
+func (u asUser) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {
+		request.Header().Set(headerUser, string(u))
+		return next(ctx, request)
+	}
+}
+
+func (u asUser) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
+		conn := next(ctx, spec)
+		conn.RequestHeader().Set(headerUser, string(u))
+		return conn
+	}
+}
+
+func (u asUser) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return next
 }
 
 // outdate gives up the connections to runs of a box before epoch, and to that of epoch if it is gone.
