@@ -155,6 +155,10 @@ func (a *Agent) accept(ctx context.Context, servers map[targetKind]*handoff, par
 				}
 				return
 			}
+			if kind.kind == targetSession {
+				a.serveSession(ctx, conn)
+				return
+			}
 			a.splice(ctx, conn, kind)
 		})
 	}
@@ -198,7 +202,7 @@ func (a *Agent) greet(ctx context.Context, conn *boxConn, local bool) (target, e
 		_, _ = fmt.Fprintf(conn, "err %s\n", err)
 		return target{}, err
 	}
-	if wanted.kind == targetAgent || wanted.kind == targetControl {
+	if wanted.kind == targetAgent || wanted.kind == targetControl || wanted.kind == targetSession {
 		_, err = io.WriteString(conn, "ok\n")
 	}
 	return wanted, err

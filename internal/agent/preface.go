@@ -18,6 +18,7 @@ type targetKind string
 const (
 	targetAgent   targetKind = "agent"
 	targetControl targetKind = "control"
+	targetSession targetKind = "session" // package frame
 	targetTCP     targetKind = "tcp"
 	targetUnix    targetKind = "unix"
 	targetUDP     targetKind = "udp"
@@ -56,7 +57,7 @@ func parseTarget(text string) (target, error) {
 			return target{}, errors.New("a target has no control characters")
 		}
 	}
-	if text == string(targetAgent) || text == string(targetControl) {
+	if text == string(targetAgent) || text == string(targetControl) || text == string(targetSession) {
 		return target{kind: targetKind(text)}, nil
 	}
 	kind, address, _ := strings.Cut(text, "/")
@@ -86,7 +87,7 @@ func parseTarget(text string) (target, error) {
 		}
 		return target{kind: targetAccept, address: address}, nil
 	}
-	return target{}, errors.New("the target is not agent, control, tcp/HOST:PORT, udp/HOST:PORT, unix/PATH or accept/ID")
+	return target{}, errors.New("the target is not agent, session, control, tcp/HOST:PORT, udp/HOST:PORT, unix/PATH or accept/ID")
 }
 
 // sameKey compares in a time that tells nothing about either.

@@ -32,6 +32,8 @@ const (
 	// come back.
 	ownerPatience = 10 * time.Second
 	awayPatience  = 15 * time.Second
+	// steadyPatience is that for a session without a terminal: as at any pipe, the program waits while the connection lives.
+	steadyPatience = 24 * time.Hour
 	// ownedFactor is how much larger the rings of an owned process may be. All but a quarter of them is behind the
 	// owner: what was sent but lost on its way when a connection broke, at most a few MiB, is still there.
 	ownedFactor = 4
@@ -60,6 +62,7 @@ type process struct {
 	budget   *budget
 	evict    func(need int64) // makes room in the budget
 	input    *input           // nil: none
+	session  sessionState
 
 	mu    sync.Mutex // guards what follows
 	rings [streams]ring
@@ -150,8 +153,11 @@ func (p *process) append(stream int, data []byte) {
 			p.taken = make(chan struct{})
 		}
 		owner, taken, wait := p.owner, p.taken, ownerPatience
-		if p.awayOwner() {
+		switch {
+		case p.awayOwner():
 			wait = p.patience - p.now().Sub(owner.away)
+		case owner != nil && owner.steady:
+			wait = steadyPatience
 		}
 		p.mu.Unlock()
 		if patience == nil {
@@ -349,6 +355,7 @@ type viewer struct {
 	p      *process
 	cursor [streams]int64 // guarded by p.mu
 	away   time.Time      // of an owner: since when its connection is broken. Guarded by p.mu
+	steady bool           // of an owner: it is waited for as long as its connection lives. Guarded by p.mu
 	next   int            // the stream to look at first, so that none starves
 	buf    []byte         // of the last output event
 }
@@ -374,6 +381,7 @@ func (p *process) view(offsets [streams]int64) (*viewer, error) {
 	p.viewers++
 	p.watched()
 	if p.awayOwner() && offsets[stdout] >= p.rings[stdout].start && offsets[stderr] >= p.rings[stderr].start {
+		v.steady = p.owner.steady
 		p.owner = v // the owner is back
 		p.wakePumps()
 	}

@@ -112,6 +112,7 @@ func (a *Agent) startNew(request *carrelv1.StartProcessRequest, user string, own
 	} else if files.stdin != nil {
 		p.input = newInput(files.stdin, false)
 	}
+	p.session.files = files
 	if !own {
 		p.mu.Lock()
 		p.unwatched(p.started)

@@ -308,7 +308,7 @@ func PortTarget(port int) string { return "tcp/localhost:" + strconv.Itoa(port) 
 // targetScope is the scope that a target needs. The agent's own service can look and act: which of the two
 // a call is, the gateway decides by its method. Everything else acts. The control target is the proxy's alone.
 func targetScope(target string) (string, error) {
-	bad := refuse(http.StatusBadRequest, "bad_target", "the target is not agent, tcp/HOST:PORT, unix/PATH, udp/HOST:PORT or accept/ID")
+	bad := refuse(http.StatusBadRequest, "bad_target", "the target is not agent, session, tcp/HOST:PORT, unix/PATH, udp/HOST:PORT or accept/ID")
 	if len(target) > maxTarget {
 		return "", bad
 	}
@@ -319,6 +319,9 @@ func targetScope(target string) (string, error) {
 	}
 	if target == "agent" {
 		return auth.ScopeView, nil
+	}
+	if target == "session" {
+		return auth.ScopeExec, nil
 	}
 	kind, rest, ok := strings.Cut(target, "/")
 	if ok && rest != "" && (kind == "tcp" || kind == "unix" || kind == "udp" || kind == "accept") {
