@@ -111,6 +111,10 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error {
+		(&duty{r: r, name: "policies", label: "policies", every: r.cfg.Poll, topics: []string{store.TopicPolicy}, tick: r.tickPolicies}).run(ctx)
+		return nil
+	})
+	g.Go(func() error {
 		(&duty{r: r, name: "prune", label: "prune", every: 60 * r.cfg.Poll, tick: r.tickPrune}).run(ctx)
 		return nil
 	})

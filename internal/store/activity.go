@@ -2,13 +2,10 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/store/db"
@@ -217,20 +214,6 @@ func (s *Store) DuePolicies(ctx context.Context, limit int) ([]*PolicyBox, error
 		return err
 	})
 	return boxes, err
-}
-
-// NextPolicy is when the next policy must be looked at; zero: none waits.
-func (s *Store) NextPolicy(ctx context.Context) (time.Time, error) {
-	var due time.Time
-	err := s.read(ctx, "NextPolicy", SystemScope(), func(t *tx) error {
-		at, err := t.NextLook(ctx)
-		due = at.UTC()
-		if errors.Is(err, pgx.ErrNoRows) {
-			due, err = time.Time{}, nil
-		}
-		return err
-	})
-	return due, err
 }
 
 // PolicyLook says when to look at a box again, which was seen as it is in Box.

@@ -207,9 +207,9 @@ type IdlePolicy struct {
 	After *durationpb.Duration `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
 	// pause (default), stop or nothing.
 	Action string `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
-	// A run that has lasted this long is stopped with the action (pause if that is nothing), used or not. Default: no limit.
+	// A run that has lasted this long is stopped with the action (pause if that is nothing), used or not. Negative: no limit, which is the default.
 	MaxRun *durationpb.Duration `protobuf:"bytes,3,opt,name=max_run,json=maxRun,proto3" json:"max_run,omitempty"`
-	// The box is deleted this long after it was made. Default: never.
+	// The box is deleted this long after it was made. Negative: never, which is the default.
 	Ttl *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// CPU time per second of wall time, in thousandths of a core, above which a box counts as working. Default 200; -1: CPU never counts.
 	BusyCpuMillis int64 `protobuf:"varint,5,opt,name=busy_cpu_millis,json=busyCpuMillis,proto3" json:"busy_cpu_millis,omitempty"`

@@ -121,17 +121,6 @@ func (q *Queries) MarkIdle(ctx context.Context, iD carrel.BoxID, idleSince *time
 	return err
 }
 
-const nextLook = `-- name: NextLook :one
-select min(due)::timestamptz as due from box_activity where due is not null having min(due) is not null
-`
-
-func (q *Queries) NextLook(ctx context.Context) (time.Time, error) {
-	row := q.db.QueryRow(ctx, nextLook)
-	var due time.Time
-	err := row.Scan(&due)
-	return due, err
-}
-
 const recordActivity = `-- name: RecordActivity :exec
 insert into box_activity (box_id, org_id, epoch, signals, at)
 select r.box_id, r.org_id, r.epoch, w.signals, $1

@@ -32,9 +32,6 @@ where box_activity.epoch <= excluded.epoch;
 -- name: DueActivity :many
 select box_id from box_activity where due <= @now::timestamptz order by due limit @most::int;
 
--- name: NextLook :one
-select min(due)::timestamptz as due from box_activity where due is not null having min(due) is not null;
-
 -- name: Activities :many
 select a.box_id, a.epoch, a.signals, a.at, a.due, a.idle, n.last_seen
 from box_activity a

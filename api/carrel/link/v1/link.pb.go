@@ -433,7 +433,9 @@ type DesiredRun struct {
 	Spec       *RunSpec `protobuf:"bytes,7,opt,name=spec,proto3" json:"spec,omitempty"`
 	// For an order by policy: it is undone (reason "active") when there was activity after this time, looked at again just before
 	// the commit. Absent for orders of users.
-	IdleSince     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=idle_since,json=idleSince,proto3" json:"idle_since,omitempty"`
+	IdleSince *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=idle_since,json=idleSince,proto3" json:"idle_since,omitempty"`
+	// Signals of kind cpu are active above so many thousandths of a core; negative: never.
+	BusyCpuMillis int64 `protobuf:"varint,9,opt,name=busy_cpu_millis,json=busyCpuMillis,proto3" json:"busy_cpu_millis,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -522,6 +524,13 @@ func (x *DesiredRun) GetIdleSince() *timestamppb.Timestamp {
 		return x.IdleSince
 	}
 	return nil
+}
+
+func (x *DesiredRun) GetBusyCpuMillis() int64 {
+	if x != nil {
+		return x.BusyCpuMillis
+	}
+	return 0
 }
 
 // RunSpec does not change in the life of a run.
@@ -2758,7 +2767,7 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\vticket_keys\x18\t \x03(\fR\n" +
 	"ticketKeys\x12#\n" +
 	"\rrevoked_peers\x18\n" +
-	" \x03(\tR\frevokedPeers\"\x9c\x02\n" +
+	" \x03(\tR\frevokedPeers\"\xc4\x02\n" +
 	"\n" +
 	"DesiredRun\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x15\n" +
@@ -2771,7 +2780,8 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"generation\x12+\n" +
 	"\x04spec\x18\a \x01(\v2\x17.carrel.link.v1.RunSpecR\x04spec\x129\n" +
 	"\n" +
-	"idle_since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tidleSince\"\xfb\x03\n" +
+	"idle_since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tidleSince\x12&\n" +
+	"\x0fbusy_cpu_millis\x18\t \x01(\x03R\rbusyCpuMillis\"\xfb\x03\n" +
 	"\aRunSpec\x12\x19\n" +
 	"\bbox_name\x18\x01 \x01(\tR\aboxName\x12!\n" +
 	"\fimage_digest\x18\x02 \x01(\tR\vimageDigest\x12\x1d\n" +
