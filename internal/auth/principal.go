@@ -2,6 +2,7 @@ package auth
 
 import (
 	"slices"
+	"time"
 
 	"carrel.dev/carrel/internal/carrel"
 )
@@ -39,6 +40,7 @@ type Principal struct {
 	User     carrel.UserID
 	UserName string
 	Token    carrel.TokenID // the token that the user proved themselves with
+	Expires  time.Time      // when that token ends; zero: never
 	Operator bool           // platform role
 	Roles    map[carrel.OrgID]Role
 	Peer     Peer // set for another part of Carrel, never together with User

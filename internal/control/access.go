@@ -113,7 +113,7 @@ func (s *Server) principalOf(ctx context.Context, token string) (auth.Principal,
 		return auth.Principal{}, fmt.Errorf("look up token: %w", err)
 	}
 	p := auth.Principal{
-		User: owner.User.ID, UserName: owner.User.Name, Token: owner.Token.ID, Operator: owner.User.Operator,
+		User: owner.User.ID, UserName: owner.User.Name, Token: owner.Token.ID, Expires: owner.Token.ExpiresAt, Operator: owner.User.Operator,
 		Roles: make(map[carrel.OrgID]auth.Role, len(owner.Members)),
 	}
 	for _, m := range owner.Members {

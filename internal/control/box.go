@@ -82,13 +82,13 @@ func (b boxService) CreateBox(ctx context.Context, req *connect.Request[carrelv1
 	if err := resources.Validate(); err != nil {
 		return nil, err
 	}
-	request, err := requestOf("CreateBox", m.GetRequestId(), m)
+	request, err := requestOf("CreateBox", m.GetRequestId(), m, meant{"org": string(org)})
 	if err != nil {
 		return nil, err
 	}
 	box := store.NewBox{
 		Request: request, Org: org, Name: m.GetName(), TemplateID: template.ID, ImageDigest: template.ImageDigest,
-		Resources: resources, Labels: m.GetLabels(), Env: env,
+		Resources: resources, Labels: m.GetLabels(), Env: env, MaxBoxes: b.s.config.Quotas.Boxes,
 	}
 	// A made-up name that is taken already is made up again.
 	for attempt := 0; ; attempt++ {

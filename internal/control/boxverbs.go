@@ -29,7 +29,7 @@ func (b boxService) verb(ctx context.Context, m verbRequest, set store.SetIntent
 		return nil, err
 	}
 	set.Box = box.ID
-	if set.Request, err = requestOf(string(set.Verb), m.GetRequestId(), m); err != nil {
+	if set.Request, err = requestOf(string(set.Verb), m.GetRequestId(), m, meant{"org": string(box.Org), "id": string(box.ID)}); err != nil {
 		return nil, err
 	}
 	set.Check = func(box *store.Box) error {

@@ -151,6 +151,7 @@ func (b boxService) WatchBoxes(ctx context.Context, req *connect.Request[carrelv
 	if err != nil {
 		return err
 	}
+	defer w.leave()
 	return w.run(ctx, 0, func(messages []*carrelv1.WatchBoxesResponse, _ int64) error {
 		for _, m := range messages {
 			if err := b.s.guardWrite(ctx, func() error { return stream.Send(m) }); err != nil {
@@ -163,24 +164,28 @@ func (b boxService) WatchBoxes(ctx context.Context, req *connect.Request[carrelv
 
 // watch is one watcher of one box, of an organisation, or of all that the caller may see.
 type watch struct {
-	s    *Server
-	org  carrel.OrgID
-	box  carrel.BoxID
-	sent map[carrel.BoxID]int64 // Touched of what was sent last
+	s     *Server
+	org   carrel.OrgID
+	box   carrel.BoxID
+	sent  map[carrel.BoxID]int64 // Touched of what was sent last
+	leave func()                 // to be called at the end
 }
 
 func (s *Server) newWatch(ctx context.Context, org, ref string) (*watch, error) {
 	w := &watch{s: s, sent: map[carrel.BoxID]int64{}}
+	var err error
 	if ref != "" {
-		box, err := s.find(ctx, org, ref)
-		if err != nil {
-			return nil, err
+		var box *store.Box
+		if box, err = s.find(ctx, org, ref); err == nil {
+			w.box = box.ID
 		}
-		w.box = box.ID
-		return w, nil
+	} else {
+		w.org, err = s.orgs(ctx, org)
 	}
-	id, err := s.orgs(ctx, org)
-	w.org = id
+	if err != nil {
+		return nil, err
+	}
+	w.leave, err = s.watches.enter(accessOf(ctx).principal.Actor())
 	return w, err
 }
 
@@ -271,6 +276,7 @@ func (s *Server) serveWatch(w http.ResponseWriter, r *http.Request) {
 		s.writeHTTPError(ctx, w, method, err)
 		return
 	}
+	defer watching.leave()
 	// A mark that can't be read is as good as none: everything is sent again.
 	since, err := strconv.ParseInt(r.Header.Get("Last-Event-ID"), 10, 64)
 	if err != nil || since < 0 {

@@ -29,7 +29,7 @@ func (i imageService) BuildImage(ctx context.Context, req *connect.Request[carre
 	if err != nil {
 		return nil, err
 	}
-	request, err := requestOf("BuildImage", m.GetRequestId(), m)
+	request, err := requestOf("BuildImage", m.GetRequestId(), m, meant{"org": string(org)})
 	if err != nil {
 		return nil, err
 	}
@@ -70,8 +70,8 @@ func (i imageService) ImportImage(ctx context.Context, req *connect.Request[carr
 	if reference == "" || len(reference) > maxReference || strings.ContainsFunc(reference, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
 		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_reference", "%q is no reference of an image; write for example registry.example/team/app:tag", reference)
 	}
-	onNode := strings.HasPrefix(reference, "oci:") || strings.HasPrefix(reference, "tar:")
-	if onNode && !accessOf(ctx).principal.Operator {
+	trusted := accessOf(ctx).principal.Operator
+	if image.IsLocal(reference) && !trusted {
 		return nil, carrel.Errorf(carrel.CodeDenied, "operator_needed", "only an operator may import from a path on a node; use a registry")
 	}
 	platform := m.GetPlatform()
@@ -81,13 +81,16 @@ func (i imageService) ImportImage(ctx context.Context, req *connect.Request[carr
 	if parts := strings.Split(platform, "/"); len(platform) > 64 || len(parts) < 2 || len(parts) > 3 || parts[0] != "linux" || parts[1] == "" {
 		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_platform", "%q is no platform of a box; write for example linux/amd64", platform)
 	}
-	request, err := requestOf("ImportImage", m.GetRequestId(), m)
+	request, err := requestOf("ImportImage", m.GetRequestId(), m, meant{"org": string(org)})
 	if err != nil {
 		return nil, err
 	}
 	op, err := i.s.store.CreateImage(ctx, scopeOf(ctx), store.NewImage{
 		Request: request, Org: org, Name: m.GetName(), Source: reference,
-		Chore: store.Chore{Kind: store.ChoreImageImport, Name: m.GetName(), Reference: reference, Platform: platform, Insecure: m.GetInsecure()},
+		Chore: store.Chore{
+			Kind: store.ChoreImageImport, Name: m.GetName(), Reference: reference, Platform: platform, Insecure: m.GetInsecure(), Trusted: trusted,
+		},
+		MaxImports: i.s.config.Quotas.Imports,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("import image: %w", err)

@@ -6,6 +6,7 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -230,14 +231,21 @@ func page(size int32, token string) (store.Page, error) {
 	return store.Page{Size: min(int(size), carrel.MaxPageSize), Token: token}, nil
 }
 
+// meant are the ids that a request's fields lead to, by field: two requests that name the same thing in different ways
+// are the same.
+type meant map[protoreflect.Name]string
+
 // requestOf names a repeatable request. What is compared with an earlier one is all of it but its id.
-func requestOf(method, id string, msg proto.Message) (store.Request, error) {
+func requestOf(method, id string, msg proto.Message, ids meant) (store.Request, error) {
 	if id == "" {
 		return store.Request{}, nil
 	}
 	bare := proto.Clone(msg)
 	m := bare.ProtoReflect()
 	m.Clear(m.Descriptor().Fields().ByName("request_id"))
+	for field, value := range ids {
+		m.Set(m.Descriptor().Fields().ByName(field), protoreflect.ValueOfString(value))
+	}
 	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(bare)
 	if err != nil {
 		return store.Request{}, err

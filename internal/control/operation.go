@@ -9,6 +9,7 @@ import (
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
 	carrelv1connect "carrel.dev/carrel/api/carrel/v1/carrelv1connect"
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/store"
 )
 
 type operationService struct {
@@ -38,21 +39,43 @@ func (o operationService) ListOperations(ctx context.Context, req *connect.Reque
 	if err != nil {
 		return nil, err
 	}
-	target := m.GetTarget()
-	if kind := carrel.IDKind(target); target != "" && kind != 'b' && kind != 'i' {
-		box, err := o.s.find(ctx, m.GetOrg(), target)
-		if err != nil {
+	list := store.ListOperations{Org: org, Target: m.GetTarget()}
+	if kind := carrel.IDKind(list.Target); list.Target != "" && kind != 'b' && kind != 'i' {
+		if err := o.byName(ctx, m.GetOrg(), &list); err != nil {
 			return nil, err
 		}
-		target = string(box.ID)
 	}
-	p, err := page(m.GetPageSize(), m.GetPageToken())
-	if err != nil {
+	if list.Page, err = page(m.GetPageSize(), m.GetPageToken()); err != nil {
 		return nil, err
 	}
-	ops, next, err := o.s.store.ListOperations(ctx, scopeOf(ctx), org, target, p)
+	ops, next, err := o.s.store.ListOperations(ctx, scopeOf(ctx), list)
 	if err != nil {
 		return nil, fmt.Errorf("list operations: %w", err)
 	}
 	return reply(&carrelv1.ListOperationsResponse{Operations: each(ops, operationProto), NextPageToken: next})
+}
+
+// byName narrows a list to the box, else the images, that its target names.
+func (o operationService) byName(ctx context.Context, orgRef string, list *store.ListOperations) error {
+	name := list.Target
+	box, err := o.s.find(ctx, orgRef, name)
+	if err == nil {
+		list.Target = string(box.ID)
+		return nil
+	}
+	if carrel.CodeOf(err) != carrel.CodeNotFound {
+		return err
+	}
+	org, orgErr := o.s.org(ctx, orgRef)
+	if orgErr != nil {
+		return orgErr
+	}
+	if _, err := o.s.store.GetImage(ctx, scopeOf(ctx), org, name); err != nil {
+		if carrel.CodeOf(err) == carrel.CodeNotFound {
+			return carrel.Errorf(carrel.CodeNotFound, "target_not_found", "there is no box and no image %q (or you may not see it)", name)
+		}
+		return fmt.Errorf("find image: %w", err)
+	}
+	list.Target, list.Image = "", name
+	return nil
 }

@@ -96,10 +96,10 @@ func TestRESTErrorsHaveOneShape(t *testing.T) {
 	check("POST", "/v1/boxes", `{"name":"Bad Name"}`, 400, 3, "bad_name")
 	check("POST", "/v1/boxes", `{"name":`, 400, 3, "bad_request")
 	for _, c := range []struct{ method, path, body, field string }{
-		{"POST", "/v1/boxes", `{"nmae":"dev"}`, "nmae"},
+		{"POST", "/v1/boxes", `{"title":"dev"}`, "title"},
 		{"POST", "/v1/boxes", `{"resources":{"memmory_bytes":"1"}}`, "memmory_bytes"},
 		{"POST", "/v1/boxes/dev:pause", `{"colour":"red"}`, "colour"},
-		{"POST", "/v1/tokens", `{"descripton":"x"}`, "descripton"},
+		{"POST", "/v1/tokens", `{"comment":"x"}`, "comment"},
 		{"GET", "/v1/boxes?pagesize=5", "", "pagesize"},
 		{"DELETE", "/v1/boxes/dev?farce=true", "", "farce"},
 		{"GET", "/v1/boxes:watch?box=dev", "", "box"},

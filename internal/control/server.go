@@ -37,6 +37,8 @@ type Config struct {
 	JoinTokenFile string
 	// Names under which control is reached, for its certificate; default localhost and the loopback addresses.
 	Names auth.Names
+	// Quotas of users and organisations; zero values are the defaults.
+	Quotas Quotas
 	// Version of this build, shown in OpenAPI and in the Server header.
 	Version string
 	// Registerer gets the metrics; nil: nobody does.
@@ -56,6 +58,7 @@ type Server struct {
 	cluster store.Cluster
 	keys    atomic.Pointer[keys]
 	limiter *limiter
+	watches *watchers
 	hub     *hub
 	reports *reporter
 	metrics *metrics
@@ -83,6 +86,7 @@ func New(cfg Config) (*Server, error) {
 	if len(cfg.Names.DNS) == 0 && len(cfg.Names.IPs) == 0 {
 		cfg.Names = auth.Names{DNS: []string{"localhost"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}}
 	}
+	cfg.Quotas = cfg.Quotas.withDefaults()
 	if cfg.Version == "" {
 		cfg.Version = "dev"
 	}
@@ -100,7 +104,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{config: cfg, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cluster: cluster, rekeyed: make(chan struct{}), streamWrite: defaultStreamWrite, watchCheck: defaultWatchCheck}
 	s.draining, s.drain = context.WithCancel(context.Background())
-	s.limiter, s.hub, s.reports = newLimiter(s.now), newHub(s), newReporter(s)
+	s.limiter, s.hub, s.reports, s.watches = newLimiter(s.now), newHub(s), newReporter(s), newWatchers(cfg.Quotas)
 	if s.metrics, err = newMetrics(s, cfg.Registerer); err != nil {
 		return nil, fmt.Errorf("register control's metrics: %w", err)
 	}
@@ -117,7 +121,8 @@ func New(cfg Config) (*Server, error) {
 
 // Bootstrap makes what the first start needs: the cluster, the organisations, the user admin, and for them the
 // API token adminToken, whose text the caller keeps. With an empty adminToken a new one is made; its text is the
-// answer, this once. It may be called again, by any number of processes.
+// answer, this once. The administrator's former token, if it was another one, is revoked. It may be called again, by any
+// number of processes with the same token.
 func Bootstrap(ctx context.Context, st *store.Store, adminToken string) (string, store.Bootstrapped, error) {
 	secret := auth.NewToken()
 	if adminToken != "" {
@@ -126,7 +131,7 @@ func Bootstrap(ctx context.Context, st *store.Store, adminToken string) (string,
 			return "", store.Bootstrapped{}, fmt.Errorf("administrator's token: %w", err)
 		}
 	}
-	made, err := st.Bootstrap(ctx, store.Bootstrap{AdminToken: store.NewToken{ID: secret.ID, Description: "first administrator", Hash: secret.Hash[:]}})
+	made, err := st.Bootstrap(ctx, store.Bootstrap{AdminToken: store.NewToken{ID: secret.ID, Hash: secret.Hash[:]}})
 	if err != nil {
 		return "", store.Bootstrapped{}, fmt.Errorf("bootstrap: %w", err)
 	}

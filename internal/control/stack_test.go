@@ -89,14 +89,16 @@ type replica struct {
 	stop   func()
 }
 
-func (c *cluster) replica() *replica {
+func (c *cluster) replica() *replica { return c.replicaWith(control.Quotas{}) }
+
+func (c *cluster) replicaWith(quotas control.Quotas) *replica {
 	t := c.t
 	t.Helper()
 	st := c.db.Open(t, store.Config{})
 	keyring, err := auth.ParseKeyring(c.kek)
 	require.NoError(t, err)
 	server, err := control.New(control.Config{
-		Store: st, Keyring: keyring, JoinTokenFile: c.join, Version: "test", Logger: slog.New(slog.NewTextHandler(c.logs, nil)),
+		Store: st, Keyring: keyring, JoinTokenFile: c.join, Quotas: quotas, Version: "test", Logger: slog.New(slog.NewTextHandler(c.logs, nil)),
 	})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())

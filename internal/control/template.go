@@ -38,7 +38,7 @@ func (t templateService) PushTemplate(ctx context.Context, req *connect.Request[
 	if image.State != store.ImageReady {
 		return nil, carrel.Errorf(carrel.CodePrecondition, "image_not_ready", "the image %s of the template %s is %s, not ready; wait until it is, and push again", parsed.Image, parsed.Name, image.State)
 	}
-	request, err := requestOf("PushTemplate", m.GetRequestId(), m)
+	request, err := requestOf("PushTemplate", m.GetRequestId(), m, meant{"org": string(org)})
 	if err != nil {
 		return nil, err
 	}

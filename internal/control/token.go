@@ -33,6 +33,13 @@ func (t tokenService) CreateToken(ctx context.Context, req *connect.Request[carr
 			return nil, carrel.Errorf(carrel.CodeInvalid, "bad_expire_time", "the token would have expired already; give a time to come, or none")
 		}
 	}
+	if m.GetDescription() == store.AdminTokenDescription {
+		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_description", "the description %q is kept for the token that the first start makes; take another one", m.GetDescription())
+	}
+	// A token can't be made to outlive itself.
+	if end := accessOf(ctx).principal.Expires; !end.IsZero() && (expires.IsZero() || expires.After(end)) {
+		expires = end
+	}
 	user, err := t.s.user(ctx, m.GetUser())
 	if err != nil {
 		return nil, err

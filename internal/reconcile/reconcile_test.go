@@ -351,7 +351,7 @@ func TestReplicasNeverActTwice(t *testing.T) {
 // ended: every request about the box has come to an end, one way or the other.
 func (w *world) ended(id carrel.BoxID) {
 	w.t.Helper()
-	ops, _, err := w.store.ListOperations(w.ctx, w.scope, w.org, string(id), store.Page{Size: carrel.MaxPageSize})
+	ops, _, err := w.store.ListOperations(w.ctx, w.scope, store.ListOperations{Org: w.org, Target: string(id), Page: store.Page{Size: carrel.MaxPageSize}})
 	require.NoError(w.t, err)
 	require.NotEmpty(w.t, ops)
 	for _, op := range ops {
