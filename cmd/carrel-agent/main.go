@@ -16,6 +16,7 @@ import (
 
 	"carrel.dev/carrel/internal/agent"
 	"carrel.dev/carrel/internal/agent/identity"
+	"carrel.dev/carrel/internal/agent/sftp"
 )
 
 // version is set by the linker.
@@ -28,7 +29,7 @@ func run(args []string) int {
 	listen := flags.String("listen", ":1", "TCP `address` to listen on")
 	directory := flags.String("identity", identity.Directory, "`directory` with the identity of the run")
 	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "carrel-agent is PID 1 of a box.\n\nUsage:\n  carrel-agent [flags]\n  carrel-agent version\n\nFlags:")
+		fmt.Fprintln(flags.Output(), "carrel-agent is PID 1 of a box.\n\nUsage:\n  carrel-agent [flags]\n  carrel-agent sftp     serve files on standard input and output\n  carrel-agent version\n\nFlags:")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
@@ -38,6 +39,8 @@ func run(args []string) int {
 	case flags.NArg() == 1 && flags.Arg(0) == "version":
 		fmt.Println(version)
 		return 0
+	case flags.NArg() == 1 && flags.Arg(0) == "sftp":
+		return serveFiles()
 	case flags.NArg() > 0:
 		flags.Usage()
 		return 2
@@ -64,6 +67,18 @@ func run(args []string) int {
 	}
 	if err := box.Run(ctx); err != nil {
 		log.Error("the agent failed", "error", err)
+		return 1
+	}
+	return 0
+}
+
+// serveFiles is the subsystem sftp of an SSH connection.
+func serveFiles() int {
+	debug.SetGCPercent(50)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	defer stop()
+	if err := sftp.Serve(ctx, os.Stdin, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "carrel-agent sftp:", err)
 		return 1
 	}
 	return 0
