@@ -32,6 +32,9 @@ type ledger struct {
 type ledgerContent struct {
 	entries []*entry
 	desired *linkv1.DesiredSet // nil: none was ever seen, or it cannot be read
+	// sequence is larger than that of any report that a former process made. Those of the phases on the way are
+	// not written down.
+	sequence int64
 	// damaged are the files that could not be read. They were put aside: nothing is destroyed because
 	// of them, and nothing is known of the runs that they were about.
 	damaged []string
@@ -77,12 +80,34 @@ func openLedger(dir string, log *slog.Logger) (*ledger, ledgerContent, error) {
 		}
 		c.damaged = append(c.damaged, filepath.Base(l.desiredPath()))
 	}
+	if c.sequence, err = l.begin(time.Now()); err != nil {
+		return nil, c, fmt.Errorf("open ledger: %w", err)
+	}
 	return l, c, nil
+}
+
+// begin notes that another process has begun, and gives the first sequence of its reports. It goes by the clock, so that
+// it goes on when the note is lost, and by the note, so that it goes on when the clock is set back.
+func (l *ledger) begin(now time.Time) (int64, error) {
+	const reports = 1 << 20 // of one run, in one process
+	number := now.Unix()
+	if body, err := readSigned(l.beginPath()); err == nil {
+		var last int64
+		if json.Unmarshal(body, &last) == nil {
+			number = max(number, last+1)
+		}
+	}
+	body, err := json.Marshal(number)
+	if err != nil {
+		return 0, err
+	}
+	return number * reports, disk.WriteFile(l.beginPath(), sign(body), 0o600)
 }
 
 func (l *ledger) runsDir() string     { return filepath.Join(l.dir, "runs") }
 func (l *ledger) asideDir() string    { return filepath.Join(l.dir, "damaged") }
 func (l *ledger) desiredPath() string { return filepath.Join(l.dir, "desired") }
+func (l *ledger) beginPath() string   { return filepath.Join(l.dir, "begin") }
 func (l *ledger) path(run carrel.RunID) string {
 	return filepath.Join(l.runsDir(), string(run)+".json")
 }

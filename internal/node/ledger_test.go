@@ -113,3 +113,22 @@ func TestChecksumOfADesiredSet(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEqual(t, sum, other)
 }
+
+func TestSequencesRiseFromProcessToProcess(t *testing.T) {
+	dir := t.TempDir()
+	var last int64
+	for range 3 { // nothing is written between: reports were made that the ledger knows nothing of
+		_, content := openTestLedger(t, dir)
+		require.GreaterOrEqual(t, content.sequence, last+1<<20)
+		last = content.sequence
+	}
+	l, _ := openTestLedger(t, dir)
+	now := time.Unix(last>>20, 0)
+	before, err := l.begin(now.Add(-time.Hour))
+	require.NoError(t, err)
+	require.Greater(t, before, last, "the clock was set back")
+	require.NoError(t, os.WriteFile(l.beginPath(), []byte("junk"), 0o600))
+	after, err := l.begin(now.Add(time.Hour))
+	require.NoError(t, err)
+	require.Greater(t, after, before, "the note was lost")
+}

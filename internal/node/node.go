@@ -122,6 +122,7 @@ type Daemon struct {
 	nets      Networks
 	snapshots *snapshots
 	ledger    *ledger
+	sequence  int64 // of the first report about a run that this process makes
 	proxy     *proxy.Client
 	cpu       cpuIdentity
 

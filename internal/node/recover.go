@@ -16,10 +16,6 @@ import (
 	"carrel.dev/carrel/internal/runtime"
 )
 
-// sequenceJump is added to the sequences of reports at a restart, because those of the phases on the way are
-// not written down.
-const sequenceJump = 1000
-
 // recover reads what a former process left and makes the parts that go on from it. It changes nothing that is about
 // a run: what a run needs its worker does, by the same steps as ever.
 func (d *Daemon) recover(ctx context.Context) error {
@@ -27,7 +23,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.ledger = l
+	d.ledger, d.sequence = l, content.sequence
 	d.link.restored(content.desired)
 	if d.snapshots, err = openSnapshots(filepath.Join(d.pool.Root(), "snapshots"), d.pool.Continue, d.log); err != nil {
 		return err
@@ -39,7 +35,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 	known := map[carrel.RunID]bool{}
 	var live []netpool.Network
 	for _, e := range content.entries {
-		e.Sequence += sequenceJump
+		e.Sequence = max(e.Sequence, content.sequence)
 		known[e.Run] = true
 		if e.Network.Name != "" {
 			live = append(live, e.Network)
@@ -143,7 +139,7 @@ func (d *Daemon) newEntry(run *linkv1.DesiredRun, quarantined bool) (*entry, err
 	e := &entry{
 		Run: carrel.RunID(run.GetRunId()), Box: carrel.BoxID(run.GetBoxId()), Org: carrel.OrgID(run.GetOrgId()),
 		Epoch: run.GetEpoch(), Spec: specOf(run.GetSpec()), Order: orderOf(run.GetOrder()), OrderGeneration: run.GetGeneration(),
-		Stage: stageStarting,
+		Stage: stageStarting, Sequence: d.sequence,
 	}
 	if carrel.IDKind(string(e.Run)) != 'r' || carrel.IDKind(string(e.Box)) != 'b' || e.Epoch <= 0 || e.Order == carrel.OrderNone {
 		return nil, errors.New("the order is not complete")
@@ -151,7 +147,7 @@ func (d *Daemon) newEntry(run *linkv1.DesiredRun, quarantined bool) (*entry, err
 	if !quarantined && !d.pool.HasHome(string(e.Run)) && d.snapshots.of(e.Run) == nil {
 		return e, nil
 	}
-	e.Stage, e.Sequence = stageRunning, sequenceJump
+	e.Stage = stageRunning
 	e.AgentSHA256 = d.agentSHA256
 	if quarantined {
 		var err error
