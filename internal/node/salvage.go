@@ -59,9 +59,20 @@ func (w *worker) salvage(ctx context.Context) error {
 // salvageSnapshot makes the sealed snapshot, or finds the one that a former attempt made; nil if there is
 // nothing to save.
 func (w *worker) salvageSnapshot(ctx context.Context) (*snapshotRef, error) {
+	var ref *snapshotRef
+	var err error
 	if m := w.d.snapshots.of(w.e.Run); m != nil {
-		return w.d.snapshots.ref(m.Snapshot)
+		ref, err = w.d.snapshots.ref(m.Snapshot)
+	} else {
+		ref, err = w.makeSalvaged(ctx)
 	}
+	if err != nil {
+		return nil, err
+	}
+	return ref, failpoint.Hit("node/salvage/sealed")
+}
+
+func (w *worker) makeSalvaged(ctx context.Context) (*snapshotRef, error) {
 	if !w.d.pool.HasHome(string(w.e.Run)) {
 		// The machine went down before the home's first block was on the disk.
 		w.log.Error("a box's sandbox died and left no home; the box's last snapshot is its state")
@@ -95,7 +106,7 @@ func (w *worker) salvageSnapshot(ctx context.Context) (*snapshotRef, error) {
 		return nil, err
 	}
 	sealed = true
-	return ref, failpoint.Hit("node/salvage/sealed")
+	return ref, nil
 }
 
 // memoryDir is where a runtime keeps what only a start with memory needs.

@@ -23,20 +23,20 @@ func isMountPoint(dir string) (bool, error) {
 }
 
 // growFile reserves more for the pool file when it is smaller than it should be.
-func growFile(file string, size int64) (bool, error) {
+func growFile(file string, size int64) error {
 	f, err := os.OpenFile(file, os.O_RDWR, 0)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil || info.Size() >= size {
-		return false, err
+		return err
 	}
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
-		return false, fmt.Errorf("grow the pool to %d bytes: %w", size, err)
+		return fmt.Errorf("grow the pool to %d bytes: %w", size, err)
 	}
-	return true, f.Sync()
+	return f.Sync()
 }
 
 // mountLoop mounts the XFS in file at dir through a loop device that goes away with the mount. The

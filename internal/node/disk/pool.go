@@ -93,32 +93,29 @@ func (p *Pool) mount(ctx context.Context, size int64) error {
 	if err != nil {
 		return err
 	}
-	if mounted {
-		return reflinks(p.root)
-	}
-	_, err = os.Stat(file)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if reflinks(p.root) == nil {
-			return nil // the data directory can do it itself
-		}
-		if err := p.format(ctx, file, size); err != nil {
+	if !mounted {
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			if reflinks(p.root) == nil {
+				return nil // the data directory can do it itself
+			}
+			if err := p.format(ctx, file, size); err != nil {
+				return err
+			}
+		} else if err != nil {
 			return err
 		}
-	case err != nil:
-		return err
-	}
-	grown, err := growFile(file, size)
-	if err != nil {
-		return err
-	}
-	if err := mountLoop(file, p.root); err != nil {
-		return err
+		if err := growFile(file, size); err != nil {
+			return err
+		}
+		if err := mountLoop(file, p.root); err != nil {
+			return err
+		}
 	}
 	if err := failpoint.Hit("node/pool/mounted"); err != nil {
 		return err
 	}
-	if grown {
+	if _, err := os.Stat(file); err == nil {
+		// Always: a process may have been killed after it made the file larger. It does nothing when there is nothing to do.
 		if err := run(ctx, "xfs_growfs", "-d", p.root); err != nil {
 			return err
 		}
