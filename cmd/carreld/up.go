@@ -9,10 +9,12 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -280,19 +282,35 @@ func makeDir(path string, mode fs.FileMode, uid int) error {
 	return nil
 }
 
-// pickPort replaces port 0 by one that is free now, because the roles must know one another's.
+// pickPort replaces port 0 by one that is free now, because the roles must know one another's. It is none of those
+// that the kernel gives to outgoing connections: one of these could have it before the role listens, or while
+// that is started again.
 func pickPort(address *string) error {
 	host, port, err := net.SplitHostPort(*address)
 	if err != nil || port != "0" {
 		return err
 	}
-	l, err := net.Listen("tcp", *address)
-	if err != nil {
-		return fmt.Errorf("pick a port on %s: %w", host, err)
+	const first, tries = 10000, 100
+	for range tries {
+		candidate := net.JoinHostPort(host, strconv.Itoa(first+rand.N(firstOutgoingPort()-first)))
+		var l net.Listener
+		if l, err = net.Listen("tcp", candidate); err == nil {
+			*address = candidate
+			return l.Close()
+		}
 	}
-	defer l.Close()
-	*address = l.Addr().String()
-	return nil
+	return fmt.Errorf("pick a port on %s: %w", host, err)
+}
+
+// firstOutgoingPort is where the range begins from which the kernel takes ports of its own accord.
+func firstOutgoingPort() int {
+	const usual = 32768
+	var first int
+	data, _ := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if _, err := fmt.Sscan(string(data), &first); err != nil || first < usual/2 {
+		return usual
+	}
+	return first
 }
 
 // keepPostgres runs PostgreSQL, again when it ends by itself.
