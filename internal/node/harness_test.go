@@ -34,6 +34,7 @@ import (
 	"carrel.dev/carrel/api/carrel/link/v1/linkv1connect"
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/failpoint"
 	"carrel.dev/carrel/internal/node"
 	"carrel.dev/carrel/internal/node/disk"
 	"carrel.dev/carrel/internal/node/netpool"
@@ -498,6 +499,8 @@ type world struct {
 	client  *http.Client
 	config  childConfig
 
+	failpoints failpoint.Dir
+
 	mu       sync.Mutex // guards what follows
 	child    *exec.Cmd
 	stopping bool
@@ -505,15 +508,21 @@ type world struct {
 	keeper   sync.WaitGroup
 }
 
-// newWorld starts a node. failpoints is the value for the file with its failpoints.
-func newWorld(t *testing.T, failpoints string) *world {
+// newWorld starts a node with steps armed: NAME=ACTION, separated by commas.
+func newWorld(t *testing.T, armed string) *world {
 	t.Helper()
 	w := &world{t: t, dir: shortTempDir(t), control: newControl(t)}
 	token := filepath.Join(w.dir, "token")
 	require.NoError(t, os.WriteFile(token, []byte("secret\n"), 0o600))
 	ca := filepath.Join(w.dir, "ca.pem")
 	require.NoError(t, os.WriteFile(ca, w.control.ca.PEM(), 0o600))
-	require.NoError(t, os.WriteFile(filepath.Join(w.dir, "failpoints"), []byte(failpoints), 0o600))
+	w.failpoints = failpoint.Dir(filepath.Join(w.dir, "failpoints"))
+	require.NoError(t, os.Mkdir(string(w.failpoints), 0o700))
+	for entry := range strings.SplitSeq(armed, ",") {
+		if name, action, ok := strings.Cut(entry, "="); ok {
+			require.NoError(t, w.failpoints.Arm(name, action))
+		}
+	}
 	w.config = childConfig{Dir: w.dir, ControlURL: w.control.addr, CAFile: ca, Token: token, Verbose: os.Getenv("CARREL_TEST_VERBOSE") != ""}
 	w.client = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
@@ -554,7 +563,7 @@ func (w *world) start() {
 				return
 			}
 			child := exec.Command(os.Args[0])
-			child.Env = append(os.Environ(), childVariable+"="+path, "CARREL_FAILPOINTS=@"+filepath.Join(w.dir, "failpoints"))
+			child.Env = append(os.Environ(), childVariable+"="+path, failpoint.Variable+"=@"+string(w.failpoints))
 			child.Stderr = os.Stderr
 			child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 			if err := child.Start(); err != nil {

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"carrel.dev/carrel/internal/failpoint"
 )
 
 func TestLifeOfABox(t *testing.T) {
@@ -90,24 +92,24 @@ func failpoints(t *testing.T) []string {
 	return names
 }
 
-// TestEveryStepFailedAndKilled lets each step of the daemon fail once, and ends the daemon there, while a box goes
-// through its whole life.
-func TestEveryStepFailedAndKilled(t *testing.T) {
+// TestEveryStepFailedKilledAndRepeated lets each step of the daemon fail once, ends the daemon there, and has it done
+// again and again, while a box goes through its whole life.
+func TestEveryStepFailedKilledAndRepeated(t *testing.T) {
 	if testing.Short() {
 		return
 	}
 	// A step that is only done after a kill elsewhere.
 	needed := map[string]string{"node/undo/taken-back": "node/snapshot/dead=kill"}
 	for _, name := range failpoints(t) {
-		for _, action := range []string{"error", "kill"} {
+		for _, action := range []string{failpoint.ActionError, failpoint.ActionKill, failpoint.ActionRepeat} {
 			t.Run(name+"="+action, func(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t, strings.TrimPrefix(needed[name]+","+name+"="+action, ","))
 				life(t, w)
 				w.nothingLeft()
-				left, err := os.ReadFile(filepath.Join(w.dir, "failpoints"))
+				left, err := w.failpoints.Armed(name)
 				require.NoError(t, err)
-				require.Empty(t, string(left), "the step was never reached")
+				require.Empty(t, left, "the step was not reached as often as it should")
 			})
 		}
 	}

@@ -15,6 +15,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"carrel.dev/carrel/internal/failpoint"
 )
 
 // Child is one process that a Supervisor keeps running.
@@ -127,7 +129,7 @@ func (s *Supervisor) Keep(ctx context.Context, child Child) {
 		if ctx.Err() != nil {
 			return
 		}
-		if time.Since(began) > steady {
+		if time.Since(began) > steady || failpoint.Enabled() { // then a test asked for its end
 			pause = restartMin
 		}
 		s.log.Warn("a role ended and is started again", "child", child.Name, "error", err, "after", pause)

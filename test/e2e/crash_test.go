@@ -1,28 +1,269 @@
 package e2e
 
 import (
-	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
-	"time"
 
-	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
-	"google.golang.org/protobuf/types/known/durationpb"
 
-	carrelv1 "carrel.dev/carrel/api/carrel/v1"
-	"carrel.dev/carrel/internal/client"
+	"carrel.dev/carrel/internal/failpoint"
 )
 
-// failpointNames reads the names of all steps from the source, so that a new step is covered by itself.
-func failpointNames(t *testing.T, dirs ...string) []string {
+// crashStacks is how many Carrels meet the faults side by side: most of what they do is to wait for a disk. Each
+// starts for the first time with another action at every step.
+var crashStacks = []string{failpoint.ActionKill, failpoint.ActionError, failpoint.ActionRepeat}
+
+// crashSources are the folders with the steps of a box's life.
+var crashSources = []string{"internal/node", "internal/runtime/gvisor", "internal/reconcile", "internal/gateway"}
+
+// unreachable are steps that no life on one machine comes to, each with the test that does. The list is meant to be empty.
+var unreachable = map[string]string{}
+
+// everyVerb has each fault happen in every verb that comes to its step, instead of in one: some ten minutes.
+const everyVerb = "CARREL_CRASH_EVERY_VERB"
+
+// fault is an action at a step.
+type fault struct{ step, action string }
+
+func (f fault) String() string { return f.step + "=" + f.action }
+
+// TestCrashEverywhere has every step of a box's life fail, be killed and be repeated, on real gVisor. The steps are read
+// from the source. A first life finds out which verbs come to which steps; then the faults are dealt out to
+// lives, some to each verb. Whatever happens, every box gets where it was told to go, its process counts on through
+// pause and resume, its files are there, and nothing of it is left when it is deleted. One box of each Carrel is in no
+// life: it goes on all the time.
+func TestCrashEverywhere(t *testing.T) {
+	c := &crash{steps: stepNames(t, crashSources...), happened: map[fault]bool{}, traced: make(chan struct{})}
+	t.Run("lives", func(t *testing.T) {
+		for i, action := range crashStacks {
+			t.Run(action+" at the first start", func(t *testing.T) {
+				t.Parallel()
+				c.live(t, i == 0, action)
+			})
+		}
+	})
+	var missing []string
+	for _, step := range c.steps {
+		for _, action := range crashStacks {
+			if f := (fault{step, action}); !c.happened[f] && unreachable[step] == "" {
+				missing = append(missing, f.String())
+			}
+		}
+		require.False(t, unreachable[step] != "" && c.happened[fault{step, failpoint.ActionError}], "%s is reached; take it off the list", step)
+	}
+	t.Logf("%d faults at %d steps, %d lives", len(c.happened), len(c.steps), c.lives)
+	require.Empty(t, missing, "no life came to these steps with the fault armed; a life that does belongs into life_test.go")
+}
+
+// crash is what the Carrels of one test share.
+type crash struct {
+	steps  []string
+	traced chan struct{} // closed when plans is there, or never will be
+
+	mu       sync.Mutex // guards what follows
+	plans    []plan     // not yet lived
+	happened map[fault]bool
+	lives    int
+}
+
+// plan is one life: the faults that are armed before each verb.
+type plan map[string][]fault
+
+// live is the life of one Carrel.
+func (c *crash) live(t *testing.T, first bool, action string) {
+	traced := sync.OnceFunc(func() { close(c.traced) })
+	if first {
+		defer traced() // however it ends: the others wait
+	}
+	s := newStack(t, options{pool: "3GiB", faults: true, armed: c.at(c.steps, action)})
+	s.reap(c)
+	for name := range s.armed { // what the first start did not come to
+		s.lift(name)
+	}
+	s.pending = nil
+	s.witness = s.create("witness", small)
+	s.background("witness", counter)
+	pid, _ := s.progressOf("witness")
+
+	if first {
+		reached := c.trace(s)
+		c.mu.Lock()
+		c.plans = c.deal(reached)
+		c.mu.Unlock()
+		traced()
+	}
+	<-c.traced
+	for !t.Failed() {
+		p, n := c.next()
+		if p == nil && len(s.pending) == 0 && len(s.armed) == 0 {
+			break
+		}
+		require.LessOrEqual(t, n, 200, "faults stay armed: %v %v", s.armed, s.pending)
+		newLife(s, n).live(p, func() { s.reap(c) })
+		if p == nil { // a last life for what is left: nothing else is going to come to it
+			break
+		}
+	}
+	again, _ := s.progressOf("witness")
+	require.Equal(t, pid, again, "the box beside them all was not left alone")
+	s.witness = nil
+}
+
+// at makes faults of one action.
+func (c *crash) at(steps []string, action string) []fault {
+	var faults []fault
+	for _, step := range steps {
+		faults = append(faults, fault{step, action})
+	}
+	return faults
+}
+
+// next takes a plan, nil when all are taken, and numbers its life.
+func (c *crash) next() (plan, int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lives++
+	if len(c.plans) == 0 {
+		return nil, c.lives
+	}
+	p := c.plans[0]
+	c.plans = c.plans[1:]
+	return p, c.lives
+}
+
+// trace lives without faults and answers the steps of each verb.
+func (c *crash) trace(s *stack) map[string][]string {
+	reached := map[string][]string{}
+	_, n := c.next()
+	l := newLife(s, n)
+	for _, v := range verbs {
+		require.NoError(s.t, s.faults.Note())
+		v.do(l)
+		names, err := s.faults.Noted()
+		require.NoError(s.t, err)
+		slices.Sort(names)
+		reached[v.name] = slices.Compact(names)
+	}
+	return reached
+}
+
+// deal makes plans in which every fault is armed: each once, in turn at the verbs that come to its step. What the trace
+// did not come to is armed from the beginning of some life on.
+func (c *crash) deal(reached map[string][]string) []plan {
+	faults := map[string][]fault{} // by verb
+	turn := 0
+	for _, step := range c.steps {
+		var at []string
+		for _, v := range verbs {
+			if slices.Contains(reached[v.name], step) {
+				at = append(at, v.name)
+			}
+		}
+		if len(at) == 0 {
+			at = []string{verbs[0].name}
+		}
+		for _, action := range crashStacks {
+			turn++
+			for i, verb := range at {
+				f := fault{step, action}
+				if os.Getenv(everyVerb) != "" || i == turn%len(at) && !c.happened[f] {
+					faults[verb] = append(faults[verb], f)
+				}
+			}
+		}
+	}
+	var plans []plan
+	for _, v := range verbs {
+		for i, list := range shares(faults[v.name], v.patience) {
+			if i == len(plans) {
+				plans = append(plans, plan{})
+			}
+			plans[i][v.name] = list
+		}
+	}
+	return plans
+}
+
+// shares splits faults into those of one life each. A verb of little patience is put off by every error, longer each
+// time; kills cost the time of a new start each. No step has two actions at once.
+func shares(faults []fault, patience int) [][]fault {
+	const most = 5
+	var lists [][]fault
+	var costs, errors []int
+	for _, f := range faults {
+		cost, failing := 1, 0
+		switch f.action {
+		case failpoint.ActionRepeat:
+			cost = 2
+		case failpoint.ActionError:
+			failing = 1
+		}
+		i := 0
+		for ; i < len(lists); i++ {
+			same := slices.ContainsFunc(lists[i], func(g fault) bool { return g.step == f.step })
+			if !same && costs[i]+cost <= most && errors[i]+failing <= patience {
+				break
+			}
+		}
+		if i == len(lists) {
+			lists, costs, errors = append(lists, nil), append(costs, 0), append(errors, 0)
+		}
+		lists[i] = append(lists[i], f)
+		costs[i] += cost
+		errors[i] += failing
+	}
+	return lists
+}
+
+// arm arms faults. Those at a step that is armed already wait for the next verb.
+func (s *stack) arm(faults []fault) {
+	waiting := append(s.pending, faults...)
+	s.pending = nil
+	for _, f := range waiting {
+		if s.armed[f.step] != "" {
+			s.pending = append(s.pending, f)
+			continue
+		}
+		s.armed[f.step] = f.action
+		require.NoError(s.t, s.faults.Arm(f.step, f.action))
+	}
+}
+
+// lift disarms a step that a life needs for itself; its fault waits for the next verb.
+func (s *stack) lift(step string) {
+	left, err := s.faults.Disarm(step)
+	require.NoError(s.t, err)
+	if action := s.armed[step]; action != "" && left != "" {
+		delete(s.armed, step)
+		s.pending = append(s.pending, fault{step, action})
+	}
+}
+
+// reap notes what has happened since the last time.
+func (s *stack) reap(c *crash) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for step, action := range s.armed {
+		left, err := s.faults.Armed(step)
+		require.NoError(s.t, err)
+		if left == "" {
+			c.happened[fault{step, action}] = true
+			delete(s.armed, step)
+		}
+	}
+}
+
+// stepNames reads the names of all steps from the source, so that a new step is covered by itself.
+func stepNames(t *testing.T, dirs ...string) []string {
 	t.Helper()
 	found := map[string]bool{}
 	for _, dir := range dirs {
@@ -65,160 +306,4 @@ func failpointNames(t *testing.T, dirs ...string) []string {
 	sort.Strings(names)
 	require.NotEmpty(t, names)
 	return names
-}
-
-// parts of a life, by the steps that belong to them. One life meets one fault in each part.
-var parts = [][]string{
-	{"gvisor/start/", "node/start/", "node/golden/", "node/net/"},
-	{"gvisor/freeze/", "gvisor/save/", "node/capture/", "node/seal/"},
-	{"node/commit/", "node/report/", "node/ledger/", "node/desired/"},
-	{"gvisor/destroy/", "node/destroy/", "node/clear/"},
-	{""}, // the rest: what happens only when something else went wrong, or once in the life of a node
-}
-
-// faultsByLife deals the steps out to lives, one of each part to each.
-func faultsByLife(names []string) [][]string {
-	var lives [][]string
-	dealt := map[string]bool{}
-	for _, prefixes := range parts {
-		n := 0
-		for _, name := range names {
-			belongs := false
-			for _, prefix := range prefixes {
-				belongs = belongs || strings.HasPrefix(name, prefix)
-			}
-			if !belongs || dealt[name] {
-				continue
-			}
-			dealt[name] = true
-			if n == len(lives) {
-				lives = append(lives, nil)
-			}
-			lives[n] = append(lives[n], name)
-			n++
-		}
-	}
-	return lives
-}
-
-// TestCrashEverywhere fails and kills the node daemon at every named step of a box's life, on real gVisor, several in one
-// life. A process that counts must go on through create, pause and resume whatever happens, files through stop and start, and
-// nothing may be left when the box is deleted.
-func TestCrashEverywhere(t *testing.T) {
-	s := newStack(t, options{})
-	names := failpointNames(t, "internal/node", "internal/runtime/gvisor")
-	reached := map[string]bool{}
-	for _, action := range []string{"kill", "error"} {
-		for i, faults := range faultsByLife(names) {
-			t.Run(fmt.Sprintf("%s/%d", action, i), func(t *testing.T) {
-				t.Log(faults)
-				life := &life{stack: s, t: t, name: fmt.Sprintf("crash-%s-%d", action, i)}
-				s.arm(action, faults...)
-				life.live()
-				for _, name := range faults {
-					reached[name] = reached[name] || !s.armed(name)
-				}
-				s.arm(action)
-			})
-			if t.Failed() {
-				return
-			}
-		}
-	}
-	var never []string
-	for _, name := range names {
-		if !reached[name] {
-			never = append(never, name)
-		}
-	}
-	// Steps that an ordinary life does not come to (salvage, the first start of a node) have tests of their own in internal/node.
-	t.Logf("%d of %d steps reached; not by an ordinary life: %v", len(names)-len(never), len(names), never)
-	require.Less(t, len(never), len(names)/3, "most steps must be reached: %v", never)
-}
-
-// arm sets failpoints, in the place of all that were set.
-func (s *stack) arm(action string, names ...string) {
-	var entries []string
-	for _, name := range names {
-		entries = append(entries, name+"="+action)
-	}
-	require.NoError(s.t, os.WriteFile(s.failpoints, []byte(strings.Join(entries, ",")), 0o666))
-}
-
-func (s *stack) armed(name string) bool {
-	data, err := os.ReadFile(s.failpoints)
-	require.NoError(s.t, err)
-	return strings.Contains(string(data), name+"=")
-}
-
-// life takes one box through everything, asking again when a request was undone.
-type life struct {
-	*stack
-	t    *testing.T
-	name string
-	id   string
-}
-
-func (l *life) live() {
-	t := l.t
-	answer, err := l.client.Boxes.CreateBox(l.ctx(), connect.NewRequest(&carrelv1.CreateBoxRequest{Name: l.name, Template: "tiny"}))
-	require.NoError(t, err)
-	l.id = answer.Msg.GetTargetId()
-	l.reach(running, func() error { return nil })
-	l.background(l.name, counter)
-	pid, before := l.progressOf(l.name)
-	l.sh(l.name, "echo kept > ~/file; sudo sh -c 'echo tool > /usr/local/bin/tool'")
-
-	l.reach(paused, func() error {
-		_, err := l.client.Boxes.PauseBox(l.ctx(), connect.NewRequest(&carrelv1.PauseBoxRequest{Id: l.id}))
-		return err
-	})
-	box := l.reach(running, func() error {
-		_, err := l.client.Boxes.ResumeBox(l.ctx(), connect.NewRequest(&carrelv1.ResumeBoxRequest{Id: l.id}))
-		return err
-	})
-	require.Equal(t, "memory", box.GetStartedFrom())
-	again, after := l.progressOf(l.name)
-	require.Equal(t, pid, again, "the same process goes on")
-	require.GreaterOrEqual(t, after, before)
-
-	l.reach(stopped, func() error {
-		_, err := l.client.Boxes.StopBox(l.ctx(), connect.NewRequest(&carrelv1.StopBoxRequest{Id: l.id}))
-		return err
-	})
-	l.reach(running, func() error {
-		_, err := l.client.Boxes.StartBox(l.ctx(), connect.NewRequest(&carrelv1.StartBoxRequest{Id: l.id}))
-		return err
-	})
-	require.Equal(t, "kept\ntool", l.sh(l.name, "cat ~/file /usr/local/bin/tool"))
-	_, err = l.client.Boxes.DeleteBox(l.ctx(), connect.NewRequest(&carrelv1.DeleteBoxRequest{Id: l.id}))
-	require.NoError(t, err)
-	l.reach(deleted, func() error { return nil })
-	l.nothingLeft()
-}
-
-// reach asks until the box is in a state: a request that failed by the fault is asked again, as a person would.
-func (l *life) reach(state carrelv1.State, ask func() error) *carrelv1.Box {
-	l.t.Helper()
-	deadline := time.Now().Add(settleTime)
-	var last any
-	for time.Now().Before(deadline) {
-		asked := client.Error(ask())
-		answer, err := l.client.Boxes.WaitBox(l.ctx(), connect.NewRequest(&carrelv1.WaitBoxRequest{
-			Id: l.id, States: []carrelv1.State{state}, Timeout: durationpb.New(5 * time.Second),
-		}))
-		if err != nil {
-			last = []error{asked, client.Error(err)}
-			continue
-		}
-		if answer.Msg.GetState() == state {
-			return answer.Msg
-		}
-		last = answer.Msg
-		if answer.Msg.GetState() == failed {
-			_, _ = l.client.Boxes.StartBox(l.ctx(), connect.NewRequest(&carrelv1.StartBoxRequest{Id: l.id}))
-		}
-	}
-	require.FailNow(l.t, fmt.Sprintf("the box did not become %s", state), "%v\n%s", last, l.logs())
-	return nil
 }

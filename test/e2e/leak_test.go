@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -123,6 +124,9 @@ func (s *stack) leftovers(alive bool) []string {
 	}
 	if !alive {
 		left = append(left, s.networks()...)
+	}
+	if s.witness != nil && alive {
+		left = slices.DeleteFunc(left, func(what string) bool { return strings.Contains(what, s.witness.GetRunId()) })
 	}
 	return left
 }

@@ -25,6 +25,7 @@ import (
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
 	"carrel.dev/carrel/internal/client"
+	"carrel.dev/carrel/internal/failpoint"
 )
 
 const (
@@ -60,20 +61,26 @@ type options struct {
 	images string // default tiny
 	pool   string // default 12GiB
 	agent  string // the binary for new boxes; default that of bin
+	faults bool   // its steps can be armed
+	armed  []fault
 }
 
 // stack is one running Carrel.
 type stack struct {
-	t          testing.TB
-	opts       options
-	data       string
-	runDir     string
-	netRange   string
-	failpoints string // file
-	home       string // with the CLI's context
-	url        string
-	token      string
-	client     *client.Client
+	t        testing.TB
+	opts     options
+	data     string
+	runDir   string
+	netRange string
+	home     string // with the CLI's context
+	url      string
+	token    string
+	client   *client.Client
+
+	faults  failpoint.Dir
+	armed   map[string]string // step to action, as far as it is not known that it happened
+	pending []fault           // for the next verb
+	witness *carrelv1.Box     // lives all the time and counts as no leftover
 
 	up     *exec.Cmd
 	ended  chan error
@@ -118,11 +125,12 @@ func newStack(t testing.TB, opts options) *stack {
 	require.NoError(t, os.MkdirAll(data, 0o711))
 	s := &stack{
 		t: t, opts: opts, data: data, runDir: "/run/carrel-e2e-" + name,
-		netRange:   fmt.Sprintf("100.%d.%d.0/24", 65+os.Getpid()%60, (os.Getpid()/60+n)%256),
-		failpoints: filepath.Join(data, "failpoints"), home: filepath.Join(data, "home"),
+		netRange: fmt.Sprintf("100.%d.%d.0/24", 65+os.Getpid()%60, (os.Getpid()/60+n)%256),
+		home:     filepath.Join(data, "home"), faults: failpoint.Dir(filepath.Join(data, "faults")), armed: map[string]string{},
 	}
-	require.NoError(t, os.WriteFile(s.failpoints, nil, 0o666))
-	require.NoError(t, os.Chmod(s.failpoints, 0o666))
+	require.NoError(t, os.Mkdir(string(s.faults), 0o777))
+	require.NoError(t, os.Chmod(string(s.faults), 0o777)) // every role takes what is meant for it away
+	s.arm(opts.armed)
 	t.Cleanup(s.destroy) // comes after the next, however that ends
 	t.Cleanup(s.tearDown)
 	s.start()
@@ -148,7 +156,10 @@ func (s *stack) start() {
 	s.up = exec.Command(filepath.Join(bin(s.t), "carreld"), "up", "--config", config,
 		"--data", s.data, "--http", "127.0.0.1:0", "--control-listen", "127.0.0.1:0", "--proxy-listen", "127.0.0.1:0",
 		"--run-dir", s.runDir, "--net-range", s.netRange, "--image-dir", imageDir(s.t), "--images", s.opts.images, "--pool-size", s.opts.pool)
-	s.up.Env = append(os.Environ(), "HOME="+s.home, "XDG_CONFIG_HOME=", "CARREL_CONFIG="+filepath.Join(s.home, "config.yaml"), "CARREL_FAILPOINTS=@"+s.failpoints)
+	s.up.Env = append(os.Environ(), "HOME="+s.home, "XDG_CONFIG_HOME=", "CARREL_CONFIG="+filepath.Join(s.home, "config.yaml"))
+	if s.opts.faults {
+		s.up.Env = append(s.up.Env, failpoint.Variable+"=@"+string(s.faults))
+	}
 	s.output = &lockedBuffer{}
 	out, err := s.up.StdoutPipe()
 	require.NoError(s.t, err)
