@@ -65,8 +65,10 @@ func peerUID(c *net.UnixConn) (int, error) {
 //	POST   /runs/{run}/quiesce?lease=MS       no new streams, cut the open ones, agent to be quiet
 //	POST   /runs/{run}/unquiesce
 //	POST   /runs/{run}/shutdown?grace=MS      end all processes in the box
+//	GET    /activity?age=MS     what all runs are used for; agents that answered longer ago than that are asked
+//	GET    /runs/{run}/activity               the same of one run, whose agent is asked now unless it is quiet
 //
-// Answers are 204, or an error with a JSON object of reason and message.
+// Answers are 204, for GET a JSON object or list, or an error with a JSON object of reason and message.
 func (p *Proxy) api() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, f func(ctx context.Context, r *http.Request) error) {
@@ -147,7 +149,28 @@ func (p *Proxy) api() http.Handler {
 		defer cancel()
 		return shutdown(ctx, r, d)
 	})
+	mux.HandleFunc("GET /activity", func(w http.ResponseWriter, r *http.Request) {
+		ms, err := strconv.ParseInt(r.URL.Query().Get("age"), 10, 64)
+		if err != nil || ms < 0 || ms > time.Hour.Milliseconds() {
+			writeError(w, refuse(http.StatusBadRequest, "bad_request", "age is a number of milliseconds up to %d", time.Hour.Milliseconds()))
+			return
+		}
+		writeJSONTo(w, p.activities(r.Context(), time.Duration(ms)*time.Millisecond))
+	})
+	mux.HandleFunc("GET /runs/{run}/activity", func(w http.ResponseWriter, r *http.Request) {
+		route, ok := p.table.find(carrel.RunID(r.PathValue("run")))
+		if !ok {
+			writeError(w, refuse(http.StatusNotFound, "no_route", "the proxy has no route to the run"))
+			return
+		}
+		writeJSONTo(w, p.activityOf(r.Context(), route))
+	})
 	return mux
+}
+
+func writeJSONTo(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // the node went away
 }
 
 func decode(r *http.Request, v any) error {

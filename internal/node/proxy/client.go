@@ -76,13 +76,36 @@ func (c *Client) Shutdown(ctx context.Context, run carrel.RunID, grace time.Dura
 	return c.ask(ctx, run, "shutdown", "grace", grace)
 }
 
+// Activity is what all runs are used for. Agents whose answers are older than age are asked; those that do not answer are as they were.
+func (c *Client) Activity(ctx context.Context, age time.Duration) ([]RunActivity, error) {
+	var all []RunActivity
+	err := c.get(ctx, "/activity?age="+strconv.FormatInt(age.Milliseconds(), 10), &all)
+	return all, err
+}
+
+// ActivityOf is what one run is used for. Its agent is asked now, unless it is quiet.
+func (c *Client) ActivityOf(ctx context.Context, run carrel.RunID) (RunActivity, error) {
+	var one RunActivity
+	err := c.get(ctx, "/runs/"+string(run)+"/activity", &one)
+	return one, err
+}
+
 func (c *Client) ask(ctx context.Context, run carrel.RunID, verb, parameter string, d time.Duration) error {
 	return c.call(ctx, http.MethodPost, "/runs/"+string(run)+"/"+verb+"?"+parameter+"="+strconv.FormatInt(d.Milliseconds(), 10), nil)
 }
 
-// call is one request. A refusal of the proxy is a *carrel.Error with its reason, CodeUnavailable; what else goes wrong
+// call is one request without an answer. A refusal of the proxy is a *carrel.Error with its reason, CodeUnavailable; what else goes wrong
 // has the reason proxy_unreachable.
 func (c *Client) call(ctx context.Context, method, path string, body any) error {
+	return c.do(ctx, method, path, body, 16<<10, nil)
+}
+
+// get is one request with an answer, errors as those of call.
+func (c *Client) get(ctx context.Context, path string, into any) error {
+	return c.do(ctx, http.MethodGet, path, nil, maxTable, into)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, body any, most int64, into any) error {
 	var reader io.Reader
 	if body != nil {
 		data, err := json.Marshal(body)
@@ -105,8 +128,14 @@ func (c *Client) call(ctx context.Context, method, path string, body any) error 
 		return e
 	}
 	defer resp.Body.Close()
-	data, readErr := io.ReadAll(io.LimitReader(resp.Body, 16<<10))
-	if resp.StatusCode == http.StatusNoContent {
+	data, readErr := io.ReadAll(io.LimitReader(resp.Body, most))
+	switch {
+	case resp.StatusCode == http.StatusNoContent:
+		return nil
+	case resp.StatusCode == http.StatusOK && into != nil:
+		if err := errors.Join(readErr, json.Unmarshal(data, into)); err != nil {
+			return fmt.Errorf("ask the proxy: %w", err)
+		}
 		return nil
 	}
 	var said refusal

@@ -70,6 +70,7 @@ type Proxy struct {
 	cfg      Config
 	log      *slog.Logger
 	table    *table
+	activity *activity
 	socket   *net.UnixListener
 	listener net.Listener
 	buffers  sync.Pool
@@ -89,7 +90,7 @@ func New(cfg Config) (*Proxy, error) {
 			return nil, fmt.Errorf("proxy: %w", err)
 		}
 	}
-	p := &Proxy{cfg: cfg, log: cfg.Logger}
+	p := &Proxy{cfg: cfg, log: cfg.Logger, activity: newActivity(cfg.Now)}
 	p.buffers.New = func() any { b := make([]byte, copyBuffer); return &b }
 	var errs []error
 	p.table, errs = openTable(cfg.Dir)
@@ -195,6 +196,10 @@ func served(err error) error {
 
 // serveStream answers one CONNECT: it checks the ticket and joins the stream with the agent.
 func (p *Proxy) serveStream(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPost && r.URL.Path == "/activity" {
+		p.serveActivity(w, r)
+		return
+	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	route, target, leave, err := p.admit(r, cancel)
@@ -253,7 +258,7 @@ func (p *Proxy) admit(r *http.Request, cancel context.CancelFunc) (Route, string
 }
 
 // right verifies what a request shows: a ticket, the pass of one port, which is good for that target alone, or a
-// user's grant, which is good for what the route says of the box's organisation.
+// user's grant, which is good for what the route says of the box's organisation. An empty target: the request reaches nothing in the box.
 func (p *Proxy) right(r *http.Request, target string) (auth.Ticket, error) {
 	refused := func(err error) error {
 		e := refuse(http.StatusUnauthorized, carrel.ReasonOf(err), "the ticket is not good (any more)")
@@ -265,7 +270,7 @@ func (p *Proxy) right(r *http.Request, target string) (auth.Ticket, error) {
 		if err != nil {
 			return auth.Ticket{}, refused(err)
 		}
-		if target != PortTarget(pass.Port) {
+		if target != "" && target != PortTarget(pass.Port) {
 			return auth.Ticket{}, refuse(http.StatusForbidden, "other_port", "the pass is for another port")
 		}
 		return auth.Ticket{Box: pass.Box, Org: pass.Org, User: pass.User, Scopes: []string{auth.ScopeExec}, Expires: pass.Expires}, nil

@@ -213,6 +213,38 @@ func (t *table) find(run carrel.RunID) (Route, bool) {
 	return l.Route, true
 }
 
+// all gives every route, and of each whether its agent may be asked.
+func (t *table) all() (routes []Route, open []bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, l := range t.byRun {
+		routes, open = append(routes, l.Route), append(open, l.Open && !l.quiet)
+	}
+	return routes, open
+}
+
+// open reports whether the agent of a run may be asked.
+func (t *table) open(run carrel.RunID) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	l := t.byRun[run]
+	return l != nil && l.Open && !l.quiet
+}
+
+// runOf is the run that a ticket is for, quiet or not.
+func (t *table) runOf(ticket auth.Ticket) (carrel.RunID, error) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	l := t.byBox[ticket.Box]
+	switch {
+	case l == nil:
+		return "", refuse(404, "no_route", "the box has no run on this node")
+	case ticket.Epoch != 0 && l.Epoch != ticket.Epoch:
+		return "", refuse(409, "other_epoch", "the ticket is for another run of the box")
+	}
+	return l.Run, nil
+}
+
 // orgOf tells whose box it is that has a run here.
 func (t *table) orgOf(box carrel.BoxID) (carrel.OrgID, bool) {
 	t.mu.RLock()
