@@ -60,6 +60,7 @@ func NewSnapshotID() SnapshotID   { return SnapshotID(newID('s')) }
 func NewOperationID() OperationID { return OperationID(newID('p')) }
 func NewChoreID() ChoreID         { return ChoreID(newID('c')) }
 func NewEventID() EventID         { return EventID(newID('e')) }
+func NewSSHKeyID() string         { return newID('k') }
 
 var idPattern = regexp.MustCompile(`^[a-z][a-z0-9]{19}$`)
 

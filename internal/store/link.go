@@ -298,48 +298,6 @@ func (s *Store) NodeRevision(ctx context.Context, node carrel.NodeID) (int64, er
 	return revision, err
 }
 
-// Routes gives the routes of all live runs, and the mark for RoutesSince.
-func (s *Store) Routes(ctx context.Context) ([]Route, int64, error) { return s.routes(ctx, 0) }
-
-// RoutesSince gives the routes of the boxes that changed since an earlier answer, gone ones too, and the mark for the next call. A
-// route may be given again without having changed; none is left out.
-func (s *Store) RoutesSince(ctx context.Context, since int64) ([]Route, int64, error) {
-	return s.routes(ctx, since)
-}
-
-// selectRoutes reads the live runs ($1 is 0), or those and the missing ones of the boxes that changed.
-const selectRoutes = `
-select b.id, coalesce(r.id, ''), coalesce(r.epoch, b.epoch), coalesce(r.node_id, ''), coalesce(r.phase, ''), coalesce(n.facts->>'proxy_address', '')
-from boxes b
-left join runs r on r.box_id = b.id and r.ended_at is null
-left join nodes n on n.id = r.node_id
-where (b.changed_xid >= $1 and $1 > 0) or (r.id is not null and $1 = 0)
-order by b.id`
-
-func (s *Store) routes(ctx context.Context, since int64) ([]Route, int64, error) {
-	var routes []Route
-	var mark int64
-	err := s.read(ctx, "Routes", SystemScope(), func(t *tx) error {
-		from, next, err := t.mark(ctx, since)
-		if err != nil {
-			return err
-		}
-		mark = next
-		rows, err := t.raw.Query(ctx, selectRoutes, from)
-		if err != nil {
-			return fmt.Errorf("read routes: %w", err)
-		}
-		routes, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Route, error) {
-			var r Route
-			err := row.Scan(&r.Box, &r.Run, &r.Epoch, &r.Node, &r.Phase, &r.ProxyAddress)
-			r.Gone = r.Run == ""
-			return r, err
-		})
-		return err
-	})
-	return routes, mark, err
-}
-
 // EnsureRootKey keeps a key unless its purpose has one in use, and gives the one in use: replicas that start at once agree.
 func (s *Store) EnsureRootKey(ctx context.Context, key RootKey) (RootKey, error) {
 	var used RootKey

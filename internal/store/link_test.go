@@ -255,10 +255,13 @@ func TestRoutesFollowTheBoxes(t *testing.T) {
 	w.paused("c")
 	routes, mark, err := w.Routes(ctx)
 	require.NoError(t, err)
-	require.ElementsMatch(t, []store.Route{
-		{Box: a.ID, Run: a.Run.ID, Epoch: 1, Node: w.node, Phase: carrel.PhaseRunning, ProxyAddress: "127.0.0.1:7072"},
-		{Box: b.ID, Run: b.Run.ID, Epoch: 1, Node: w.node, Phase: carrel.PhaseRunning, ProxyAddress: "127.0.0.1:7072"},
-	}, routes)
+	expect := func(box *store.Box) store.Route {
+		return store.Route{
+			Box: box.ID, Org: box.Org, Name: box.Name, Run: box.Run.ID, Epoch: 1, Node: w.node, Phase: carrel.PhaseRunning,
+			ProxyAddress: "127.0.0.1:7072", Wake: true, KeepShell: 10 * time.Minute,
+		}
+	}
+	require.ElementsMatch(t, []store.Route{expect(a), expect(b)}, routes)
 	since := func() map[carrel.BoxID]store.Route {
 		t.Helper()
 		var got []store.Route
@@ -273,7 +276,22 @@ func TestRoutesFollowTheBoxes(t *testing.T) {
 	since()
 	w.report(a.ID, carrel.PhaseFailed)
 	changed := since()
-	require.Equal(t, store.Route{Box: a.ID, Epoch: 1, Gone: true}, changed[a.ID], "the epoch is that of the run that is over")
+	require.Equal(t, store.Route{Box: a.ID, Org: a.Org, Name: "a", Epoch: 1, Gone: true, Wake: true, KeepShell: 10 * time.Minute}, changed[a.ID], "the epoch is that of the run that is over")
+	name := "renamed"
+	_, err = w.UpdateBox(ctx, w.scope, store.UpdateBox{Box: b.ID, Name: &name})
+	require.NoError(t, err)
+	require.Equal(t, "renamed", since()[b.ID].Name)
+	require.NoError(t, w.SetBoxPort(ctx, w.scope, b.ID, store.BoxPort{Port: 8080, Visibility: store.PortOrg}, nil))
+	require.NoError(t, w.SetBoxPort(ctx, w.scope, b.ID, store.BoxPort{Port: 80, Visibility: store.PortPublic}, nil))
+	require.Equal(t, []store.BoxPort{{Port: 80, Visibility: "public"}, {Port: 8080, Visibility: "org"}}, since()[b.ID].Ports)
+	require.NoError(t, w.SetBoxPort(ctx, w.scope, b.ID, store.BoxPort{Port: 80, Visibility: store.PortPrivate}, nil))
+	require.Equal(t, []store.BoxPort{{Port: 8080, Visibility: "org"}}, since()[b.ID].Ports)
+	one, err := w.RouteOf(ctx, a.ID)
+	require.NoError(t, err)
+	require.True(t, one.Gone)
+	require.Equal(t, a.Org, one.Org)
+	_, err = w.RouteOf(ctx, carrel.NewBoxID())
+	require.Equal(t, carrel.CodeNotFound, carrel.CodeOf(err))
 	f := facts(16)
 	f.ProxyAddress = "127.0.0.1:9"
 	require.NoError(t, w.TouchNodes(ctx, []store.NodeBeat{{Node: w.node, Facts: f}}))

@@ -82,6 +82,7 @@ func (t *tx) putAdminToken(ctx context.Context, admin carrel.UserID, token NewTo
 	if err != nil {
 		return fmt.Errorf("revoke the administrator's former token: %w", err)
 	}
+	t.wake(TopicAccess)
 	for _, id := range old {
 		if err := t.audit(ctx, "", string(id), "replaced by "+string(token.ID)); err != nil {
 			return err
@@ -152,6 +153,7 @@ func (s *Store) CreateOrg(ctx context.Context, scope Scope, name string, owner c
 		if err := t.PutMember(ctx, org.ID, owner, "owner"); err != nil {
 			return fmt.Errorf("make the first owner: %w", err)
 		}
+		t.wake(TopicAccess)
 		return t.audit(ctx, org.ID, string(org.ID), name)
 	})
 	return org, err
@@ -203,6 +205,7 @@ func (s *Store) SetMember(ctx context.Context, scope Scope, org carrel.OrgID, us
 			return fmt.Errorf("write the membership: %w", err)
 		}
 		member = Member{Org: org, User: u.ID, UserName: u.Name, Role: role}
+		t.wake(TopicAccess)
 		return t.audit(ctx, org, string(u.ID), role)
 	})
 	return member, err
@@ -261,6 +264,7 @@ func (s *Store) RemoveMember(ctx context.Context, scope Scope, org carrel.OrgID,
 		if n == 0 {
 			return carrel.NotFound("member", user)
 		}
+		t.wake(TopicAccess)
 		return t.audit(ctx, org, string(u.ID), "")
 	})
 }
@@ -291,6 +295,7 @@ func (s *Store) CreateUser(ctx context.Context, scope Scope, name string, operat
 		if err != nil {
 			return fmt.Errorf("insert the user: %w", err)
 		}
+		t.wake(TopicAccess)
 		return t.audit(ctx, "", string(user.ID), name)
 	})
 	return user, err
@@ -396,6 +401,7 @@ func (s *Store) RevokeToken(ctx context.Context, scope Scope, id carrel.TokenID)
 			return fmt.Errorf("revoke the token: %w", err)
 		}
 		token = tokenOf(tokenRow(r))
+		t.wake(TopicAccess)
 		return t.audit(ctx, "", string(id), "")
 	})
 	return token, err

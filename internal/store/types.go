@@ -348,17 +348,6 @@ type Gateway struct {
 	LastSeen  time.Time // when it last joined or connected
 }
 
-// Route says where the live run of a box can be reached.
-type Route struct {
-	Box          carrel.BoxID
-	Run          carrel.RunID
-	Epoch        int64
-	Node         carrel.NodeID
-	Phase        carrel.Phase
-	ProxyAddress string
-	Gone         bool // the box has no live run; Epoch is that of the last one, the other fields but Box are empty
-}
-
 // Cluster names this installation. Incarnation rises when PostgreSQL was restored with possible loss.
 type Cluster struct {
 	ID          string

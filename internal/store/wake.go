@@ -18,6 +18,7 @@ const (
 	TopicBoxes  = "boxes"  // a box or a chore became due, or a node has more to give
 	TopicWatch  = "watch"  // a box changed: for watchers and routes
 	TopicImages = "images" // an image, a chore or what nodes hold changed
+	TopicAccess = "access" // a user, a membership, a token or an SSH key changed
 )
 
 // TopicNode is woken when the desired set of a node changed.
