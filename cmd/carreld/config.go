@@ -57,7 +57,20 @@ type ControlConfig struct {
 	// CAFile, if set, is where control writes its certificate authority (PEM, public) for others to trust.
 	CAFile string `yaml:"ca_file"`
 	// Ops is where /healthz, /readyz and /metrics are served: HOST:PORT or unix:PATH.
-	Ops string `yaml:"ops"`
+	Ops    string       `yaml:"ops"`
+	Quotas QuotasConfig `yaml:"quotas"`
+}
+
+// QuotasConfig keeps one user or organisation from taking what all share. 0 is the default.
+type QuotasConfig struct {
+	// Boxes that an organisation may have; default 1000.
+	Boxes int `yaml:"boxes"`
+	// Imports of images that an organisation may have under way; default 5.
+	Imports int `yaml:"imports"`
+	// UserWatchers are streams of changes that one user may have open at one replica of control; default 32.
+	UserWatchers int `yaml:"user_watchers"`
+	// Watchers are streams of changes that one replica of control serves; default 1000.
+	Watchers int `yaml:"watchers"`
 }
 
 // ReconcileConfig is read by `carreld reconcile`.
@@ -278,6 +291,17 @@ func (c *Config) Validate() error {
 		n, convErr := strconv.Atoi(port)
 		if err != nil || convErr != nil || n < 0 || n > 65535 {
 			return carrel.Errorf(carrel.CodeInvalid, "bad_config", "%s is %q; it must be HOST:PORT, such as 127.0.0.1:7070", address.name, address.value)
+		}
+	}
+	for _, quota := range []struct {
+		name  string
+		value int
+	}{
+		{"boxes", c.Control.Quotas.Boxes}, {"imports", c.Control.Quotas.Imports},
+		{"user_watchers", c.Control.Quotas.UserWatchers}, {"watchers", c.Control.Quotas.Watchers},
+	} {
+		if quota.value < 0 {
+			return carrel.Errorf(carrel.CodeInvalid, "bad_config", "control.quotas.%s is %d; it must be 1 or more, or left out for the default", quota.name, quota.value)
 		}
 	}
 	if prefix, err := netip.ParsePrefix(c.Node.NetRange); err != nil || !prefix.Addr().Is4() || prefix.Bits() > 28 {

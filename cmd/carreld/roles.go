@@ -112,7 +112,7 @@ func runControl(ctx context.Context, config *Config, stderr io.Writer) error {
 		return err
 	}
 	server, err := control.New(control.Config{
-		Store: s, Keyring: keyring, JoinTokenFile: c.JoinTokenFile, Names: namesOf(c.Hosts), Version: version, Logger: r.log, Registerer: r.registry,
+		Store: s, Keyring: keyring, JoinTokenFile: c.JoinTokenFile, Names: namesOf(c.Hosts), Quotas: control.Quotas(c.Quotas), Version: version, Logger: r.log, Registerer: r.registry,
 	})
 	if err != nil {
 		return err

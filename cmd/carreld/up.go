@@ -363,7 +363,7 @@ func (p *platform) prepareDatabase(ctx context.Context) error {
 }
 
 // bootstrap writes the administrator's token before the database learns its hash, so that a kill between
-// the two leaves a file that the next start makes true.
+// the two leaves a file that the next start makes true. A new token revokes the one before.
 func (p *platform) bootstrap(ctx context.Context, systemURL string) error {
 	path := p.path("admin-token")
 	secret, err := service.ReadSecret(path)
@@ -383,7 +383,11 @@ func (p *platform) bootstrap(ctx context.Context, systemURL string) error {
 		return err
 	}
 	defer s.Close()
-	if _, err := s.Bootstrap(ctx, store.Bootstrap{AdminToken: store.NewToken{ID: token.ID, Description: "first administrator", Hash: token.Hash[:]}}); err != nil {
+	_, err = s.Bootstrap(ctx, store.Bootstrap{AdminToken: store.NewToken{ID: token.ID, Hash: token.Hash[:]}})
+	if carrel.ReasonOf(err) == "admin_token_revoked" {
+		return fmt.Errorf("%s: %w; remove the file to get a new token", path, err)
+	}
+	if err != nil {
 		return err
 	}
 	p.adminToken = secret
