@@ -42,6 +42,8 @@ type Client struct {
 	Users      carrelv1connect.UserServiceClient
 	Tokens     carrelv1connect.TokenServiceClient
 	Nodes      carrelv1connect.NodeServiceClient
+	// Ports leads browsers to the ports of boxes.
+	Ports carrelv1connect.PortServiceClient
 	// Processes is the data plane; calls go with the API token unless their header has a bearer.
 	Processes carrelv1connect.ProcessServiceClient
 
@@ -120,6 +122,7 @@ func New(config Config) (*Client, error) {
 	c.Users = carrelv1connect.NewUserServiceClient(c.http, c.url, options...)
 	c.Tokens = carrelv1connect.NewTokenServiceClient(c.http, c.url, options...)
 	c.Nodes = carrelv1connect.NewNodeServiceClient(c.http, c.url, options...)
+	c.Ports = carrelv1connect.NewPortServiceClient(c.http, c.url, options...)
 	c.Processes = carrelv1connect.NewProcessServiceClient(c.http, c.url, options...)
 	return c, nil
 }
