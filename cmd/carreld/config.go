@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -94,9 +95,13 @@ type JoinConfig struct {
 // GatewayConfig is read by `carreld gateway`.
 type GatewayConfig struct {
 	// HTTP is the address of the front door.
-	HTTP    string     `yaml:"http"`
-	Name    string     `yaml:"name"`
-	Control JoinConfig `yaml:"control"`
+	HTTP string `yaml:"http"`
+	// PublicURL is the front door's origin as browsers know it, such as https://carrel.example.org; empty: whatever they came by.
+	PublicURL string `yaml:"public_url"`
+	// PortDomain is the domain under which ports of boxes are found, as {port}-{box}.PORT_DOMAIN; default localhost, which needs no DNS.
+	PortDomain string     `yaml:"port_domain"`
+	Name       string     `yaml:"name"`
+	Control    JoinConfig `yaml:"control"`
 	// Dir keeps the certificate and the routes; default DATA/gateway.
 	Dir string `yaml:"dir"`
 	Ops string `yaml:"ops"`
@@ -155,6 +160,8 @@ var settings = []struct {
 }{
 	{"data", "directory for everything that is kept", func(c *Config, v string) { c.Data = v }},
 	{"http", "address of the front door", func(c *Config, v string) { c.Gateway.HTTP = v }},
+	{"public-url", "origin of the front door as browsers know it, such as https://carrel.example.org", func(c *Config, v string) { c.Gateway.PublicURL = v }},
+	{"port-domain", "domain under which ports of boxes are found", func(c *Config, v string) { c.Gateway.PortDomain = v }},
 	{"control-listen", "TLS address of control for nodes and gateways", func(c *Config, v string) { c.Control.Listen = v }},
 	{"proxy-listen", "data-plane address of the node's proxy", func(c *Config, v string) { c.Proxy.Listen = v }},
 	{"run-dir", "directory with the paths that memory snapshots remember", func(c *Config, v string) { c.Node.RunDir = v }},
@@ -221,6 +228,7 @@ func (c *Config) fillDefaults() {
 	or(&c.Reconcile.Ops, ops("reconcile"))
 
 	or(&c.Gateway.HTTP, "127.0.0.1:7070")
+	or(&c.Gateway.PortDomain, "localhost")
 	or(&c.Gateway.Name, "gateway")
 	or(&c.Gateway.Control.URL, "https://"+c.Control.Listen)
 	or(&c.Gateway.Dir, in("gateway"))
@@ -245,6 +253,8 @@ func (c *Config) fillDefaults() {
 	or(&c.Node.ProxyAddress, c.Proxy.Listen)
 	or(&c.Node.Ops, ops("node"))
 }
+
+var portDomain = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 
 // nodeName makes a valid name of a host's.
 func nodeName(host string) string {
@@ -292,6 +302,9 @@ func (c *Config) Validate() error {
 		if err != nil || convErr != nil || n < 0 || n > 65535 {
 			return carrel.Errorf(carrel.CodeInvalid, "bad_config", "%s is %q; it must be HOST:PORT, such as 127.0.0.1:7070", address.name, address.value)
 		}
+	}
+	if !portDomain.MatchString(c.Gateway.PortDomain) {
+		return carrel.Errorf(carrel.CodeInvalid, "bad_config", "gateway.port_domain is %q; it must be a domain in lower case, such as ports.example.org", c.Gateway.PortDomain)
 	}
 	for _, quota := range []struct {
 		name  string

@@ -175,6 +175,7 @@ func runGateway(ctx context.Context, config *Config, stderr io.Writer) error {
 	g, err := gateway.New(gateway.Config{
 		ControlURL: c.Control.URL, CAFile: c.Control.CAFile, JoinTokenFile: c.Control.TokenFile,
 		DataDir: c.Dir, Name: c.Name, Region: config.Node.Region, Version: version,
+		PublicURL: c.PublicURL, PortDomain: c.PortDomain,
 		Ops: service.OpsHandler(r.registry, ready), Registry: r.registry, Logger: r.log,
 	})
 	if err != nil {
