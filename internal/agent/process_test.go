@@ -247,7 +247,7 @@ func TestReplayBeginsAtTheOffsetsAskedFor(t *testing.T) {
 }
 
 func TestACommandGoesOnWhenItsClientIsGone(t *testing.T) {
-	b := startBox(t)
+	b := startBox(t, func(c *Config, _ *identity.Identity) { c.awayPatience = 50 * time.Millisecond })
 	ctx, cancel := context.WithCancel(b.context())
 	stream, err := b.processes.Run(ctx, connect.NewRequest(sh("while [ ! -e go ]; do read x < /dev/null; done; head -c 5000000 /dev/zero; exit 3")))
 	require.NoError(t, err)
