@@ -99,7 +99,7 @@ func answers(box *store.Box, wanted []carrel.State, generation int64) (bool, err
 		wanted = []carrel.State{goalOf(box.Intent)}
 	}
 	switch {
-	case slices.Contains(wanted, state):
+	case slices.Contains(wanted, state), state == carrel.StateIdle && slices.Contains(wanted, carrel.StateRunning):
 		// A pause that was undone leaves it running: that is an answer only to who waits for running.
 		return true, nil
 	case state == carrel.StateFailed:

@@ -59,6 +59,9 @@ func (w *worker) undone(o order, f *failure) error {
 	w.log.Warn("a pause or stop was undone and the box goes on", "order", o.kind, "reason", f.Reason, "message", f.Message)
 	r := w.report(carrel.PhaseRunning, o.generation)
 	r.Failure, r.FailedOrder = f, o.kind
+	if f.Reason == carrel.ReasonActive {
+		defer w.d.reporter.beat() // what it is used for
+	}
 	return w.settle(r, func(e *entry) {
 		e.Stage, e.Snapshot = stageRunning, nil
 		e.FailedOrder, e.FailedGeneration = o.kind, o.generation
@@ -71,6 +74,10 @@ func (w *worker) makeSnapshot(ctx context.Context, o order, undo *undoStack) (*s
 		return nil, carrel.Errorf(carrel.CodePrecondition, "runtime_error", "this node's runtime cannot save memory; stop the box instead")
 	}
 	if err := w.d.pool.Continue(); err != nil {
+		return nil, err
+	}
+	// The processes of a box that is used are not even held up.
+	if err := w.stillUnused(ctx, o); err != nil {
 		return nil, err
 	}
 	times := newLaps()
@@ -138,6 +145,13 @@ func (w *worker) makeSnapshot(ctx context.Context, o order, undo *undoStack) (*s
 	times.lap("seal")
 	w.log.Debug("a box was captured", "snapshot", id, "kind", kind, "bytes", ref.SizeBytes, "times", times)
 	if err := failpoint.Hit("node/capture/sealed"); err != nil {
+		return nil, err
+	}
+	// Whoever came meanwhile was told to wait, and has the box back at once.
+	if err := w.stillUnused(ctx, o); err != nil {
+		return nil, err
+	}
+	if err := failpoint.Hit("node/capture/rechecked"); err != nil {
 		return nil, err
 	}
 	return ref, context.Cause(ctx)
@@ -270,6 +284,14 @@ func (w *worker) commit(ctx context.Context, o order) error {
 		}
 		if w.wanted() != o {
 			return nil
+		}
+		if err := w.stillUnused(ctx, o); errors.Is(err, errActive) {
+			if err := w.undo(ctx); err != nil {
+				return fmt.Errorf("commit: %w", err)
+			}
+			return w.undone(o, explainCapture(err))
+		} else if err != nil {
+			return fmt.Errorf("commit: %w", err)
 		}
 		m := w.d.snapshots.of(w.e.Run)
 		if m == nil {

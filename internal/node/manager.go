@@ -92,6 +92,7 @@ func (m *manager) apply(set *linkv1.DesiredSet) {
 			m.d.log.Error("an order names another epoch of a run; it is refused", "run", id, "epoch", run.GetEpoch(), "known", w.epoch)
 			continue
 		}
+		w.policy(run)
 		w.order(order{orderOf(run.GetOrder()), run.GetGeneration()})
 	}
 	for id, w := range m.workers {
@@ -182,6 +183,21 @@ func (m *manager) quarantined() []string {
 	}
 	slices.Sort(list)
 	return list
+}
+
+// measured lists the runs that live.
+func (m *manager) measured() []measured {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var live []measured
+	for id, w := range m.workers {
+		w.mu.Lock()
+		if w.alive {
+			live = append(live, measured{id, w.epoch, w.busy})
+		}
+		w.mu.Unlock()
+	}
+	return live
 }
 
 // told lets workers know that control has their reports up to a sequence.

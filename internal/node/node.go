@@ -134,6 +134,7 @@ type Daemon struct {
 	routes   *routes
 	chores   *chores
 	metrics  *metrics
+	use      *activities
 }
 
 // New opens everything that is on this machine and finds out what was going on; it needs neither control nor the
@@ -167,6 +168,7 @@ func New(cfg Config) (*Daemon, error) {
 	d.reporter = newReporter(d)
 	d.routes = newRoutes(d)
 	d.chores = newChores(d)
+	d.use = newActivities(d)
 	if err := d.recover(ctx); err != nil {
 		return nil, err
 	}

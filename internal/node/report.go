@@ -197,6 +197,7 @@ func (r *reporter) send(ctx context.Context, l *lane) error {
 	slices.SortFunc(request.Runs, func(a, b *linkv1.RunReport) int { return int(a.GetSequence() - b.GetSequence()) })
 	if facts {
 		request.Facts = r.d.facts()
+		request.Activities = r.d.use.collect(ctx)
 	}
 	ctx, cancel := context.WithTimeout(ctx, reportTime)
 	defer cancel()
@@ -233,6 +234,7 @@ func (r *reporter) sent(request *linkv1.ReportRequest) {
 		delete(r.drops, carrel.SnapshotID(id))
 	}
 	r.mu.Unlock()
+	r.d.use.told(request.GetActivities())
 	for run, sequence := range newest {
 		r.d.manager.told(run, sequence)
 	}

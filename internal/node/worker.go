@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	linkv1 "carrel.dev/carrel/api/carrel/link/v1"
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/node/proxy"
 	"carrel.dev/carrel/internal/runtime"
@@ -51,6 +52,11 @@ type worker struct {
 	toldTo   int64                   // control has the reports up to this sequence
 	alive    bool                    // for lost
 	base     carrel.SnapshotID       // that it begins from, while it may be needed
+	// Of the policy: for an order of the generation unusedFor, the time after which use undoes it; and the CPU above which the box counts
+	// as used.
+	unusedSince time.Time
+	unusedFor   int64
+	busy        int64
 }
 
 // watch waits for the end of a sandbox.
@@ -95,6 +101,36 @@ func interrupts(doing step, during, next order) bool {
 		return next.kind != during.kind
 	}
 	return false
+}
+
+// policy takes what the policy has to do with an order; it is told before the order.
+func (w *worker) policy(run *linkv1.DesiredRun) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.busy, w.unusedFor, w.unusedSince = run.GetBusyCpuMillis(), run.GetGeneration(), time.Time{}
+	if run.GetIdleSince() != nil {
+		w.unusedSince = run.GetIdleSince().AsTime()
+	}
+}
+
+// stillUnused fails with errActive if an order that was given because nobody uses the box has become pointless, and with another error
+// if that cannot be found out. Orders of users are never pointless.
+func (w *worker) stillUnused(ctx context.Context, o order) error {
+	w.mu.Lock()
+	since, is := w.unusedSince, w.unusedFor == o.generation
+	m := measured{w.e.Run, w.epoch, w.busy}
+	w.mu.Unlock()
+	if !is || since.IsZero() {
+		return nil
+	}
+	if w.sandbox == sandboxRunning {
+		w.d.use.measure(m)
+	}
+	used, err := w.d.use.usedSince(ctx, m, since)
+	if err == nil && used {
+		return errActive
+	}
+	return err
 }
 
 // named says whether the newest desired set names the run.

@@ -83,6 +83,13 @@ type Runtime interface {
 	Dial(ctx context.Context, run string) (net.Conn, error)
 }
 
+// Meter is implemented by runtimes that know how much CPU a sandbox uses.
+type Meter interface {
+	// CPUTime is the CPU time that a sandbox has used, all its processes together, since it was started. It may be called at any time,
+	// also while another method is at work, and does not wait for that. The value may fall when processes end.
+	CPUTime(run string) (time.Duration, error)
+}
+
 // Capabilities say what a runtime can do on this machine.
 type Capabilities struct {
 	Name    string // gvisor, fake, …

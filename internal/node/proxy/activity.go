@@ -25,8 +25,8 @@ const (
 	sessionsAge = 90 * time.Second
 	maxSessions = 1_000_000
 	// pollTime is what an agent has to tell what its box does, and pollsAtOnce how many are asked at a time.
-	pollTime    = 2 * time.Second
-	pollsAtOnce = 8
+	pollTime    = time.Second
+	pollsAtOnce = 32
 	// oldAgent is how long an agent is not asked again that does not know the question.
 	oldAgent = 10 * time.Minute
 )

@@ -38,6 +38,8 @@ type Config struct {
 	Fault func(step, run string) error
 	// Version is that of Capabilities; empty: "fake-1".
 	Version string
+	// CPU is what CPUTime answers; nil: always 0.
+	CPU func(run string) time.Duration
 }
 
 // Runtime is the fake. Its methods are safe for concurrent use.
@@ -45,6 +47,7 @@ type Runtime struct {
 	root, version string
 	agent         AgentHandler
 	fault         func(step, run string) error
+	cpu           func(run string) time.Duration
 
 	mu       sync.Mutex // guards the files below root, and what follows
 	gates    map[string]*gate
@@ -53,7 +56,10 @@ type Runtime struct {
 	handlers sync.WaitGroup
 }
 
-var _ runtime.Runtime = (*Runtime)(nil)
+var (
+	_ runtime.Runtime = (*Runtime)(nil)
+	_ runtime.Meter   = (*Runtime)(nil)
+)
 
 // record is run.json.
 type record struct {
@@ -70,7 +76,7 @@ func New(cfg Config) (*Runtime, error) {
 	if err := os.MkdirAll(filepath.Join(cfg.Root, "runs"), 0o755); err != nil {
 		return nil, fmt.Errorf("fake: %w", err)
 	}
-	r := &Runtime{root: cfg.Root, version: cfg.Version, agent: cfg.Agent, fault: cfg.Fault, gates: map[string]*gate{}, changed: make(chan struct{})}
+	r := &Runtime{root: cfg.Root, version: cfg.Version, agent: cfg.Agent, fault: cfg.Fault, cpu: cfg.CPU, gates: map[string]*gate{}, changed: make(chan struct{})}
 	list, err := r.List(context.Background())
 	if err != nil {
 		return nil, err
@@ -107,6 +113,14 @@ func (r *Runtime) Capabilities() runtime.Capabilities {
 		Enforced:    []string{"home"},
 		Limitations: []string{"the fake isolates nothing and is for tests"},
 	}
+}
+
+// CPUTime implements runtime.Meter.
+func (r *Runtime) CPUTime(run string) (time.Duration, error) {
+	if r.cpu == nil {
+		return 0, nil
+	}
+	return r.cpu(run), nil
 }
 
 func (r *Runtime) hit(step, run string) error {
