@@ -16,6 +16,7 @@ import (
 
 	"carrel.dev/carrel/api/carrel/v1/carrelv1connect"
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/lazyflush"
 	"carrel.dev/carrel/internal/rest"
 )
 
@@ -42,6 +43,7 @@ func (g *Gateway) newHandler() http.Handler {
 		connect.WithReadMaxBytes(2<<20),
 		connect.WithCompressMinBytes(1<<30), // output is passed on as it is; compressed requests are understood
 	)
+	service = lazyflush.Handler(service)
 	portProcedures, portHandler := carrelv1connect.NewPortServiceHandler(portService{g.ports}, connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(64<<10))
 	transcoder, err := rest.NewTranscoder([]*vanguard.Service{vanguard.NewService(procedures, service), vanguard.NewService(portProcedures, portHandler)}, 0)
 	if err != nil {

@@ -182,7 +182,7 @@ func (p *ports) send(w http.ResponseWriter, r *http.Request, ref portRef, who vi
 	release := g.guard(who.pass, cancel)
 	defer release()
 	if who.user != "" && p.counts(r, who.user, ref) {
-		g.touch(who.pass, "port")
+		g.touch(who.pass, activityPort)
 	}
 	job := &portJob{ports: p, ref: ref, visitor: who, path: path, byPath: byPath}
 	p.forward.ServeHTTP(w, r.WithContext(context.WithValue(ctx, portJobKey{}, job)))
