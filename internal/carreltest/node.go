@@ -237,8 +237,8 @@ func (i images) Build(_ context.Context, definition string, progress func(string
 	return i.add(definition)
 }
 
-func (i images) Import(_ context.Context, reference, platform string, insecure bool, _ func(string)) (string, int64, error) {
-	return i.add(fmt.Sprint("imported ", reference, platform, insecure))
+func (i images) Import(_ context.Context, source node.ImportSource, _ func(string)) (string, int64, error) {
+	return i.add(fmt.Sprint("imported ", source.Reference, source.Platform, source.Insecure))
 }
 
 func (i images) add(text string) (string, int64, error) {
