@@ -37,6 +37,8 @@ const (
 	// ownedFactor is how much larger the rings of an owned process may be. All but a quarter of them is behind the
 	// owner: what was sent but lost on its way when a connection broke, at most a few MiB, is still there.
 	ownedFactor = 4
+	// settledBytes of output are not waited with.
+	settledBytes = 2 << 10
 	// maxViewers of one process.
 	maxViewers = 64
 )
@@ -226,6 +228,7 @@ func (p *process) dropOutput() {
 // stays open for its input.
 func (p *process) pump(stream int, file *os.File, abandoned func(*os.File)) {
 	raw, err := file.SyscallConn()
+	grown := false
 	for err == nil {
 		var n int
 		var buf *[chunkSize]byte
@@ -243,6 +246,10 @@ func (p *process) pump(stream int, file *os.File, abandoned func(*os.File)) {
 		})
 		if buf == nil {
 			break
+		}
+		if n == chunkSize && !grown && p.command.pty == nil { // much comes: more of it may wait
+			_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) })
+			grown = true
 		}
 		if n > 0 {
 			p.append(stream, buf[:n])
@@ -309,6 +316,30 @@ func (p *process) empty(stream int, file *os.File) bool {
 		left -= n
 	}
 	return true
+}
+
+// settle waits until something came of the process: its end, or more output than a few lines. It waits at most
+// patience.
+func (p *process) settle(patience time.Duration) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		p.mu.Lock()
+		if p.done || p.rings[stdout].end+p.rings[stderr].end >= settledBytes {
+			p.mu.Unlock()
+			return
+		}
+		if p.changed == nil {
+			p.changed = make(chan struct{})
+		}
+		changed := p.changed
+		p.mu.Unlock()
+		select {
+		case <-changed:
+		case <-timer.C:
+			return
+		}
+	}
 }
 
 // reaped notes how the first program ended.

@@ -16,12 +16,17 @@ import (
 	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/lazyflush"
 )
 
 const (
 	maxMessage = 2 << 20 // of a request, in bytes: the largest input and arguments fit
 	maxLease   = 10 * time.Minute
 	maxGrace   = 10 * time.Minute
+	// startWait is how long the news that a command was started waits for its output or end. Few commands take longer to
+	// say something, and while one starts everything else that happens in a sandbox makes it slower: measured on two
+	// cores, by a third.
+	startWait = 20 * time.Millisecond
 )
 
 // newServer makes a server for HTTP/2 without TLS. Windows are wide, for bulk input over a path with some delay.
@@ -55,7 +60,8 @@ func (a *Agent) handlers() map[targetKind]http.Handler {
 		}}),
 	)
 	processes, control := http.NewServeMux(), http.NewServeMux()
-	processes.Handle(agentv1connect.NewProcessServiceHandler(processService{a}, options))
+	path, service := agentv1connect.NewProcessServiceHandler(processService{a}, options)
+	processes.Handle(path, lazyflush.Handler(service))
 	processes.Handle(agentv1connect.NewForwardServiceHandler(forwardService{a}, options))
 	control.Handle(agentv1connect.NewControlServiceHandler(controlService{a: a}, options))
 	return map[targetKind]http.Handler{targetAgent: processes, targetControl: control}
@@ -84,6 +90,9 @@ func (s processService) Run(ctx context.Context, request *connect.Request[carrel
 		return err
 	}
 	defer v.leave()
+	if p.input == nil { // who gives input waits for this
+		p.settle(startWait)
+	}
 	return s.follow(ctx, p, v, stream)
 }
 

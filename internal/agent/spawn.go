@@ -22,7 +22,7 @@ const (
 	maxArgs     = 4096
 	maxArgBytes = 128 << 10 // Linux takes no longer single argument
 	maxAllArgs  = 1 << 20
-	// pipeSize is asked for; a system that gives less is fine.
+	// pipeSize is asked for when much is written; a system that gives less is fine.
 	pipeSize = 256 << 10
 )
 
@@ -319,7 +319,9 @@ func pipe(readerIsOurs bool) (reader, writer *os.File, err error) {
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, err
 	}
-	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
+	if !readerIsOurs {
+		_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
+	}
 	mine := fds[1]
 	if readerIsOurs {
 		mine = fds[0]
