@@ -31,6 +31,8 @@ type Template struct {
 	// Startup has shell commands, run once at each cold start, as the user.
 	Startup []string
 	Labels  map[string]string
+	// Idle is what the file says of boxes that nobody uses; what it does not say is zero.
+	Idle carrel.IdlePolicy
 }
 
 // file is the YAML schema.
@@ -43,6 +45,7 @@ type file struct {
 	Sudo        bool              `yaml:"sudo"`
 	Startup     []string          `yaml:"startup"`
 	Labels      map[string]string `yaml:"labels"`
+	Idle        idle              `yaml:"idle"`
 }
 
 type resources struct {
@@ -97,6 +100,9 @@ func Parse(data []byte) (*Template, error) {
 		return nil, doc.Errorf("image", "%q is neither the name of an image nor sha256: and 64 hexadecimal digits", f.Image)
 	}
 	if t.Resources, err = f.Resources.read(doc); err != nil {
+		return nil, err
+	}
+	if t.Idle, err = f.Idle.read(doc); err != nil {
 		return nil, err
 	}
 	for _, check := range []struct {

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"strings"
 	"testing"
+	"time"
 
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/template"
@@ -32,6 +33,14 @@ startup:
   - echo ready
 labels:
   team: data
+idle:
+  after: 45m
+  action: stop
+  max_run: 1d12h
+  ttl: 7d
+  busy_cpu: 0.5
+  wake: no
+  keep_shell: 90s
 `))
 	require.NoError(t, err)
 	require.Equal(t, &template.Template{
@@ -41,7 +50,20 @@ labels:
 			Processes: 2000, TmpBytes: 64 * carrel.MiB, ShmBytes: 32 * carrel.MiB,
 		},
 		Env: map[string]string{"PAGER": "less"}, Sudo: true, Startup: []string{"echo ready"}, Labels: map[string]string{"team": "data"},
+		Idle: carrel.IdlePolicy{
+			After: 45 * time.Minute, Action: carrel.IdleStop, MaxRun: 36 * time.Hour, TTL: 7 * 24 * time.Hour, BusyCPUMillis: 500, Wake: "no", KeepShell: 90 * time.Second,
+		},
 	}, got)
+}
+
+// What a file does not say of idleness stays unsaid, so that a later change of the defaults holds for it.
+func TestIdleSaysOnlyWhatIsWritten(t *testing.T) {
+	got, err := template.Parse([]byte("name: a\nimage: base\n"))
+	require.NoError(t, err)
+	require.Zero(t, got.Idle)
+	got, err = template.Parse([]byte("name: a\nimage: base\nidle: {max_run: never, busy_cpu: never, wake: yes}\n"))
+	require.NoError(t, err)
+	require.Equal(t, carrel.IdlePolicy{MaxRun: carrel.Never, BusyCPUMillis: carrel.NeverCPU, Wake: "yes"}, got.Idle)
 }
 
 func TestParseFillsInWhatIsNotSaid(t *testing.T) {
@@ -74,6 +96,14 @@ func TestParseErrors(t *testing.T) {
 		{"name: a\nimage: b\nenv: {\"1A\": x}\n", `the template is wrong on line 3: env cannot be used: the environment variable "1A" is not usable: names are letters, digits and _, and values have no zero byte`},
 		{"name: &x a\nimage: *x\n", `the template is wrong on line 1: it uses "&"; anchors, aliases and merge keys are not read, write the value out`},
 		{"name: a\n---\nname: b\n", "the template is wrong on line 3: it has a second document; write one per file"},
+		{"name: a\nimage: b\nidle:\n  after: soon\n", `the template is wrong on line 4: idle.after is "soon", which is no length of time; write it such as 90s, 30m, 12h or 7d`},
+		{"name: a\nimage: b\nidle:\n  action: stop\n  after: 0s\n", `the template is wrong on line 5: idle.after is "0s"; leave it out, or write a time such as 30m`},
+		{"name: a\nimage: b\nidle:\n  after: 31d\n", "the template is wrong on line 4: idle.after is 31d; it must be from 1s to 30d"},
+		{"name: a\nimage: b\nidle:\n  after: never\n", "the template is wrong on line 4: idle.after is never; it must be from 1s to 30d"},
+		{"name: a\nimage: b\nidle:\n  action: sleep\n", `the template is wrong on line 4: idle.action is "sleep"; it is pause, stop or nothing`},
+		{"name: a\nimage: b\nidle:\n  wake: maybe\n", `the template is wrong on line 4: idle.wake is "maybe"; it is yes or no`},
+		{"name: a\nimage: b\nidle:\n  busy_cpu: 200\n", "the template is wrong on line 4: idle.busy_cpu is 200000 thousandths of a core; it must be from 10 to 128000, or never"},
+		{"name: a\nimage: b\nidle:\n  afterwards: 1m\n", "the template is wrong on line 4: afterwards is not a field that exists here; see the spelling"},
 		{"name: [\n", "the template is wrong on line 1: it cannot be read: sequence end token ']' not found"},
 	} {
 		_, err := template.Parse([]byte(c.yaml))
@@ -138,5 +168,6 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		require.NoError(t, got.Resources.Validate())
+		require.NoError(t, got.Idle.Validate())
 	})
 }
