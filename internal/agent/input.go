@@ -32,11 +32,23 @@ func newInput(file *os.File, terminal bool) *input {
 	return in
 }
 
+// place says from where on offsets count, and is told what was taken. Its methods are called with the turn.
+type place interface {
+	taken() int64
+	took(n int)
+}
+
+// whole counts all input of a process.
+type whole struct{ in *input }
+
+func (w whole) taken() int64 { return w.in.offset }
+func (w whole) took(int)     {}
+
 // write takes data, which begins at offset, and gives the offset of the next byte to write. It waits until the
 // process has room for all of it, or ctx ends: then a part may have been taken, and a repeated write of
-// the same data goes on behind that part. What was taken before is not written again. A pipe takes nothing after
-// eof; a terminal does.
-func (in *input) write(ctx context.Context, offset int64, data []byte, eof bool) (int64, error) {
+// the same data goes on behind that part. What was taken before is not written again; at the offset -1, which is behind everything, nothing
+// counts as taken before. A pipe takes nothing after eof; a terminal does.
+func (in *input) write(ctx context.Context, from place, offset int64, data []byte, eof bool) (int64, error) {
 	if len(data) > maxInput {
 		return 0, carrel.Errorf(carrel.CodeInvalid, "input_too_large", "%d bytes in one write; at most %d are taken", len(data), maxInput)
 	}
@@ -46,31 +58,31 @@ func (in *input) write(ctx context.Context, offset int64, data []byte, eof bool)
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
-	if offset < 0 || offset > in.offset {
-		err := carrel.Errorf(carrel.CodeInvalid, "input_gap", "the write is at offset %d, but only %d bytes came before; send those first", offset, in.offset)
+	before := from.taken()
+	if offset == -1 {
+		offset = before
+	}
+	if offset < 0 || offset > before {
+		err := carrel.Errorf(carrel.CodeInvalid, "input_gap", "the write is at offset %d, but only %d bytes came before; send those first", offset, before)
 		return 0, err
 	}
 	// Compare without adding: offset may be anything.
-	skip := in.offset - offset
+	skip := before - offset
 	if skip >= int64(len(data)) {
 		data = nil
 	} else {
 		data = data[skip:]
 	}
 	if len(data) == 0 && (!eof || in.ended) {
-		return in.offset, nil
+		return before, nil
 	}
 	if in.ended && !in.terminal {
 		return 0, carrel.Errorf(carrel.CodePrecondition, "input_closed", "the standard input of the process was closed at offset %d", in.offset)
 	}
 	if len(data) > 0 {
-		in.ended = false
 		n, err := in.put(ctx, data)
-		if n > 0 {
-			in.offset += int64(n)
-			in.count.Store(in.offset)
-			in.last = data[n-1]
-		}
+		in.advance(data[:n])
+		from.took(n)
 		if err != nil {
 			return 0, err
 		}
@@ -81,7 +93,31 @@ func (in *input) write(ctx context.Context, offset int64, data []byte, eof bool)
 		}
 		in.ended = true
 	}
-	return in.offset, nil
+	return before + int64(len(data)), nil
+}
+
+// maxWriterName bounds the name of one of several who type, in bytes.
+const maxWriterName = 64
+
+// typist counts what one of several gave to a process.
+type typist struct {
+	p    *process
+	name string
+}
+
+func (t typist) taken() int64 { return t.p.writerOffset(t.name) }
+func (t typist) took(n int)   { t.p.setWriterOffset(t.name, t.taken()+int64(n)) }
+
+// write gives input to a process. Offsets are those of writer, if that is not empty.
+func (p *process) write(ctx context.Context, writer string, offset int64, data []byte, eof bool) (int64, error) {
+	if len(writer) > maxWriterName {
+		return 0, carrel.Errorf(carrel.CodeInvalid, "bad_writer", "the name of a writer has %d bytes; at most %d are taken", len(writer), maxWriterName)
+	}
+	var from place = whole{p.input}
+	if writer != "" {
+		from = typist{p, writer}
+	}
+	return p.input.write(ctx, from, offset, data, eof)
 }
 
 // put writes data or as much as it can until ctx ends.

@@ -77,7 +77,7 @@ func TestAWriteWaitsAtMostAsLongAsItsRequest(t *testing.T) {
 	data := []byte(strings.Repeat("0123456789abcdef", 1<<16)) // 1 MiB, more than a pipe holds
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	_, err = in.write(ctx, 0, data, false)
+	_, err = in.write(ctx, whole{in}, 0, data, false)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 
 	// The same write again goes on where the first one had to stop.
@@ -86,7 +86,7 @@ func TestAWriteWaitsAtMostAsLongAsItsRequest(t *testing.T) {
 		all, _ := io.ReadAll(r)
 		read <- all
 	}()
-	next, err := in.write(t.Context(), 0, data, true)
+	next, err := in.write(t.Context(), whole{in}, 0, data, true)
 	require.NoError(t, err)
 	require.EqualValues(t, len(data), next)
 	require.Equal(t, string(data), string(receive(t, read)))
@@ -147,4 +147,26 @@ func TestStartupCommandsAreProcessesWhoseFailureHarmsNobody(t *testing.T) {
 	_, err := os.Stat(filepath.Join(b.config.Home, "began"))
 	require.NoError(t, err)
 	require.EqualValues(t, 3, b.list()[1].GetExitCode())
+}
+
+func TestSeveralTypeIntoOneTerminalAndEachByteIsTypedOnce(t *testing.T) {
+	b := startBox(t)
+	stream, err := b.processes.Run(b.context(), connect.NewRequest(&carrelv1.StartProcessRequest{Args: []string{"cat"}, Stdin: true}))
+	require.NoError(t, err)
+	require.True(t, stream.Receive())
+	id := stream.Msg().GetStarted().GetId()
+	typed := func(writer string, offset int64, text string, eof bool) int64 {
+		response, err := b.processes.WriteInput(b.context(), connect.NewRequest(&carrelv1.WriteInputRequest{Process: id, Writer: writer, Offset: offset, Data: []byte(text), Eof: eof}))
+		require.NoError(t, err)
+		return response.Msg.GetNextOffset()
+	}
+	require.EqualValues(t, 3, typed("a", 0, "one", false))
+	require.EqualValues(t, 3, typed("b", 0, "two", false))
+	require.EqualValues(t, 3, typed("a", 0, "one", false), "again")
+	require.EqualValues(t, 6, typed("a", 0, "one+a+", false), "and what is new of it")
+	require.EqualValues(t, 12, typed("", -1, "end", true), "behind everything")
+	s := collect(t, stream)
+	require.Equal(t, "onetwo+a+end", s.out[stdout].String())
+	_, err = b.processes.WriteInput(b.context(), connect.NewRequest(&carrelv1.WriteInputRequest{Process: id, Writer: "a", Offset: 7, Data: []byte("x")}))
+	require.Equal(t, "input_gap", reason(t, err))
 }

@@ -63,6 +63,7 @@ func (a *Agent) handlers() map[targetKind]http.Handler {
 	path, service := agentv1connect.NewProcessServiceHandler(processService{a}, options)
 	processes.Handle(path, lazyflush.Handler(service))
 	processes.Handle(agentv1connect.NewForwardServiceHandler(forwardService{a}, options))
+	processes.Handle(agentv1connect.NewFileServiceHandler(newFileService(a), options))
 	control.Handle(agentv1connect.NewControlServiceHandler(controlService{a: a}, options))
 	return map[targetKind]http.Handler{targetAgent: processes, targetControl: control}
 }
@@ -159,7 +160,7 @@ func (s processService) WriteInput(ctx context.Context, request *connect.Request
 	if p.input == nil {
 		return nil, carrel.Errorf(carrel.CodePrecondition, "no_input", "the process was started without standard input")
 	}
-	next, err := p.input.write(ctx, request.Msg.GetOffset(), request.Msg.GetData(), request.Msg.GetEof())
+	next, err := p.write(ctx, request.Msg.GetWriter(), request.Msg.GetOffset(), request.Msg.GetData(), request.Msg.GetEof())
 	if err != nil {
 		return nil, err
 	}

@@ -97,7 +97,7 @@ type StartProcessRequest struct {
 	Keep *durationpb.Duration `protobuf:"bytes,11,opt,name=keep,proto3" json:"keep,omitempty"`
 	// Modes of the terminal as SSH encodes them (RFC 4254, section 8).
 	TerminalModes []byte `protobuf:"bytes,12,opt,name=terminal_modes,json=terminalModes,proto3" json:"terminal_modes,omitempty"`
-	// Begin a login shell of the user's; args are then given to it with -c, or are empty.
+	// Run the user's shell: without args as a login shell, else args, joined by spaces, are given to it with -c, as any SSH server does.
 	Login bool `protobuf:"varint,13,opt,name=login,proto3" json:"login,omitempty"`
 	// Name of a listener (ForwardService) whose socket is put into SSH_AUTH_SOCK.
 	AuthSocket    string `protobuf:"bytes,14,opt,name=auth_socket,json=authSocket,proto3" json:"auth_socket,omitempty"`
@@ -1018,12 +1018,15 @@ type WriteInputRequest struct {
 	Box     string                 `protobuf:"bytes,1,opt,name=box,proto3" json:"box,omitempty"`
 	Org     string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
 	Process string                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"`
-	// Offset of the first byte of data in the input since the process began.
+	// Offset of the first byte of data in the input since the process began, or, with a writer, in what that writer gave. -1: behind all
+	// that was given; such a write must not be repeated.
 	Offset int64 `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
 	// At most 1 MiB.
 	Data []byte `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`
 	// Close standard input after data (on a pty: send end-of-file).
-	Eof           bool `protobuf:"varint,6,opt,name=eof,proto3" json:"eof,omitempty"`
+	Eof bool `protobuf:"varint,6,opt,name=eof,proto3" json:"eof,omitempty"`
+	// Any name of at most 64 bytes for one of several who type into the same process; offsets then count what this one gave.
+	Writer        string `protobuf:"bytes,7,opt,name=writer,proto3" json:"writer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1100,9 +1103,16 @@ func (x *WriteInputRequest) GetEof() bool {
 	return false
 }
 
+func (x *WriteInputRequest) GetWriter() string {
+	if x != nil {
+		return x.Writer
+	}
+	return ""
+}
+
 type WriteInputResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Offset of the next byte to write.
+	// Offset of the next byte to write, of the writer if there is one.
 	NextOffset    int64 `protobuf:"varint,1,opt,name=next_offset,json=nextOffset,proto3" json:"next_offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1150,7 +1160,7 @@ type SignalProcessRequest struct {
 	Box     string                 `protobuf:"bytes,1,opt,name=box,proto3" json:"box,omitempty"`
 	Org     string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
 	Process string                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"`
-	// Name without SIG, such as "TERM"; sent to the process group.
+	// Name without SIG, such as "TERM"; sent to the process group. HUP to a process on a terminal goes to everything on it.
 	Signal        string `protobuf:"bytes,4,opt,name=signal,proto3" json:"signal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1443,14 +1453,15 @@ const file_carrel_v1_processes_proto_rawDesc = "" +
 	"\x11GetProcessRequest\x12\x10\n" +
 	"\x03box\x18\x01 \x01(\tR\x03box\x12\x10\n" +
 	"\x03org\x18\x02 \x01(\tR\x03org\x12\x18\n" +
-	"\aprocess\x18\x03 \x01(\tR\aprocess\"\x8f\x01\n" +
+	"\aprocess\x18\x03 \x01(\tR\aprocess\"\xa7\x01\n" +
 	"\x11WriteInputRequest\x12\x10\n" +
 	"\x03box\x18\x01 \x01(\tR\x03box\x12\x10\n" +
 	"\x03org\x18\x02 \x01(\tR\x03org\x12\x18\n" +
 	"\aprocess\x18\x03 \x01(\tR\aprocess\x12\x16\n" +
 	"\x06offset\x18\x04 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04data\x18\x05 \x01(\fR\x04data\x12\x10\n" +
-	"\x03eof\x18\x06 \x01(\bR\x03eof\"5\n" +
+	"\x03eof\x18\x06 \x01(\bR\x03eof\x12\x16\n" +
+	"\x06writer\x18\a \x01(\tR\x06writer\"5\n" +
 	"\x12WriteInputResponse\x12\x1f\n" +
 	"\vnext_offset\x18\x01 \x01(\x03R\n" +
 	"nextOffset\"l\n" +

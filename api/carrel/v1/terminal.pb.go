@@ -23,7 +23,7 @@ const (
 
 type TerminalRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Chosen by the client, from 1; never used again on the socket.
+	// Chosen by the client, from 1 and rising; never used again on the socket.
 	Channel uint32 `protobuf:"varint,1,opt,name=channel,proto3" json:"channel,omitempty"`
 	// Types that are valid to be assigned to Request:
 	//
@@ -187,7 +187,9 @@ type TerminalInput struct {
 	Data   []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
 	Eof    bool   `protobuf:"varint,3,opt,name=eof,proto3" json:"eof,omitempty"`
 	// The terminal made this itself (an answer to a query); it is dropped while output is being replayed and for viewers that may not type.
-	Automatic     bool `protobuf:"varint,4,opt,name=automatic,proto3" json:"automatic,omitempty"`
+	Automatic bool `protobuf:"varint,4,opt,name=automatic,proto3" json:"automatic,omitempty"`
+	// As in WriteInputRequest.
+	Writer        string `protobuf:"bytes,5,opt,name=writer,proto3" json:"writer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -248,6 +250,13 @@ func (x *TerminalInput) GetAutomatic() bool {
 		return x.Automatic
 	}
 	return false
+}
+
+func (x *TerminalInput) GetWriter() string {
+	if x != nil {
+		return x.Writer
+	}
+	return ""
 }
 
 type TerminalEvent struct {
@@ -513,12 +522,13 @@ const file_carrel_v1_terminal_proto_rawDesc = "" +
 	"\x06resize\x18\x05 \x01(\v2\x17.carrel.v1.TerminalSizeH\x00R\x06resize\x12\x18\n" +
 	"\x06signal\x18\x06 \x01(\tH\x00R\x06signal\x12\x16\n" +
 	"\x05close\x18\a \x01(\bH\x00R\x05closeB\t\n" +
-	"\arequest\"k\n" +
+	"\arequest\"\x83\x01\n" +
 	"\rTerminalInput\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x10\n" +
 	"\x03eof\x18\x03 \x01(\bR\x03eof\x12\x1c\n" +
-	"\tautomatic\x18\x04 \x01(\bR\tautomatic\"\xef\x02\n" +
+	"\tautomatic\x18\x04 \x01(\bR\tautomatic\x12\x16\n" +
+	"\x06writer\x18\x05 \x01(\tR\x06writer\"\xef\x02\n" +
 	"\rTerminalEvent\x12\x18\n" +
 	"\achannel\x18\x01 \x01(\rR\achannel\x12.\n" +
 	"\astarted\x18\x02 \x01(\v2\x12.carrel.v1.ProcessH\x00R\astarted\x12+\n" +
