@@ -34,6 +34,7 @@ type agentKey struct {
 type agentConn struct {
 	agentv1connect.ProcessServiceClient
 	forwards  agentv1connect.ForwardServiceClient
+	files     agentv1connect.FileServiceClient
 	transport *http.Transport
 
 	mu    sync.Mutex // guards what follows
@@ -107,6 +108,7 @@ func (p *agentPool) open(box carrel.BoxID, user carrel.UserID) *agentConn {
 	}
 	conn.ProcessServiceClient = agentv1connect.NewProcessServiceClient(over, to, limits...)
 	conn.forwards = agentv1connect.NewForwardServiceClient(over, to, limits...)
+	conn.files = agentv1connect.NewFileServiceClient(over, to, limits...)
 	return conn
 }
 
