@@ -13,7 +13,7 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/genproto/googleapis/rpc/status"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -184,6 +184,11 @@ var errorWriter = connect.NewErrorWriter()
 // writeError answers a plain HTTP request with the one error shape: that of the protocol that the
 // request speaks, or google.rpc.Status as JSON.
 func writeError(w http.ResponseWriter, r *http.Request, e *carrel.Error) {
+	writeErrorStatus(w, r, e, httpStatus(e.Code))
+}
+
+// writeErrorStatus is writeError with a status that says more than the code.
+func writeErrorStatus(w http.ResponseWriter, r *http.Request, e *carrel.Error, status int) {
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", retryAfter(e))
 	}
@@ -191,7 +196,7 @@ func writeError(w http.ResponseWriter, r *http.Request, e *carrel.Error) {
 		_ = errorWriter.Write(w, r, toConnect(e)) // the client is gone
 		return
 	}
-	body := &status.Status{Code: int32(e.Code), Message: e.Message}
+	body := &rpcstatus.Status{Code: int32(e.Code), Message: e.Message}
 	for _, m := range details(e) {
 		if d, err := anypb.New(m); err == nil {
 			body.Details = append(body.Details, d)
@@ -203,7 +208,7 @@ func writeError(w http.ResponseWriter, r *http.Request, e *carrel.Error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.WriteHeader(httpStatus(e.Code))
+	w.WriteHeader(status)
 	_, _ = w.Write(append(text, '\n'))
 }
 
