@@ -86,8 +86,12 @@ func (b boxService) CreateBox(ctx context.Context, req *connect.Request[carrelv1
 	if err != nil {
 		return nil, err
 	}
+	idle := idleFromProto(m.GetIdle())
+	if err := idle.Validate(); err != nil {
+		return nil, err
+	}
 	box := store.NewBox{
-		Request: request, Org: org, Name: m.GetName(), TemplateID: template.ID, ImageDigest: template.ImageDigest,
+		Idle: idle, Request: request, Org: org, Name: m.GetName(), TemplateID: template.ID, ImageDigest: template.ImageDigest,
 		Resources: resources, Labels: m.GetLabels(), Env: env, MaxBoxes: b.s.config.Quotas.Boxes,
 	}
 	// A made-up name that is taken already is made up again.
@@ -217,6 +221,7 @@ var updatePaths = map[string]func(*carrelv1.Box) bool{
 	"labels":    func(b *carrelv1.Box) bool { return len(b.GetLabels()) > 0 },
 	"env":       func(b *carrelv1.Box) bool { return len(b.GetEnv()) > 0 },
 	"resources": func(b *carrelv1.Box) bool { return b.GetResources() != nil },
+	"idle":      func(b *carrelv1.Box) bool { return b.GetIdle() != nil },
 }
 
 // planUpdate turns a request into what to change, and says what of it waits for a cold start.
@@ -233,7 +238,8 @@ func planUpdate(m *carrelv1.UpdateBoxRequest, box *store.Box) (store.UpdateBox, 
 			}
 		}
 	}
-	var one *carrel.Resources // changed one by one
+	var one *carrel.Resources   // changed one by one
+	var idle *carrel.IdlePolicy // too
 	notice := ""
 	for _, path := range paths {
 		switch head, field, _ := strings.Cut(path, "."); {
@@ -265,9 +271,23 @@ func planUpdate(m *carrelv1.UpdateBoxRequest, box *store.Box) (store.UpdateBox, 
 				return update, "", err
 			}
 			notice = laterNotice(box, "resources")
+		case head == "idle":
+			if idle == nil {
+				copied := box.Idle
+				idle = &copied
+			}
+			if err := changeIdle(idle, field, idleFromProto(m.GetBox().GetIdle()), path); err != nil {
+				return update, "", err
+			}
 		default:
-			return update, "", carrel.Errorf(carrel.CodeInvalid, "bad_update_mask", "%q can't be changed; what can be is name, labels, env, resources and resources.FIELD", path)
+			return update, "", carrel.Errorf(carrel.CodeInvalid, "bad_update_mask", "%q can't be changed; what can be is name, labels, env, resources, resources.FIELD, idle and idle.FIELD", path)
 		}
+	}
+	if idle != nil {
+		if err := idle.Validate(); err != nil {
+			return update, "", err
+		}
+		update.Idle = idle
 	}
 	if one != nil {
 		if err := one.Validate(); err != nil {

@@ -77,6 +77,7 @@ func boxProto(b *store.Box) *carrelv1.Box {
 		Resources: resourcesProto(b.Resources), Labels: b.Labels, Env: b.Env, Region: b.Region, Etag: b.ETag,
 		CreateTime: timeProto(b.CreatedAt), UpdateTime: timeProto(b.UpdatedAt), DeleteTime: timeProto(b.DeletedAt),
 		StateTime: timeProto(stateTime(b)), StartedFrom: b.StartedFrom, Notice: b.Notice, NodeId: string(b.HomeNode),
+		Idle: idleProto(b.IdleSources().Policy()), StateReason: policyReason(b),
 	}
 	if b.Snapshot != nil {
 		out.DurableTime = timeProto(b.Snapshot.At)
@@ -166,7 +167,7 @@ func templateProto(t store.Template) *carrelv1.Template {
 	return &carrelv1.Template{
 		Id: string(t.ID), OrgId: string(t.Org), Name: t.Name, Version: t.Version, Description: t.Description,
 		Image: t.Image, ImageDigest: t.ImageDigest, Resources: resourcesProto(t.Resources), Env: t.Env, Labels: t.Labels,
-		Sudo: t.Sudo, Startup: t.Startup, CreateTime: timeProto(t.CreatedAt),
+		Sudo: t.Sudo, Startup: t.Startup, CreateTime: timeProto(t.CreatedAt), Idle: idleProto(t.Idle),
 	}
 }
 
@@ -200,6 +201,9 @@ func nodeProto(n store.Node, now time.Time) *carrelv1.Node {
 	state := "offline"
 	if now.Sub(n.LastSeen) < nodeSilence {
 		state = "online"
+	}
+	if !n.RemovedAt.IsZero() {
+		state = "removed"
 	}
 	f := n.Facts
 	return &carrelv1.Node{

@@ -59,7 +59,7 @@ func settles(r store.Report) bool {
 	return false
 }
 
-// heartbeat reports whether a report only says that the node is alive, and how it is.
+// heartbeat reports whether a report only says that the node is alive, how it is, and what its boxes are used for.
 func heartbeat(r store.Report) bool {
 	return len(r.Runs) == 0 && len(r.Chores) == 0 && len(r.Dropped) == 0
 }
@@ -179,8 +179,10 @@ func (r *reporter) flush() {
 			continue
 		}
 		alive, facts := true, (*store.NodeFacts)(nil)
+		var activities []store.RunActivity
 		for _, w := range n.waiting {
 			alive = alive && heartbeat(w.report)
+			activities = append(activities, w.report.Activities...)
 			if w.report.Facts != nil {
 				facts = w.report.Facts
 			}
@@ -189,7 +191,7 @@ func (r *reporter) flush() {
 			r.startWriter(node, n)
 			continue
 		}
-		beats = append(beats, store.NodeBeat{Node: node, Facts: facts})
+		beats = append(beats, store.NodeBeat{Node: node, Facts: facts, Activities: activities})
 		waiters = append(waiters, n.waiting...)
 		n.waiting = nil
 	}

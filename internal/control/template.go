@@ -45,6 +45,7 @@ func (t templateService) PushTemplate(ctx context.Context, req *connect.Request[
 	pushed, err := t.s.store.PushTemplate(ctx, scopeOf(ctx), request, store.Template{
 		Org: org, Name: parsed.Name, Description: parsed.Description, Image: parsed.Image, ImageDigest: image.Digest,
 		Resources: parsed.Resources, Env: parsed.Env, Labels: parsed.Labels, Sudo: parsed.Sudo, Startup: parsed.Startup,
+		Idle: parsed.Idle,
 	}, false)
 	if err != nil {
 		return nil, fmt.Errorf("push template: %w", err)

@@ -281,7 +281,14 @@ func (s *Store) ApplyPolicy(ctx context.Context, lease Lease, seen *PolicyBox, a
 		} else if err := t.policyIntent(ctx, b, act); err != nil {
 			return err
 		}
-		if err := t.event(ctx, b.Org, b.ID, "", "policy", act.Message, act.Rule.Actor()); err != nil {
+		kind := "policy"
+		switch {
+		case act.Mark:
+			kind = "idle"
+		case act.Intent == carrel.IntentRunning:
+			kind = "kept"
+		}
+		if err := t.event(ctx, b.Org, b.ID, "", kind, act.Message, act.Rule.Actor()); err != nil {
 			return err
 		}
 		look := carrel.DecideIdle(now[0].View(), t.now).Look
