@@ -16,7 +16,7 @@ PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.11
 PROTOC_GEN_CONNECT := connectrpc.com/connect/cmd/protoc-gen-connect-go@v1.21.1
 PROTOC_GEN_OPENAPI := github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv3@v2.32.0
 
-.PHONY: help up down build install tools generate generate-check lint test test-short bench clean FORCE
+.PHONY: help up down build install install-test install-bench tools generate generate-check lint test test-short bench clean FORCE
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -46,6 +46,12 @@ bin/runsc: tools/runsc/go.mod tools/runsc/go.sum $(wildcard tools/runsc/*.go)
 install:
 	@scripts/install.sh
 
+install-test:
+	@scripts/install.sh test
+
+install-bench:
+	@scripts/install.sh bench
+
 tools: .tools/bin/sqlc .tools/bin/golangci-lint .tools/bin/protoc-gen-go .tools/bin/protoc-gen-connect-go .tools/bin/protoc-gen-openapiv3
 
 .tools/bin/sqlc: ; @GOBIN=$(CURDIR)/.tools/bin go install $(SQLC)
@@ -63,14 +69,14 @@ generate-check: generate ## Fail when a generated file is not what its source ma
 lint: tools ## Run the linters
 	@golangci-lint run ./...
 
-test: install tools build generate-check lint ## Run every test (root, Debian 12)
+test: install-test tools build generate-check lint ## Run every test (root, Debian 12)
 	go test -timeout 30m ./...
 
 test-short: ## Run the tests that need neither root nor gVisor
 	go test -short ./...
 
-bench: install build ## Measure against raw runsc on this machine
-	@go test -tags bench -count=1 -timeout 30m -v -run TestBench ./test/e2e
+bench: install-bench build ## Measure against raw runsc on this machine
+	@go test -tags bench -count=1 -timeout 30m -v -run 'TestBench' ./test/e2e
 
 clean: ## Remove what was built
 	rm -rf bin .cache

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that Carrel stands on, if any is missing. Needs root and Debian 12.
+# Installs the Debian packages that are missing: those that Carrel stands on, and with the argument `test` or `bench` those
+# that its tests or benchmarks use besides. Needs root and Debian 12.
 set -euo pipefail
 
 packages=(
@@ -13,6 +14,15 @@ packages=(
 	protobuf-compiler libprotobuf-dev # make generate
 	ca-certificates git
 )
+clients=( # real clients, for tests
+)
+servers=( # what benchmarks compare with
+	nginx-light
+)
+case ${1:-} in
+test) packages+=("${clients[@]}") ;;
+bench) packages+=("${clients[@]}" "${servers[@]}") ;;
+esac
 
 missing=()
 for package in "${packages[@]}"; do
