@@ -51,6 +51,9 @@ type ControlConfig struct {
 	Listen string `yaml:"listen"`
 	// Hosts are the DNS names and addresses by which gateways and nodes reach Listen.
 	Hosts []string `yaml:"hosts"`
+	// SSHAddress is where users reach the SSH gateway, HOST:PORT, as it is told to them; an empty host is that of the front
+	// door. Default: the address in gateway.ssh.
+	SSHAddress string `yaml:"ssh_address"`
 	// KeyFile holds the key-encryption key that wraps the root keys in PostgreSQL.
 	KeyFile string `yaml:"key_file"`
 	// JoinTokenFile, if set, names a token with which nodes and gateways may join at any time.
@@ -96,6 +99,8 @@ type JoinConfig struct {
 type GatewayConfig struct {
 	// HTTP is the address of the front door.
 	HTTP string `yaml:"http"`
+	// SSH is the address where users log in to boxes with SSH clients; "off": they cannot.
+	SSH string `yaml:"ssh"`
 	// PublicURL is the front door's origin as browsers know it, such as https://carrel.example.org; empty: whatever they came by.
 	PublicURL string `yaml:"public_url"`
 	// PortDomain is the domain under which ports of boxes are found, as {port}-{box}.PORT_DOMAIN; default localhost, which needs no DNS.
@@ -160,6 +165,7 @@ var settings = []struct {
 }{
 	{"data", "directory for everything that is kept", func(c *Config, v string) { c.Data = v }},
 	{"http", "address of the front door", func(c *Config, v string) { c.Gateway.HTTP = v }},
+	{"ssh", "address of the SSH gateway, or off", func(c *Config, v string) { c.Gateway.SSH = v }},
 	{"public-url", "origin of the front door as browsers know it, such as https://carrel.example.org", func(c *Config, v string) { c.Gateway.PublicURL = v }},
 	{"port-domain", "domain under which ports of boxes are found", func(c *Config, v string) { c.Gateway.PortDomain = v }},
 	{"control-listen", "TLS address of control for nodes and gateways", func(c *Config, v string) { c.Control.Listen = v }},
@@ -228,6 +234,8 @@ func (c *Config) fillDefaults() {
 	or(&c.Reconcile.Ops, ops("reconcile"))
 
 	or(&c.Gateway.HTTP, "127.0.0.1:7070")
+	or(&c.Gateway.SSH, "127.0.0.1:7022")
+	or(&c.Control.SSHAddress, publicSSH(c.Gateway.SSH))
 	or(&c.Gateway.PortDomain, "localhost")
 	or(&c.Gateway.Name, "gateway")
 	or(&c.Gateway.Control.URL, "https://"+c.Control.Listen)
@@ -255,6 +263,22 @@ func (c *Config) fillDefaults() {
 }
 
 var portDomain = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
+
+// sshOff in place of an address: there is no SSH gateway.
+const sshOff = "off"
+
+// publicSSH is where users reach an SSH gateway that listens there, as far as can be known: at the host where the front door
+// is, unless it listens on one address that others can reach.
+func publicSSH(listen string) string {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return ":7022"
+	}
+	if ip, err := netip.ParseAddr(host); host == "localhost" || err == nil && (ip.IsLoopback() || ip.IsUnspecified()) {
+		host = ""
+	}
+	return net.JoinHostPort(host, port)
+}
 
 // nodeName makes a valid name of a host's.
 func nodeName(host string) string {
@@ -290,11 +314,11 @@ func (c *Config) Validate() error {
 		}
 	}
 	for _, address := range []struct{ name, value string }{
-		{"gateway.http", c.Gateway.HTTP}, {"control.listen", c.Control.Listen}, {"proxy.listen", c.Proxy.Listen},
+		{"gateway.http", c.Gateway.HTTP}, {"gateway.ssh", c.Gateway.SSH}, {"control.ssh_address", c.Control.SSHAddress}, {"control.listen", c.Control.Listen}, {"proxy.listen", c.Proxy.Listen},
 		{"node.proxy_address", c.Node.ProxyAddress},
 		{"control.ops", c.Control.Ops}, {"reconcile.ops", c.Reconcile.Ops}, {"gateway.ops", c.Gateway.Ops}, {"node.ops", c.Node.Ops}, {"proxy.ops", c.Proxy.Ops},
 	} {
-		if strings.HasPrefix(address.value, "unix:/") && strings.HasSuffix(address.name, ".ops") {
+		if strings.HasPrefix(address.value, "unix:/") && strings.HasSuffix(address.name, ".ops") || address.name == "gateway.ssh" && address.value == sshOff {
 			continue
 		}
 		_, port, err := net.SplitHostPort(address.value)

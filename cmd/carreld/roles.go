@@ -112,7 +112,7 @@ func runControl(ctx context.Context, config *Config, stderr io.Writer) error {
 		return err
 	}
 	server, err := control.New(control.Config{
-		Store: s, Keyring: keyring, JoinTokenFile: c.JoinTokenFile, Names: namesOf(c.Hosts), Quotas: control.Quotas(c.Quotas), Version: version, Logger: r.log, Registerer: r.registry,
+		Store: s, Keyring: keyring, JoinTokenFile: c.JoinTokenFile, Names: namesOf(c.Hosts), Quotas: control.Quotas(c.Quotas), Version: version, SSHAddress: c.SSHAddress, Logger: r.log, Registerer: r.registry,
 	})
 	if err != nil {
 		return err
@@ -186,6 +186,13 @@ func runGateway(ctx context.Context, config *Config, stderr io.Writer) error {
 	}
 	if err := r.serve(c.HTTP, nil, gateway.NewServer(g.Handler(), r.log)); err != nil {
 		return err
+	}
+	if c.SSH != sshOff {
+		l, err := service.Listen(c.SSH)
+		if err != nil {
+			return err
+		}
+		r.run(func(ctx context.Context) error { return g.ServeSSH(ctx, l) })
 	}
 	r.run(g.Run)
 	return r.wait()

@@ -202,10 +202,14 @@ func openLog(path string) (*os.File, error) {
 // prepare makes directories, picks ports, and writes secrets and the roles' configuration.
 func (p *platform) prepare() error {
 	c := p.config
-	for _, address := range []*string{&c.Control.Listen, &c.Proxy.Listen, &c.Gateway.HTTP} {
+	told := c.Control.SSHAddress == publicSSH(c.Gateway.SSH) // what nobody has set
+	for _, address := range []*string{&c.Control.Listen, &c.Proxy.Listen, &c.Gateway.HTTP, &c.Gateway.SSH} {
 		if err := pickPort(address); err != nil {
 			return err
 		}
+	}
+	if told {
+		c.Control.SSHAddress = publicSSH(c.Gateway.SSH)
 	}
 	c.Gateway.Control.URL, c.Node.Control.URL = "https://"+c.Control.Listen, "https://"+c.Control.Listen
 	c.Node.ProxyAddress = c.Proxy.Listen
@@ -286,6 +290,9 @@ func makeDir(path string, mode fs.FileMode, uid int) error {
 // that the kernel gives to outgoing connections: one of these could have it before the role listens, or while
 // that is started again.
 func pickPort(address *string) error {
+	if *address == sshOff {
+		return nil
+	}
 	host, port, err := net.SplitHostPort(*address)
 	if err != nil || port != "0" {
 		return err

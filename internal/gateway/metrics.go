@@ -13,6 +13,9 @@ type metrics struct {
 	exchanges *prometheus.CounterVec
 	cuts      *prometheus.CounterVec
 
+	sshConns  prometheus.Gauge
+	sshLogins *prometheus.CounterVec
+
 	auditDropped prometheus.Counter
 }
 
@@ -24,10 +27,13 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		exchanges: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carrel_gateway_exchanges_total", Help: "API tokens exchanged at control, by outcome."}, []string{"result"}),
 		cuts:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carrel_gateway_cuts_total", Help: "Open streams that were cut because their user's right ended, by reason."}, []string{"reason"}),
 
+		sshConns:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "carrel_gateway_ssh_connections", Help: "Open SSH connections of users who have logged in."}),
+		sshLogins: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carrel_gateway_ssh_logins_total", Help: "SSH connections, by what became of them."}, []string{"result"}),
+
 		auditDropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "carrel_gateway_audit_dropped_total", Help: "Audit entries lost because control was away for too long."}),
 	}
 	if registry != nil {
-		registry.MustRegister(m.tunnels, m.streams, m.dials, m.exchanges, m.cuts, m.auditDropped)
+		registry.MustRegister(m.tunnels, m.streams, m.dials, m.exchanges, m.cuts, m.sshConns, m.sshLogins, m.auditDropped)
 	}
 	return m
 }
