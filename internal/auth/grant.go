@@ -110,3 +110,6 @@ func (v *TicketVerifier) VerifyGrant(text string, now time.Time) (Grant, error) 
 	}
 	return g, nil
 }
+
+// SSHTokenExtension names, in an SSH user certificate, the API token that it was asked for with.
+const SSHTokenExtension = "token@carrel.dev"

@@ -149,6 +149,16 @@ const (
 // scopeRoles says which role in the box's organisation each scope of a ticket needs.
 var scopeRoles = map[string]Role{ScopeExec: RoleMember, ScopeView: RoleViewer}
 
+// ScopeOf is the most that a role may do with boxes; empty: nothing.
+func ScopeOf(role Role) string {
+	for _, scope := range []string{ScopeExec, ScopeView} {
+		if role.AtLeast(scopeRoles[scope]) {
+			return scope
+		}
+	}
+	return ""
+}
+
 // AllowScope decides whether p may have a ticket with this scope for a box of org. Errors are as
 // those of Allow, and CodeInvalid for an unknown scope.
 func AllowScope(p Principal, scope string, org carrel.OrgID) error {

@@ -69,6 +69,9 @@ func NewTicketSigner(key ed25519.PrivateKey) *TicketSigner {
 	return &TicketSigner{key: key, kid: KeyID(public)}
 }
 
+// KeyID names the key that signs.
+func (s *TicketSigner) KeyID() string { return s.kid }
+
 // Sign makes the JWT. It refuses an incomplete ticket.
 func (s *TicketSigner) Sign(t Ticket) (string, error) {
 	if carrel.IDKind(string(t.Box)) != 'b' || t.Org == "" || t.User == "" || t.Epoch <= 0 || len(t.Scopes) == 0 || t.Expires.IsZero() {

@@ -122,12 +122,6 @@ func snapshotFromProto(m *linkv1.CommitSnapshotRequest) (store.CommitSnapshot, e
 	}, nil
 }
 
-func routeProto(r store.Route) *linkv1.Route {
-	return &linkv1.Route{
-		BoxId: string(r.Box), RunId: string(r.Run), Epoch: r.Epoch, NodeId: string(r.Node), ProxyAddress: r.ProxyAddress, Gone: r.Gone,
-	}
-}
-
 func short(s string) string { return cut(s, 256) }
 func long(s string) string  { return cut(s, maxText) }
 

@@ -17,6 +17,9 @@ const (
 	routesPoll = time.Second
 	// maxRoutes is how many routes go into one message.
 	maxRoutes = 5000
+	// The pass of a public port is told again long before it ends, so that ports stay open while control is away.
+	portPassLifetime = 3 * 24 * time.Hour
+	portPassAgain    = 12 * time.Hour
 )
 
 type gatewayLink struct {
@@ -24,59 +27,98 @@ type gatewayLink struct {
 	s *Server
 }
 
-// WatchRoutes sends every route, then what changed. Only the first message of the first answer is full; the rest of
-// it follows as changes.
+// WatchRoutes sends every route and every user's grant, then what changed. Only the first message of the first answer is full, and it has
+// all grants; the rest of the routes follow as changes.
 func (l gatewayLink) WatchRoutes(ctx context.Context, _ *connect.Request[linkv1.WatchRoutesRequest], stream *connect.ServerStream[linkv1.RoutesUpdate]) error {
 	wake := l.s.store.Listen(ctx, store.TopicWatch)
 	defer wake.Close()
 	poll := time.NewTicker(routesPoll)
 	defer poll.Stop()
-	keys, changed := l.s.watchKeys()
+	keys, rekeyed := l.s.watchKeys()
+	grants, err := l.s.grants.since(ctx, 0)
+	if err != nil {
+		return err
+	}
 	routes, mark, err := l.s.store.Routes(ctx)
 	if err != nil {
 		return fmt.Errorf("read routes: %w", err)
 	}
-	if err := l.s.sendRoutes(ctx, stream, routes, keys.ticketKeys, true); err != nil {
+	first := &linkv1.RoutesUpdate{Full: true, Grants: grants.grants, RevokedTokens: grants.ended, SshUserCaKeys: keys.sshUserCAs}
+	if err := l.s.sendRoutes(ctx, stream, first, routes, keys); err != nil {
 		return err
 	}
+	again := time.NewTicker(portPassAgain)
+	defer again.Stop()
 	for {
-		rekeyed := false
+		next, all := &linkv1.RoutesUpdate{}, false
 		select {
 		case <-wake.C:
 		case <-poll.C:
-		case <-changed:
-			rekeyed = true
+		case <-grants.next:
+		case <-again.C:
+			all = true
+		case <-rekeyed:
+			keys, rekeyed = l.s.watchKeys()
+			next.SshUserCaKeys, all = keys.sshUserCAs, true
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if rekeyed {
-			keys, changed = l.s.watchKeys()
+		if grants, err = l.s.grants.since(ctx, grants.version); err != nil {
+			return err
 		}
+		next.Grants, next.RevokedTokens = grants.grants, grants.ended
 		routes, mark, err = l.s.store.RoutesSince(ctx, mark)
 		if err != nil {
 			return fmt.Errorf("read routes: %w", err)
 		}
-		if len(routes) == 0 && !rekeyed {
+		if all { // the passes of public ports end, and some may be signed by a key that is gone
+			if routes, mark, err = l.s.store.Routes(ctx); err != nil {
+				return fmt.Errorf("read routes: %w", err)
+			}
+		}
+		if len(routes) == 0 && len(next.Grants) == 0 && len(next.RevokedTokens) == 0 && !all {
 			continue
 		}
-		if err := l.s.sendRoutes(ctx, stream, routes, keys.ticketKeys, false); err != nil {
+		if err := l.s.sendRoutes(ctx, stream, next, routes, keys); err != nil {
 			return err
 		}
 	}
 }
 
-func (s *Server) sendRoutes(ctx context.Context, stream *connect.ServerStream[linkv1.RoutesUpdate], routes []store.Route, keys [][]byte, full bool) error {
+// sendRoutes sends an update with routes, in several messages where one would be too long.
+func (s *Server) sendRoutes(ctx context.Context, stream *connect.ServerStream[linkv1.RoutesUpdate], update *linkv1.RoutesUpdate, routes []store.Route, keys *keys) error {
 	for {
 		n := min(len(routes), maxRoutes)
-		update := &linkv1.RoutesUpdate{Full: full, Routes: each(routes[:n], routeProto), TicketKeys: keys}
+		update.Routes, update.TicketKeys = each(routes[:n], s.routeProto), keys.ticketKeys
 		if err := s.guardWrite(ctx, func() error { return stream.Send(update) }); err != nil {
 			return fmt.Errorf("send routes: %w", err)
 		}
-		routes, full = routes[n:], false
+		routes, update = routes[n:], &linkv1.RoutesUpdate{}
 		if len(routes) == 0 {
 			return nil
 		}
 	}
+}
+
+// routeProto is a route with the passes of its public ports.
+func (s *Server) routeProto(r store.Route) *linkv1.Route {
+	out := &linkv1.Route{
+		BoxId: string(r.Box), RunId: string(r.Run), Epoch: r.Epoch, NodeId: string(r.Node), ProxyAddress: r.ProxyAddress, Gone: r.Gone,
+		OrgId: string(r.Org), BoxName: r.Name, Wake: r.Wake, KeepShellSeconds: int64(r.KeepShell.Seconds()),
+	}
+	for _, port := range r.Ports {
+		rule := &linkv1.PortRule{Port: int32(port.Port), Visibility: port.Visibility}
+		// Also for the members of the organisation who may not use the box itself.
+		pass := auth.PortPass{Box: r.Box, Org: r.Org, Port: port.Port, Expires: s.now().Add(portPassLifetime)}
+		text, err := s.keys.Load().signer.SignPort(pass)
+		if err != nil {
+			s.log.Error("the pass of a port can't be signed", "box", r.Box, "port", port.Port, "error", err)
+			continue
+		}
+		rule.Jwt = text
+		out.Ports = append(out.Ports, rule)
+	}
+	return out
 }
 
 // ExchangeToken gives the gateway a ticket for what the user of a token may do with a box.
@@ -103,12 +145,11 @@ func (l gatewayLink) ExchangeToken(ctx context.Context, req *connect.Request[lin
 	if err != nil {
 		return nil, err
 	}
-	node, err := l.s.store.GetNode(ctx, store.SystemScope(), string(box.Run.NodeID))
+	route, err := l.s.store.RouteOf(ctx, box.ID)
 	if err != nil {
-		return nil, fmt.Errorf("find node of box: %w", err)
+		return nil, fmt.Errorf("find route of box: %w", err)
 	}
-	route := store.Route{Box: box.ID, Run: box.Run.ID, Epoch: box.Run.Epoch, Node: box.Run.NodeID, Phase: box.Run.Phase, ProxyAddress: node.Facts.ProxyAddress}
-	return reply(&linkv1.ExchangeTokenResponse{Ticket: text, BoxId: string(box.ID), ExpireTime: timeProto(ticket.Expires), Route: routeProto(route)})
+	return reply(&linkv1.ExchangeTokenResponse{Ticket: text, BoxId: string(box.ID), ExpireTime: timeProto(ticket.Expires), Route: l.s.routeProto(route)})
 }
 
 func (l gatewayLink) Renew(ctx context.Context, req *connect.Request[linkv1.RenewRequest]) (*connect.Response[linkv1.JoinResponse], error) {

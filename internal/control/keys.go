@@ -4,12 +4,18 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"strings"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/store"
@@ -17,8 +23,18 @@ import (
 
 // The purposes of root keys.
 const (
-	purposeCA     = "ca"
-	purposeTicket = "ticket"
+	purposeCA        = "ca"
+	purposeTicket    = "ticket"
+	purposeSSHUserCA = "ssh_user_ca"
+	purposeSSHHost   = "ssh_host"
+	purposeCookie    = "cookie"
+)
+
+// How long retired keys count: as long as what they signed may live. Clients learn a new SSH host key while the old one is still shown.
+const (
+	ticketAfterlife = auth.MaxPortPassLifetime + time.Hour
+	hostAfterlife   = 30 * 24 * time.Hour
+	cookieAfterlife = 7 * 24 * time.Hour
 )
 
 // keys are the root keys in use, and what is made with them. They are replaced whole when they change.
@@ -27,7 +43,14 @@ type keys struct {
 	signer     *auth.TicketSigner
 	ticketKeys [][]byte // public, the one that signs first
 	own        *tls.Certificate
-	source     []byte // changes when the keys do
+
+	sshCA       ssh.Signer // signs user certificates
+	sshUserCAs  []string   // public, in the form of authorized_keys, the one that signs first
+	sshHostKeys [][]byte   // private, in OpenSSH's format, the one in use first
+	sshHosts    []string   // public, as in known_hosts without the names
+	cookieKeys  [][]byte
+
+	source []byte // changes when the keys do
 }
 
 // loadKeys reads the root keys and makes those that are missing. Replicas that start at once agree on them.
@@ -36,7 +59,7 @@ func (s *Server) loadKeys(ctx context.Context) (*keys, error) {
 	if err != nil {
 		return nil, err
 	}
-	tickets, err := s.rootKeys(ctx, purposeTicket, time.Hour, newTicketRoot)
+	tickets, err := s.rootKeys(ctx, purposeTicket, ticketAfterlife, newSigningRoot)
 	if err != nil {
 		return nil, err
 	}
@@ -56,6 +79,9 @@ func (s *Server) loadKeys(ctx context.Context) (*keys, error) {
 		}
 		k.ticketKeys = append(k.ticketKeys, t.public)
 		hash.Write(t.public)
+	}
+	if err := s.loadSSHKeys(ctx, k, hash); err != nil {
+		return nil, err
 	}
 	k.source = hash.Sum(nil)
 	if k.ca, err = auth.NewCA(s.cluster.ID, caKeys); err != nil {
@@ -86,12 +112,70 @@ func (s *Server) newCARoot() (public, seed []byte, err error) {
 	return k.Certificate, k.Key.Seed(), nil
 }
 
-func newTicketRoot() (public, seed []byte, err error) {
+func newSigningRoot() (public, seed []byte, err error) {
 	key, private, err := ed25519.GenerateKey(nil)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make ticket key: %w", err)
+		return nil, nil, fmt.Errorf("make signing key: %w", err)
 	}
 	return key, private.Seed(), nil
+}
+
+// newCookieRoot makes a key that has no public part; a hash names it.
+func newCookieRoot() (public, seed []byte, err error) {
+	seed = make([]byte, ed25519.SeedSize)
+	_, _ = rand.Read(seed) // never fails: crypto/rand ends the process instead
+	name := sha256.Sum256(append([]byte("carrel cookie key id "), seed...))
+	return name[:], seed, nil
+}
+
+// loadSSHKeys reads the keys that all gateways share, and the authority for users' certificates.
+func (s *Server) loadSSHKeys(ctx context.Context, k *keys, source io.Writer) error {
+	authorities, err := s.rootKeys(ctx, purposeSSHUserCA, MaxSSHCertificate, newSigningRoot)
+	if err != nil {
+		return err
+	}
+	for i, one := range authorities {
+		signer, err := ssh.NewSignerFromKey(one.private)
+		if err != nil {
+			return fmt.Errorf("SSH user CA key: %w", err)
+		}
+		if i == 0 {
+			k.sshCA = signer
+		}
+		k.sshUserCAs = append(k.sshUserCAs, authorizedKey(signer.PublicKey()))
+		_, _ = source.Write(one.public) // a hash never fails
+	}
+	hosts, err := s.rootKeys(ctx, purposeSSHHost, hostAfterlife, newSigningRoot)
+	if err != nil {
+		return err
+	}
+	for _, one := range hosts {
+		block, err := ssh.MarshalPrivateKey(one.private, "")
+		if err != nil {
+			return fmt.Errorf("SSH host key: %w", err)
+		}
+		public, err := ssh.NewPublicKey(one.private.Public())
+		if err != nil {
+			return fmt.Errorf("SSH host key: %w", err)
+		}
+		k.sshHostKeys = append(k.sshHostKeys, pem.EncodeToMemory(block))
+		k.sshHosts = append(k.sshHosts, authorizedKey(public))
+		_, _ = source.Write(one.public)
+	}
+	cookies, err := s.rootKeys(ctx, purposeCookie, cookieAfterlife, newCookieRoot)
+	if err != nil {
+		return err
+	}
+	for _, one := range cookies {
+		k.cookieKeys = append(k.cookieKeys, one.private.Seed())
+		_, _ = source.Write(one.public)
+	}
+	return nil
+}
+
+// authorizedKey is a public key in the form of authorized_keys, without comment and line end.
+func authorizedKey(key ssh.PublicKey) string {
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
 }
 
 // newRoot makes a root key, wrapped for the store.

@@ -48,6 +48,7 @@ func (s *Server) routes() (http.Handler, error) {
 	add(carrelv1connect.NewUserServiceHandler(userService{s: s}, public...))
 	add(carrelv1connect.NewTokenServiceHandler(tokenService{s: s}, public...))
 	add(carrelv1connect.NewNodeServiceHandler(nodeService{s: s}, public...))
+	add(carrelv1connect.NewSSHServiceHandler(sshService{s: s}, public...))
 	mux.Handle(linkv1connect.NewJoinServiceHandler(joinService{s: s}, public...))
 	mux.Handle(linkv1connect.NewNodeLinkHandler(nodeLink{s: s}, private...))
 	mux.Handle(linkv1connect.NewGatewayLinkHandler(gatewayLink{s: s}, private...))

@@ -100,10 +100,11 @@ func TestEveryRouteLeadsToItsMethod(t *testing.T) {
 	r := newReplica(t)
 	nobody := r.as("")
 	for _, route := range restRoutes() {
-		if strings.Contains(route.method, "ProcessService") {
+		if regexp.MustCompile(`\.(Process|File|Port)Service\b`).MatchString(route.method) {
 			continue // the gateway's
 		}
-		path := regexp.MustCompile(`\{\w+\}`).ReplaceAllString(route.path, "x")
+		path := strings.ReplaceAll(route.path, "{port}", "1")
+		path = regexp.MustCompile(`\{\w+\}`).ReplaceAllString(path, "x")
 		body := ""
 		if route.verb != "GET" && route.verb != "DELETE" {
 			body = "{}"

@@ -37,6 +37,8 @@ type Config struct {
 	JoinTokenFile string
 	// Names under which control is reached, for its certificate; default localhost and the loopback addresses.
 	Names auth.Names
+	// SSHAddress is where users reach the SSH gateway, HOST:PORT; an empty host is that of the front door. Default ":7022".
+	SSHAddress string
 	// Quotas of users and organisations; zero values are the defaults.
 	Quotas Quotas
 	// Version of this build, shown in OpenAPI and in the Server header.
@@ -61,6 +63,7 @@ type Server struct {
 	watches *watchers
 	hub     *hub
 	reports *reporter
+	grants  *granter
 	metrics *metrics
 	handler http.Handler
 
@@ -90,6 +93,9 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Version == "" {
 		cfg.Version = "dev"
 	}
+	if cfg.SSHAddress == "" {
+		cfg.SSHAddress = ":7022"
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
@@ -105,6 +111,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{config: cfg, store: cfg.Store, log: cfg.Logger, now: cfg.Now, cluster: cluster, rekeyed: make(chan struct{}), streamWrite: defaultStreamWrite, watchCheck: defaultWatchCheck}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.limiter, s.hub, s.reports, s.watches = newLimiter(s.now), newHub(s), newReporter(s), newWatchers(cfg.Quotas)
+	s.grants = newGranter(s)
 	if s.metrics, err = newMetrics(s, cfg.Registerer); err != nil {
 		return nil, fmt.Errorf("register control's metrics: %w", err)
 	}
@@ -148,6 +155,7 @@ func (s *Server) Run(ctx context.Context) error {
 	all.Go(func() { s.hub.run(ctx) })
 	all.Go(func() { s.reports.run(ctx) })
 	all.Go(func() { s.watchRootKeys(ctx) })
+	all.Go(func() { s.grants.run(ctx) })
 	<-ctx.Done()
 	s.drain()
 	all.Wait()
@@ -194,7 +202,7 @@ func (s *Server) Ready(ctx context.Context) error {
 // RotateTicketKey puts a new key in the place of the one that signs tickets. Tickets that were given out stay good, and every
 // replica takes the new key over within half a minute.
 func (s *Server) RotateTicketKey(ctx context.Context) error {
-	key, err := s.newRoot(purposeTicket, newTicketRoot)
+	key, err := s.newRoot(purposeTicket, newSigningRoot)
 	if err != nil {
 		return err
 	}

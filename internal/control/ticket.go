@@ -42,15 +42,24 @@ func (s *Server) ticket(p auth.Principal, box *store.Box, scopes []string) (stri
 	if !box.Live() {
 		return "", auth.Ticket{}, notRunning(box)
 	}
+	now := s.now()
 	ticket := auth.Ticket{
-		Box: box.ID, Org: box.Org, Epoch: box.Run.Epoch, User: p.User, Scopes: scopes, Expires: s.now().Add(carrel.TicketLifetime),
+		Box: box.ID, Org: box.Org, Epoch: box.Run.Epoch, User: p.User, Scopes: scopes, Token: p.Token, Issued: now, Expires: notAfter(p, now.Add(carrel.TicketLifetime)),
 	}
 	text, err := s.keys.Load().signer.Sign(ticket)
 	return text, ticket, err
 }
 
+// notAfter is a time, or the end of the token by which p asks if that comes first.
+func notAfter(p auth.Principal, at time.Time) time.Time {
+	if !p.Expires.IsZero() && p.Expires.Before(at) {
+		return p.Expires
+	}
+	return at
+}
+
 // notRunning says what to do about a box that can't be reached because it has no live run.
-func notRunning(box *store.Box) error {
+func notRunning(box *store.Box) *carrel.Error {
 	state := carrel.StateOf(&box.BoxView)
 	e := wrongState(box, "box %s is %s", box.Name, word(state))
 	e.Reason = "box_not_running"
