@@ -45,7 +45,10 @@ func (g *Gateway) newHandler() http.Handler {
 	)
 	service = lazyflush.Handler(service)
 	portProcedures, portHandler := carrelv1connect.NewPortServiceHandler(portService{g.ports}, connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(64<<10))
-	transcoder, err := rest.NewTranscoder([]*vanguard.Service{vanguard.NewService(procedures, service), vanguard.NewService(portProcedures, portHandler)}, 0)
+	filing := &files{g}
+	fileProcedures, fileHandler := carrelv1connect.NewFileServiceHandler(filing,
+		connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(maxFileMessage), connect.WithCompressMinBytes(1<<30))
+	transcoder, err := rest.NewTranscoder([]*vanguard.Service{vanguard.NewService(procedures, service), vanguard.NewService(fileProcedures, fileHandler), vanguard.NewService(portProcedures, portHandler)}, 0)
 	if err != nil {
 		panic("gateway: the process service's schema cannot be transcoded: " + err.Error()) // a fault of the build
 	}
@@ -83,9 +86,13 @@ func (g *Gateway) newHandler() http.Handler {
 			g.config.Ops.ServeHTTP(w, r)
 		case strings.HasPrefix(p, procedures):
 			service.ServeHTTP(w, r)
+		case strings.HasPrefix(p, fileProcedures):
+			fileHandler.ServeHTTP(w, r)
+		case rawFilePath.MatchString(p):
+			filing.serveRaw(w, r)
 		case strings.HasPrefix(p, portProcedures):
 			portHandler.ServeHTTP(w, r)
-		case processPath.MatchString(p), portPath.MatchString(p):
+		case processPath.MatchString(p), filePath.MatchString(p), portPath.MatchString(p):
 			transcoder.ServeHTTP(w, r)
 		case strings.HasPrefix(p, "/carrel.") && !strings.HasPrefix(p, "/carrel.v1."):
 			// The links are for peers. Passed on they would be refused, because users' requests go without a certificate.
