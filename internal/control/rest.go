@@ -62,7 +62,7 @@ func (s *Server) routes() (http.Handler, error) {
 	mux.HandleFunc("GET /v1/boxes:watch", s.serveWatch)
 	mux.HandleFunc("GET /openapi.json", s.serveOpenAPI)
 	// The schema is public; the gateway serves the processes and passes everything else on to here.
-	reflector := grpcreflect.NewStaticReflector(append(slices.Clone(names), carrelv1connect.ProcessServiceName)...)
+	reflector := grpcreflect.NewStaticReflector(append(slices.Clone(names), carrelv1connect.ProcessServiceName, carrelv1connect.FileServiceName)...)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
 	mux.Handle("/", notFound)
