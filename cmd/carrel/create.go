@@ -17,13 +17,14 @@ func (a *app) createCommand() *cobra.Command {
 		wait        waitFlags
 		template    string
 		labels, env []string
+		idle        idleFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "create [NAME]",
 		Short: "Make a box and start it",
 		Long:  "Make a box from a template and start it. Without a name one is made up. What is not said about\nits size comes from the template.",
 		Example: example("carrel create mybox -t python", "carrel create build -t base --cpu 4 --memory 8G --home 20G --label team=infra",
-			"carrel create --no-wait -o name"),
+			"carrel create job --idle 10m --idle-action stop --max-run 8h --ttl 2d", "carrel create --no-wait -o name"),
 		Args: takes("[NAME]"),
 	}
 	flags := cmd.Flags()
@@ -31,6 +32,7 @@ func (a *app) createCommand() *cobra.Command {
 	resources.add(cmd)
 	flags.StringArrayVar(&labels, "label", nil, "label as `KEY=VALUE`; may be repeated")
 	flags.StringArrayVarP(&env, "env", "e", nil, "environment variable of every command as `KEY=VALUE`; may be repeated")
+	idle.add(cmd)
 	wait.add(cmd)
 	a.complete(cmd, "template", a.templateNames())
 	cmd.RunE = a.does(func(ctx context.Context, c *client.Client, args []string) error {
@@ -46,6 +48,9 @@ func (a *app) createCommand() *cobra.Command {
 			return err
 		}
 		if req.Env, err = keyValues(cmd, "env", env); err != nil {
+			return err
+		}
+		if req.Idle, _, err = idle.parse(cmd); err != nil {
 			return err
 		}
 		op, err := answer(c.Boxes.CreateBox(ctx, connect.NewRequest(req)))

@@ -41,6 +41,7 @@ func (a *app) showBox(b *carrelv1.Box) error {
 		t.field("Wanted", b.GetIntent())
 		t.field("Template", fmt.Sprintf("%s@%d", b.GetTemplate(), b.GetTemplateVersion()))
 		t.field("Resources", resourcesText(b.GetResources()))
+		t.field("Idle", idleText(b.GetIdle()))
 		t.field("Labels", pairs(b.GetLabels()))
 		t.field("Environment", pairs(b.GetEnv()))
 		t.field("Id", b.GetId())

@@ -95,6 +95,7 @@ func (a *app) showTemplate(v *carrelv1.Template) error {
 		t.field("Labels", pairs(v.GetLabels()))
 		t.field("Sudo", yes(v.GetSudo()))
 		t.field("Startup", strings.Join(v.GetStartup(), "; "))
+		t.field("Idle", idleText(v.GetIdle()))
 		t.field("Organisation", v.GetOrgId())
 		t.field("Created", when(v.GetCreateTime()))
 		t.field("Id", v.GetId())

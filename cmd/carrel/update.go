@@ -17,17 +17,20 @@ func (a *app) updateCommand() *cobra.Command {
 		resources                              resourceFlags
 		name                                   string
 		labels, env, dropLabels, dropVariables []string
+		idle                                   idleFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "update NAME",
-		Short: "Change a box's name, labels, environment or size",
-		Long:  "Change a box. Labels and variables are added to those that it has. What is only read when a box boots\n(size, environment) holds from its next start on.",
+		Short: "Change a box's name, labels, environment, size or idle policy",
+		Long: "Change a box. Labels and variables are added to those that it has. What is only read when a box boots\n(size, environment) holds from its next start on; " +
+			"what becomes of it when nobody uses it, at once. There\nthe word template means: what the template says.",
 		Example: example("carrel update mybox --name otherbox", "carrel update mybox --label team=infra --drop-label old",
-			"carrel update mybox --memory 8G && carrel restart mybox"),
+			"carrel update mybox --memory 8G && carrel restart mybox", "carrel update mybox --idle 2h --max-run template"),
 		Args:              takes("NAME"),
 		ValidArgsFunction: a.boxNames(),
 	}
 	resources.add(cmd)
+	idle.add(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&name, "name", "", "new name")
 	flags.StringArrayVar(&labels, "label", nil, "label to set as `KEY=VALUE`; may be repeated")
@@ -66,6 +69,14 @@ func (a *app) updateCommand() *cobra.Command {
 		if resources != (resourceFlags{}) {
 			change.Resources = merged(box.GetResources(), size)
 			mask.Paths = append(mask.Paths, "resources")
+		}
+		policy, fields, err := idle.parse(cmd)
+		if err != nil {
+			return err
+		}
+		change.Idle = policy
+		for _, field := range fields {
+			mask.Paths = append(mask.Paths, "idle."+field)
 		}
 		if len(mask.Paths) == 0 {
 			return usageError(cmd, "nothing to change was said")
