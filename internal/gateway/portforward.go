@@ -127,7 +127,7 @@ func (j *portJob) rewrite(pr *httputil.ProxyRequest) {
 	}
 	if j.byPath {
 		h.Del("Cookie")
-		h.Set("X-Forwarded-Prefix", strings.TrimSuffix(in.URL.Path, strings.TrimPrefix(out.URL.Path, "/")))
+		h.Set("X-Forwarded-Prefix", strings.TrimSuffix(in.URL.EscapedPath(), j.path))
 		return
 	}
 	if cookies := in.Header.Values("Cookie"); len(cookies) > 0 {
