@@ -154,7 +154,7 @@ func (s *stack) start() {
 	}
 	require.NoError(s.t, os.WriteFile(config, fmt.Appendf(nil, "node:\n  agent: %s\n", agent), 0o600))
 	s.up = exec.Command(filepath.Join(bin(s.t), "carreld"), "up", "--config", config,
-		"--data", s.data, "--http", "127.0.0.1:0", "--control-listen", "127.0.0.1:0", "--proxy-listen", "127.0.0.1:0",
+		"--data", s.data, "--http", "127.0.0.1:0", "--ssh", "127.0.0.1:0", "--control-listen", "127.0.0.1:0", "--proxy-listen", "127.0.0.1:0",
 		"--run-dir", s.runDir, "--net-range", s.netRange, "--image-dir", imageDir(s.t), "--images", s.opts.images, "--pool-size", s.opts.pool)
 	s.up.Env = append(os.Environ(), "HOME="+s.home, "XDG_CONFIG_HOME=", "CARREL_CONFIG="+filepath.Join(s.home, "config.yaml"))
 	if s.opts.faults {
