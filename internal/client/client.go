@@ -46,6 +46,7 @@ type Client struct {
 	Ports carrelv1connect.PortServiceClient
 	// Processes is the data plane; calls go with the API token unless their header has a bearer.
 	Processes carrelv1connect.ProcessServiceClient
+	Files     carrelv1connect.FileServiceClient
 
 	url       string
 	org       string
@@ -124,6 +125,7 @@ func New(config Config) (*Client, error) {
 	c.Nodes = carrelv1connect.NewNodeServiceClient(c.http, c.url, options...)
 	c.Ports = carrelv1connect.NewPortServiceClient(c.http, c.url, options...)
 	c.Processes = carrelv1connect.NewProcessServiceClient(c.http, c.url, options...)
+	c.Files = carrelv1connect.NewFileServiceClient(c.http, c.url, options...)
 	return c, nil
 }
 
