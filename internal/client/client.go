@@ -44,6 +44,8 @@ type Client struct {
 	Nodes      carrelv1connect.NodeServiceClient
 	// Ports leads browsers to the ports of boxes.
 	Ports carrelv1connect.PortServiceClient
+	// SSH keeps the keys by which users log in to boxes with SSH clients.
+	SSH carrelv1connect.SSHServiceClient
 	// Processes is the data plane; calls go with the API token unless their header has a bearer.
 	Processes carrelv1connect.ProcessServiceClient
 	Files     carrelv1connect.FileServiceClient
@@ -52,6 +54,7 @@ type Client struct {
 	org       string
 	http      *http.Client
 	transport *http.Transport
+	sockets   *http.Client // for WebSockets, which begin over HTTP/1.1
 	now       func() time.Time
 	tickets   ticketCache
 }
@@ -105,6 +108,10 @@ func New(config Config) (*Client, error) {
 	if c.now == nil {
 		c.now = time.Now
 	}
+	sockets := transport.Clone()
+	sockets.HTTP2, sockets.Protocols = nil, new(http.Protocols)
+	sockets.Protocols.SetHTTP1(true)
+	c.sockets = &http.Client{Transport: sockets, CheckRedirect: c.http.CheckRedirect}
 	agent := config.UserAgent
 	if agent == "" {
 		agent = "carrel-client"
@@ -123,6 +130,7 @@ func New(config Config) (*Client, error) {
 	c.Users = carrelv1connect.NewUserServiceClient(c.http, c.url, options...)
 	c.Tokens = carrelv1connect.NewTokenServiceClient(c.http, c.url, options...)
 	c.Nodes = carrelv1connect.NewNodeServiceClient(c.http, c.url, options...)
+	c.SSH = carrelv1connect.NewSSHServiceClient(c.http, c.url, options...)
 	c.Ports = carrelv1connect.NewPortServiceClient(c.http, c.url, options...)
 	c.Processes = carrelv1connect.NewProcessServiceClient(c.http, c.url, options...)
 	c.Files = carrelv1connect.NewFileServiceClient(c.http, c.url, options...)
