@@ -32,6 +32,10 @@ const (
 type pass struct {
 	auth.Ticket
 	header, proof string // the header of the CONNECT request that carries the proof, and the signed proof
+	// key is the SSH public key (in its wire form) by which the user was known; the pass ends when it is theirs no more.
+	key string
+	// openPort is the port that is open to more than those who may use the box, and by which alone this is a pass; 0: none.
+	openPort int
 	// exchange is set when an API token was exchanged for the ticket; it may be exchanged again.
 	exchange *exchange
 }

@@ -166,11 +166,11 @@ func (t *grantTable) put(g grant) {
 	}
 }
 
-// apply takes what an update of control says of users, and reports whether it says anything.
-func (t *grantTable) apply(update *linkv1.RoutesUpdate) bool {
+// apply takes what an update of control says of users.
+func (t *grantTable) apply(update *linkv1.RoutesUpdate) {
 	full := update.GetFull()
 	if !full && len(update.GetGrants()) == 0 && len(update.GetRevokedTokens()) == 0 && len(update.GetSshUserCaKeys()) == 0 {
-		return false
+		return
 	}
 	now := t.now()
 	t.mu.Lock()
@@ -205,7 +205,6 @@ func (t *grantTable) apply(update *linkv1.RoutesUpdate) bool {
 	t.forget(now)
 	t.mu.Unlock()
 	t.touch()
-	return true
 }
 
 // forget drops what cannot matter any more; the caller holds mu.
@@ -243,6 +242,9 @@ func (t *grantTable) good(p pass) error {
 	if _, revoked := t.revoked[p.Token]; revoked && p.Token != "" {
 		return errTokenRevoked(p.Box)
 	}
+	if p.key != "" && t.keys[p.key] != p.User {
+		return errKeyRemoved(p.Box)
+	}
 	if p.User == "" {
 		return nil
 	}
@@ -260,6 +262,10 @@ func (t *grantTable) good(p pass) error {
 
 func errTokenRevoked(box carrel.BoxID) *carrel.Error {
 	return carrel.Errorf(carrel.CodeUnauthorized, "token_revoked", "the API token by which you reached box %s was revoked or has expired; log in with another one", box)
+}
+
+func errKeyRemoved(box carrel.BoxID) *carrel.Error {
+	return carrel.Errorf(carrel.CodeUnauthorized, "key_removed", "the SSH key by which you reached box %s was removed; log in with another one", box)
 }
 
 func errRightsEnded(box carrel.BoxID) *carrel.Error {

@@ -263,8 +263,8 @@ func (p *ports) anybody(ref portRef, rule portRule, user carrel.UserID) (visitor
 		return visitor{}, errOtherBox(ref.Box)
 	}
 	return visitor{user: user, pass: pass{
-		Ticket: auth.Ticket{Box: ref.Box, Org: signed.Org, Epoch: epoch, User: user, Scopes: []string{auth.ScopeExec}, Expires: signed.Expires},
-		header: headerPortPass, proof: rule.JWT,
+		Ticket: auth.Ticket{Box: ref.Box, Org: signed.Org, Epoch: epoch, User: user, Scopes: []string{auth.ScopeView}, Expires: signed.Expires},
+		header: headerPortPass, proof: rule.JWT, openPort: ref.Port,
 	}}, nil
 }
 

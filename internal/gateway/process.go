@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 
 	"connectrpc.com/connect"
 
@@ -25,51 +26,66 @@ type boxRequest interface {
 }
 
 // agent finds the agent of the box that a request names, if its bearer gives scope.
-func (p *processes) agent(ctx context.Context, req connect.AnyRequest, scope string) (*agentConn, carrel.BoxID, func(), error) {
+func (p *processes) agent(ctx context.Context, req connect.AnyRequest, scope string) (*agentConn, pass, func(), error) {
 	message, _ := req.Any().(boxRequest)
 	allowed, err := p.gateway.allow(ctx, req.Header(), message.GetBox(), message.GetOrg(), scope)
 	if err != nil {
-		return nil, "", nil, err
+		return nil, pass{}, nil, err
+	}
+	if kind := activityOf(message); kind != "" {
+		p.gateway.touch(allowed, kind)
 	}
 	p.gateway.log.DebugContext(ctx, "call to box", "method", req.Spec().Procedure, "box", allowed.Box, "user", allowed.User, "request", req.Header().Get(headerRequestID))
 	conn, done := p.gateway.agents.get(allowed)
-	return conn, allowed.Box, done, nil
+	return conn, allowed, done, nil
+}
+
+// activityOf is what a request tells of its user's presence; empty: nothing, it only looks.
+func activityOf(request boxRequest) string {
+	switch request.(type) {
+	case *carrelv1.StartProcessRequest, *carrelv1.SignalProcessRequest:
+		return activityExec
+	case *carrelv1.WriteInputRequest:
+		return activityInput
+	}
+	return ""
 }
 
 // unary passes one call on.
 func unary[Q, R any](ctx context.Context, p *processes, req *connect.Request[Q], scope string,
 	method func(*agentConn, context.Context, *connect.Request[Q]) (*connect.Response[R], error),
 ) (*connect.Response[R], error) {
-	conn, box, done, err := p.agent(ctx, req, scope)
+	conn, allowed, done, err := p.agent(ctx, req, scope)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
 	resp, err := method(conn, ctx, connect.NewRequest(req.Msg))
 	if err != nil {
-		return nil, fromAgent(ctx, box, err)
+		return nil, fromAgent(ctx, allowed.Box, err)
 	}
 	return connect.NewResponse(resp.Msg), nil
 }
 
-// follow passes a stream on, message by message. A client that does not read holds up this stream alone:
+// follow passes a stream on, message by message, until its end or that of the user's right. A client that does not read holds up this stream alone:
 // at most agentWindow of it waits here.
 func follow[Q any](ctx context.Context, p *processes, req *connect.Request[Q], scope string, out *connect.ServerStream[carrelv1.ProcessEvent],
 	method func(*agentConn, context.Context, *connect.Request[Q]) (*connect.ServerStreamForClient[carrelv1.ProcessEvent], error),
 ) error {
-	conn, box, done, err := p.agent(ctx, req, scope)
+	conn, allowed, done, err := p.agent(ctx, req, scope)
 	if err != nil {
 		return err
 	}
 	defer done()
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer p.gateway.guard(allowed, cancel)()
 	in, err := method(conn, ctx, connect.NewRequest(req.Msg))
 	if err != nil {
-		cancel()
-		return fromAgent(ctx, box, err)
+		cancel(nil)
+		return fromAgent(ctx, allowed.Box, err)
 	}
 	defer func() {
-		cancel() // first: Close would else read what is still to come
+		cancel(nil) // first: Close would else read what is still to come
 		_ = in.Close()
 	}()
 	p.gateway.metrics.streams.Inc()
@@ -79,7 +95,11 @@ func follow[Q any](ctx context.Context, p *processes, req *connect.Request[Q], s
 			return err
 		}
 	}
-	return fromAgent(ctx, box, in.Err())
+	var cut *carrel.Error
+	if errors.As(context.Cause(ctx), &cut) {
+		return cut
+	}
+	return fromAgent(ctx, allowed.Box, in.Err())
 }
 
 func (p *processes) StartProcess(ctx context.Context, req *connect.Request[carrelv1.StartProcessRequest]) (*connect.Response[carrelv1.Process], error) {

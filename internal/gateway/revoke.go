@@ -13,7 +13,7 @@ const renewEvery = 15 * time.Second
 
 // guarded is one open stream and the right by which it is open.
 type guarded struct {
-	pass   pass
+	pass   pass // the table's lock guards it
 	cancel func(error)
 }
 
@@ -25,21 +25,28 @@ type guards struct {
 
 func newGuards() *guards { return &guards{open: map[*guarded]struct{}{}} }
 
-func (s *guards) list() []*guarded {
+// list is a copy of all that is open.
+func (s *guards) list() []guardedNow {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := make([]*guarded, 0, len(s.open))
+	all := make([]guardedNow, 0, len(s.open))
 	for one := range s.open {
-		all = append(all, one)
+		all = append(all, guardedNow{one, one.pass})
 	}
 	return all
 }
 
-func (s *guards) has(one *guarded) bool {
+// guardedNow is an open stream with its pass of this moment.
+type guardedNow struct {
+	*guarded
+	pass pass
+}
+
+// renewed gives a stream a newer pass.
+func (s *guards) renewed(one *guarded, p pass) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, open := s.open[one]
-	return open
+	one.pass = p
+	s.mu.Unlock()
 }
 
 // guard registers an open stream: cancel is called, once at most, with what to tell its user when their right ends, within
@@ -51,7 +58,7 @@ func (g *Gateway) guard(p pass, cancel func(error)) (release func()) {
 	g.guards.open[one] = struct{}{}
 	g.guards.mu.Unlock()
 	// What came between the check of the pass and now would be missed else.
-	if err := g.grants.good(p); err != nil {
+	if err := g.ended(p); err != nil {
 		g.cut(one, err)
 	}
 	return func() {
@@ -65,21 +72,32 @@ func (g *Gateway) guard(p pass, cancel func(error)) (release func()) {
 func (g *Gateway) cut(one *guarded, err error) {
 	g.guards.mu.Lock()
 	_, open := g.guards.open[one]
+	p := one.pass
 	delete(g.guards.open, one)
 	g.guards.mu.Unlock()
 	if !open {
 		return
 	}
 	g.metrics.cuts.WithLabelValues(carrel.ReasonOf(err)).Inc()
-	g.log.Info("a stream was cut", "box", one.pass.Box, "user", one.pass.User, "reason", carrel.ReasonOf(err))
+	g.log.Info("a stream was cut", "box", p.Box, "user", p.User, "reason", carrel.ReasonOf(err))
 	one.cancel(err)
+}
+
+// ended says why a pass is good no more before its time; nil: it is.
+func (g *Gateway) ended(p pass) error {
+	if p.openPort != 0 {
+		if _, open := g.routes.port(p.Box, p.openPort); !open && g.routes.epoch(p.Box) == p.Epoch {
+			return carrel.Errorf(carrel.CodeUnauthorized, "port_closed", "port %d of box %s is private now", p.openPort, p.Box)
+		}
+	}
+	return g.grants.good(p)
 }
 
 // sweep cuts the streams whose right has ended.
 func (g *Gateway) sweep() {
 	for _, one := range g.guards.list() {
-		if err := g.grants.good(one.pass); err != nil {
-			g.cut(one, err)
+		if err := g.ended(one.pass); err != nil {
+			g.cut(one.guarded, err)
 		}
 	}
 }
@@ -100,7 +118,7 @@ func (g *Gateway) keepRenewedTickets(ctx context.Context) error {
 }
 
 func (g *Gateway) renewTickets(ctx context.Context) {
-	due := map[exchangeKey][]*guarded{}
+	due := map[exchangeKey][]guardedNow{}
 	for _, one := range g.guards.list() {
 		if x := one.pass.exchange; x != nil && one.pass.Expires.Sub(g.now()) < carrel.TicketLifetime/2 {
 			due[x.key] = append(due[x.key], one)
@@ -111,11 +129,9 @@ func (g *Gateway) renewTickets(ctx context.Context) {
 		for _, one := range streams {
 			switch {
 			case err == nil:
-				g.guards.mu.Lock()
-				one.pass = fresh
-				g.guards.mu.Unlock()
+				g.guards.renewed(one.guarded, fresh)
 			case refused(err):
-				g.cut(one, err)
+				g.cut(one.guarded, err)
 			}
 		}
 	}

@@ -452,9 +452,8 @@ func (g *Gateway) watchRoutes(ctx context.Context, alive func()) error {
 		update := stream.Msg()
 		g.learnKeys(update.GetTicketKeys())
 		g.routes.apply(update)
-		if g.grants.apply(update) {
-			g.sweep()
-		}
+		g.grants.apply(update)
+		g.sweep()
 		if update.GetFull() {
 			g.routes.setLive(true)
 			g.shared.again()

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,8 +50,7 @@ type secretStore struct {
 	log  *slog.Logger
 	ask  chan struct{} // control is to be asked now
 
-	mu    sync.Mutex // guards what follows
-	file  secretsFile
+	mu    sync.Mutex // guards value
 	value sharedSecrets
 }
 
@@ -62,7 +62,7 @@ func openSecrets(dir, cluster string, log *slog.Logger) *secretStore {
 	case errors.Is(err, fs.ErrNotExist):
 		return s
 	case err == nil && file.Version == secretsVersion && file.Cluster == cluster:
-		err = s.take(file)
+		s.value, err = file.read()
 	case err == nil:
 		err = errors.New("of another cluster or version")
 	}
@@ -72,40 +72,47 @@ func openSecrets(dir, cluster string, log *slog.Logger) *secretStore {
 	return s
 }
 
-// take makes a file's secrets the present ones.
-func (s *secretStore) take(file secretsFile) error {
+func (file secretsFile) read() (sharedSecrets, error) {
 	var value sharedSecrets
 	for _, text := range file.SSHHosts {
 		key, err := ssh.ParsePrivateKey(text)
 		if err != nil {
-			return errors.New("an SSH host key cannot be read") // the error itself may show parts of it
+			return value, errors.New("an SSH host key cannot be read") // the error itself may show parts of it
 		}
 		value.SSHHostKeys = append(value.SSHHostKeys, key)
 	}
 	for _, key := range file.CookieKeys {
 		if len(key) != cookieKeyBytes {
-			return errors.New("a cookie key has a wrong length")
+			return value, errors.New("a cookie key has a wrong length")
 		}
 		value.CookieKeys = append(value.CookieKeys, bytes.Clone(key))
 	}
-	s.mu.Lock()
-	s.file, s.value = file, value
-	s.mu.Unlock()
-	return nil
+	return value, nil
+}
+
+// same reports whether both have the same keys in the same order.
+func (v sharedSecrets) same(other sharedSecrets) bool {
+	return slices.EqualFunc(v.SSHHostKeys, other.SSHHostKeys, func(a, b ssh.Signer) bool {
+		return bytes.Equal(a.PublicKey().Marshal(), b.PublicKey().Marshal())
+	}) && slices.EqualFunc(v.CookieKeys, other.CookieKeys, bytes.Equal)
 }
 
 // learn takes what control says, on disk first.
 func (s *secretStore) learn(cluster string, m *linkv1.GetSecretsResponse) error {
 	file := secretsFile{Version: secretsVersion, Cluster: cluster, SSHHosts: m.GetSshHostKeys(), CookieKeys: m.GetCookieKeys()}
-	data, err := json.Marshal(file)
+	value, err := file.read()
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
-	old, _ := json.Marshal(s.file) // the same type
+	same := s.value.same(value)
 	s.mu.Unlock()
-	if bytes.Equal(old, data) {
+	if same { // the texts of one key may differ
 		return nil
+	}
+	data, err := json.Marshal(file)
+	if err != nil {
+		return err
 	}
 	if err := failpoint.Hit("gateway/secrets/save"); err != nil {
 		return err
@@ -113,9 +120,9 @@ func (s *secretStore) learn(cluster string, m *linkv1.GetSecretsResponse) error 
 	if err := writeFile(s.path, data); err != nil {
 		return err
 	}
-	if err := s.take(file); err != nil {
-		return err
-	}
+	s.mu.Lock()
+	s.value = value
+	s.mu.Unlock()
 	s.log.Info("secrets changed", "ssh_host_keys", len(file.SSHHosts), "cookie_keys", len(file.CookieKeys))
 	return nil
 }

@@ -32,6 +32,7 @@ var errSSHKey = errors.New("the key is not accepted")
 type sshProof struct {
 	user        carrel.UserID
 	fingerprint string
+	key         string         // in its wire form; empty for a certificate
 	token       carrel.TokenID // of the API token by which a certificate was got: it ends with that
 	command     string         // what a certificate forces; empty: anything
 	noPTY       bool
@@ -66,7 +67,7 @@ func (l *sshLogin) checkKey(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Perm
 			permissions.CriticalOptions = map[string]string{optionSourceAddress: from} // checked by the library
 		}
 	} else if user, ok := l.g.userOfKey(key); ok {
-		proof.user = user
+		proof.user, proof.key = user, string(key.Marshal())
 	} else {
 		l.note(proof.fingerprint)
 		return nil, errSSHKey

@@ -156,7 +156,7 @@ func (c *sshConn) reach(ctx context.Context, target string, wake bool, progress 
 func (c *sshConn) guard(p pass) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p.Token = c.proof.token
+	p.Token, p.key = c.proof.token, c.proof.key
 	if c.release == nil {
 		c.release = c.g.guard(p, func(err error) { c.cancel(err) })
 	}
