@@ -85,12 +85,18 @@ func (v *BoxView) policied() bool {
 	return ok
 }
 
+// takenBack reports whether a pause or stop for idleness was undone because the box was used.
+func (v *BoxView) takenBack() bool {
+	return v.IntentBy == RuleIdle.Actor() && v.Intent == IntentRunning && v.IdleSince.IsZero()
+}
+
 // LastActivity is the newest time that counts in the life of the live run, and whether something that counts goes on. What is
 // known of an earlier run says nothing of this one, which was used when it became running.
 func (v *IdleView) LastActivity(now time.Time) (at time.Time, active bool) {
 	at = v.Box.Run.RunningSince()
-	if !v.Box.policied() && v.Box.Intent == IntentRunning {
-		at = latest(at, v.IntentAt) // asking for a box that runs is using it
+	// Asking for a box that runs is using it, and so was what undid a pause, of which a report is still to come.
+	if v.Box.Intent == IntentRunning && (!v.Box.policied() || v.Box.takenBack()) {
+		at = latest(at, v.IntentAt)
 	}
 	if v.SignalEpoch == v.Box.Epoch {
 		seen, goesOn := LastCounting(v.Signals)
@@ -130,7 +136,7 @@ func DecideIdle(v *IdleView, now time.Time) Decision {
 	switch {
 	case undone && b.policied() && (d.Act == nil || d.Act.Intent != IntentDeleted):
 		d.Act = v.takeBack()
-	case runs && d.Act == nil:
+	case runs && !undone && d.Act == nil:
 		d.Act = v.mark(&d, now)
 	}
 	if d.Act != nil {
@@ -146,8 +152,8 @@ func (v *IdleView) decideRun(d *Decision, policy IdlePolicy, now time.Time) {
 	var notBefore time.Time
 	if v.Box.policied() {
 		notBefore = v.IntentAt.Add(PolicyRetry)
-		if v.Box.IdleSince.IsZero() && v.Box.IntentBy == RuleIdle.Actor() {
-			notBefore = time.Time{} // it was taken back because the box was used
+		if v.Box.takenBack() {
+			notBefore = time.Time{}
 		}
 	}
 	if policy.MaxRun > 0 {

@@ -26,11 +26,27 @@ type model struct {
 	// nodeGeneration is that of the order which the node of the live run has.
 	order           Order
 	orderGeneration int64
+	orderSince      time.Time // use after it undoes the order; zero: nothing does
+	// Of the policy: it is tried in some runs of the test.
+	idle     IdlePolicy
+	intentAt time.Time
+	used     time.Time // when somebody used the box last
 }
 
 func newModel(t *testing.T, seed uint64) *model {
 	m := &model{t: t, rng: rand.New(rand.NewPCG(seed, 1)), now: time.Unix(1_700_000_000, 0), faults: true}
-	m.v = BoxView{ID: NewBoxID(), Intent: IntentRunning, Generation: 1, BootGeneration: 1}
+	m.v = BoxView{ID: NewBoxID(), Intent: IntentRunning, IntentBy: "user:u", Generation: 1, BootGeneration: 1}
+	m.intentAt = m.now
+	m.idle = IdlePolicy{After: 5 * time.Second, Action: []IdleAction{IdlePause, IdleStop, IdleNothing}[seed%3], MaxRun: Never}
+	if seed%5 == 0 {
+		m.idle.MaxRun = 20 * time.Second
+	}
+	if seed%11 == 0 {
+		m.idle.TTL = 3 * time.Minute
+	}
+	if seed%2 == 0 {
+		m.idle = IdlePolicy{After: 30 * day}
+	}
 	m.ops = append(m.ops, OperationView{Verb: VerbCreate, Generation: 1, CreatedAt: m.now})
 	m.last = append(m.last, OperationStatus{})
 	return m
@@ -54,7 +70,7 @@ func (m *model) verb(verb Verb, cold bool) {
 			m.ops[n].Settled = &status
 		}
 	}
-	m.v.Intent = IntentOf(verb)
+	m.v.Intent, m.v.IntentBy, m.v.IdleSince, m.intentAt = IntentOf(verb), "user:u", time.Time{}, m.now
 	m.v.Generation++
 	op := OperationView{Verb: verb, Generation: m.v.Generation, CreatedAt: m.now}
 	if verb == VerbRestart || cold {
@@ -67,6 +83,42 @@ func (m *model) verb(verb Verb, cold bool) {
 	m.ops = append(m.ops, op)
 	m.last = append(m.last, OperationStatus{})
 	m.note("user: %s (cold %v) generation %d", verb, cold, m.v.Generation)
+}
+
+func (m *model) idleView() *IdleView {
+	return &IdleView{
+		Box: &m.v, CreatedAt: time.Unix(1_700_000_000, 0), IntentAt: m.intentAt, Sources: IdleSources{Box: m.idle}, NodeSeen: m.now,
+		Signals: []Signal{{Kind: SignalInput, At: m.used}}, SignalEpoch: m.v.Epoch,
+	}
+}
+
+// policy is what reconcile does for the policy in one transaction.
+func (m *model) policy() {
+	d := DecideIdle(m.idleView(), m.now)
+	if d.Act == nil {
+		return
+	}
+	if d.Act.Mark {
+		m.v.IdleSince = d.Act.IdleSince
+		m.note("policy: %s", d.Act.Message)
+		return
+	}
+	verb := map[Intent]Verb{IntentRunning: VerbStart, IntentPaused: VerbPause, IntentStopped: VerbStop, IntentDeleted: VerbDelete}[d.Act.Intent]
+	for n := range m.ops {
+		if status, end := Settle(m.ops[n], &m.v, m.runs, verb, m.now); end {
+			m.ops[n].Settled = &status
+		}
+	}
+	m.v.Intent, m.v.IntentBy, m.v.IdleSince, m.intentAt = d.Act.Intent, d.Act.Rule.Actor(), d.Act.IdleSince, m.now
+	m.v.Generation++
+	m.note("policy: %s, generation %d", d.Act.Message, m.v.Generation)
+}
+
+// use is what somebody does in a box that can be reached.
+func (m *model) use() {
+	if m.v.Live() && m.v.Run.Phase == PhaseRunning {
+		m.used = m.now
+	}
 }
 
 // reconcile is one tick.
@@ -140,9 +192,13 @@ func (m *model) node() {
 	}
 	if !m.fault(30) { // else the link is down
 		if order := m.v.OrderOf(); order != OrderNone {
-			m.order, m.orderGeneration = order, m.v.Generation
+			m.order, m.orderGeneration, m.orderSince = order, m.v.Generation, time.Time{}
+			if order == OrderPause || order == OrderStop {
+				m.orderSince = m.v.IdleSince
+			}
 		}
 	}
+	pointless := !m.orderSince.IsZero() && m.used.After(m.orderSince)
 	r := m.v.Run
 	if m.order == OrderDestroy {
 		m.report(PhaseDestroyed)
@@ -170,6 +226,10 @@ func (m *model) node() {
 			m.die(ReasonSandboxDied)
 		case r.FailedOrder != OrderNone && r.Generation == m.orderGeneration:
 			// It tried once for this generation.
+		case pointless:
+			failed := m.order
+			m.report(PhaseRunning)
+			r.FailedOrder, r.Reason, r.Message, r.Transient = failed, ReasonActive, "somebody used it", true
 		case m.order == OrderPause:
 			m.report(PhasePausing)
 		case m.order == OrderStop:
@@ -181,6 +241,10 @@ func (m *model) node() {
 		switch {
 		case m.fault(5):
 			m.die(ReasonSandboxDied)
+		case pointless && m.order != OrderRun:
+			failed := m.order
+			m.report(PhaseRunning)
+			r.FailedOrder, r.Reason, r.Message, r.Transient = failed, ReasonActive, "somebody used it", true
 		case m.fault(20): // undone
 			failed := OrderStop
 			if r.Phase == PhasePausing {
@@ -253,6 +317,10 @@ func TestModelConverges(t *testing.T) {
 			switch p := m.rng.IntN(100); {
 			case p < 8:
 				m.user()
+			case p < 16:
+				m.policy()
+			case p < 22:
+				m.use()
 			case p < 50:
 				m.reconcile()
 			default:
@@ -262,20 +330,22 @@ func TestModelConverges(t *testing.T) {
 		m.faults = false
 		for range 60 {
 			m.now = m.now.Add(MaxDelay)
+			m.policy()
 			m.reconcile()
 			m.node()
 		}
+		require.Nil(t, DecideIdle(m.idleView(), m.now).Act, "seed %d: the policy would go on for ever: %v", seed, m.trace)
 		require.False(t, m.v.NeedsReconcile(), "seed %d: reconcile would go on for ever: %v", seed, m.trace)
 		state := StateOf(&m.v)
 		seen[state]++
 		want, _ := Goal(map[Intent]Verb{IntentRunning: VerbStart, IntentPaused: VerbPause, IntentStopped: VerbStop, IntentDeleted: VerbDelete}[m.v.Intent])
 		undone := m.v.Observe() == ObservedUndone
 		failed := state == StateFailed && m.v.CurrentFailure() != nil && !m.v.CurrentFailure().Transient
-		require.True(t, state == want || undone && state == StateRunning || failed, "seed %d: intent %s ended in %s: %v", seed, m.v.Intent, state, m.trace)
+		require.True(t, reached(state, want) || undone && state == StateRunning || failed, "seed %d: intent %s ended in %s: %v", seed, m.v.Intent, state, m.trace)
 		if state == StateStopped {
 			require.False(t, m.v.HasMemory(), "seed %d: stopped, yet memory is kept: %v", seed, m.trace)
 		}
-		if state == StateRunning && !undone {
+		if reached(state, StateRunning) && !undone {
 			require.Equal(t, m.v.BootGeneration, m.v.Run.BootGeneration, "seed %d: a restart did not happen: %v", seed, m.trace)
 		}
 		for n, op := range m.ops {
@@ -283,7 +353,7 @@ func TestModelConverges(t *testing.T) {
 			require.True(t, status.Done, "seed %d: operation %d %s is open for ever (%s): %v", seed, n, op.Verb, status.Progress, m.trace)
 		}
 	}
-	for _, state := range []State{StateRunning, StatePaused, StateStopped, StateFailed, StateDeleted} {
+	for _, state := range []State{StateRunning, StateIdle, StatePaused, StateStopped, StateFailed, StateDeleted} {
 		require.NotZero(t, seen[state], "the model never came to %s: it tests too little", state)
 	}
 }
