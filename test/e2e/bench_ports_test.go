@@ -13,10 +13,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
@@ -91,6 +93,10 @@ func (s *stack) serveInBox(box string) {
 	require.Zero(s.t, status.Code)
 	_, err = s.client.Exec(s.ctx(), client.ExecOptions{Box: box, Args: []string{"./server", fmt.Sprintf(":%d", portInTheBox)}, Detach: true})
 	require.NoError(s.t, err)
+	require.Eventually(s.t, func() bool {
+		list, err := s.client.Ports.ListBoxListeners(s.ctx(), connect.NewRequest(&carrelv1.ListBoxListenersRequest{Box: box}))
+		return err == nil && slices.ContainsFunc(list.Msg.GetListeners(), func(l *carrelv1.BoxListener) bool { return l.GetPort() == portInTheBox })
+	}, settleTime, 50*time.Millisecond, "it listens")
 }
 
 // agentAddress is where a node reaches a box.
