@@ -31,6 +31,7 @@ type server struct {
 	carrelv1connect.UnimplementedUserServiceHandler
 	carrelv1connect.UnimplementedTokenServiceHandler
 	carrelv1connect.UnimplementedProcessServiceHandler
+	keyServer
 
 	mu    sync.Mutex
 	boxes map[string]*carrelv1.Box
@@ -56,6 +57,7 @@ func startServer(t *testing.T) string {
 	mux.Handle(carrelv1connect.NewUserServiceHandler(s, guard))
 	mux.Handle(carrelv1connect.NewTokenServiceHandler(s, guard))
 	mux.Handle(carrelv1connect.NewProcessServiceHandler(s, guard))
+	mux.Handle(carrelv1connect.NewSSHServiceHandler(&s.keyServer, guard))
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Server", "carrel/9.9.9") })
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
