@@ -19,8 +19,8 @@ import (
 const (
 	defaultPortURL = time.Hour
 	minPortURL     = time.Minute
-	// headerPortOrigin is set by gateways: where ports of boxes are found, with {port} and {box} in their places.
-	headerPortOrigin = "Carrel-Port-Origin"
+	// headerPortHosts is set by gateways: where ports of boxes are found, such as http://*.localhost:7070, with * for PORT-BOX.
+	headerPortHosts = "Carrel-Port-Hosts"
 	// portToken is the parameter of a URL that carries the pass of a port.
 	portToken = "carrel_token"
 )
@@ -35,12 +35,12 @@ func checkPort(port int32) error {
 // portURL is where a port of a box is found by who made a request. Without a gateway in between there is only the path.
 func portURL(ctx context.Context, box carrel.BoxID, port int) *url.URL {
 	number := strconv.Itoa(port)
-	origin := accessOf(ctx).header.Get(headerPortOrigin)
-	u, err := url.Parse(strings.NewReplacer("{port}", number, "{box}", string(box)).Replace(origin))
+	hosts := accessOf(ctx).header.Get(headerPortHosts)
+	u, err := url.Parse(strings.Replace(hosts, "*", number+"-"+string(box), 1))
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return &url.URL{Path: "/p/" + string(box) + "/" + number + "/"}
 	}
-	return u
+	return &url.URL{Scheme: u.Scheme, Host: u.Host, Path: "/"}
 }
 
 func boxPortProto(ctx context.Context, box carrel.BoxID, p store.BoxPort) *carrelv1.BoxPort {
