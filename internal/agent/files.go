@@ -207,6 +207,24 @@ func fileMode(bits uint32) (fs.FileMode, error) {
 	return mode, nil
 }
 
+// isDirectoryPath reports whether a path says that it is a directory's, by a slash at its end: then a link is followed, as
+// everywhere.
+func isDirectoryPath(text string) bool {
+	return strings.HasSuffix(text, "/") || strings.HasSuffix(text, "/.")
+}
+
+// statAs describes what a request means by a path. For asUser.
+func statAs(text, path string) (*carrelv1.FileInfo, error) {
+	if !isDirectoryPath(text) {
+		return stat(path)
+	}
+	info, err := os.Stat(path + "/")
+	if err != nil {
+		return nil, fileError("look at", path, err)
+	}
+	return describe(path, info, nil), nil
+}
+
 // stat describes what is at a path itself; links are not followed. For asUser.
 func stat(path string) (*carrelv1.FileInfo, error) {
 	info, err := os.Lstat(path)
@@ -221,7 +239,7 @@ func (s *fileService) Stat(ctx context.Context, request *connect.Request[carrelv
 	if err != nil {
 		return nil, err
 	}
-	return s.answer(ctx, func() (*carrelv1.FileInfo, error) { return stat(path) })
+	return s.answer(ctx, func() (*carrelv1.FileInfo, error) { return statAs(request.Msg.GetPath(), path) })
 }
 
 // answer runs f as the user and answers with what it found.

@@ -43,7 +43,7 @@ func (s *fileService) DownloadArchive(ctx context.Context, request *connect.Requ
 		return err
 	}
 	return s.withArchive(func() error {
-		info, err := stat(path)
+		info, err := statAs(request.Msg.GetPath(), path)
 		if err != nil {
 			return err
 		}

@@ -216,6 +216,14 @@ func TestAReplacedFileKeepsItsModeAndALinkStaysOne(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "symlink", link.GetType())
 	require.Equal(t, "../real", link.GetTarget())
+	require.NoError(t, os.Symlink("d", b.at("todir")))
+	for path, kind := range map[string]string{"todir": "symlink", "todir/": "directory", "todir/.": "directory", "d/link": "symlink"} {
+		info, err := b.stat(path)
+		require.NoError(t, err)
+		require.Equal(t, kind, info.GetType(), path)
+	}
+	_, err = b.stat("d/link/")
+	requireReason(t, err, carrel.CodePrecondition, "not_a_directory")
 	_, err = b.write(&carrelv1.WriteFileRequest{Path: "dangling", Data: []byte("x")})
 	require.NoError(t, err)
 	require.Equal(t, "x", b.content("fresh"))

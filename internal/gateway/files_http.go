@@ -30,7 +30,7 @@ const (
 )
 
 // rawFilePath is where contents are had without RPC: a path from the root of the box, or from the user's home after ~.
-var rawFilePath = regexp.MustCompile(`^/v1/boxes/([^/]+)/fs(/.*)?$`)
+var rawFilePath = regexp.MustCompile(`(?s)^/v1/boxes/([^/]+)/fs(/.*)?$`)
 
 // shownTypes are the media types that a browser may show by itself; everything else is text to be read or bytes to be kept.
 var shownTypes = map[string]string{
@@ -170,10 +170,14 @@ func (f *rawFile) get() error {
 		}
 	}
 	err = f.send(call, request, status, etag)
-	if carrel.ReasonOf(err) == "is_directory" {
-		return f.list(call)
+	if carrel.ReasonOf(err) != "is_directory" {
+		return err
 	}
-	return err
+	if call, err = f.begin(auth.ScopeView, true); err != nil { // that one ended with its stream
+		return err
+	}
+	defer call.end()
+	return f.list(call)
 }
 
 func (f *rawFile) needsLook() bool {
