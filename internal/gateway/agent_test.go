@@ -271,4 +271,4 @@ func (a *fakeAgent) Resize(_ context.Context, req *connect.Request[carrelv1.Resi
 }
 
 // within is a bounded wait for tests.
-const within = 15 * time.Second
+const within = time.Minute

@@ -624,7 +624,7 @@ func (w *world) machine(method, path, body string) string {
 	w.t.Helper()
 	var out string
 	var last error
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for time.Now().Before(deadline) {
 		req, err := http.NewRequestWithContext(w.t.Context(), method, "http://test/"+path, strings.NewReader(body))
 		require.NoError(w.t, err)

@@ -48,7 +48,7 @@ func output(t *testing.T) (*os.File, func() string) {
 
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	require.Eventually(t, condition, 20*time.Second, 5*time.Millisecond, what)
+	require.Eventually(t, condition, time.Minute, 5*time.Millisecond, what)
 }
 
 func TestChildIsStartedAgainAndEndedWithItsSupervisor(t *testing.T) {

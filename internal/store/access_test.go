@@ -70,7 +70,7 @@ func requireWoken(t *testing.T, wake *store.Subscription) {
 	t.Helper()
 	select {
 	case <-wake.C:
-	case <-time.After(15 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("nobody was woken")
 	}
 }

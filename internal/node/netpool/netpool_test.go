@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +19,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
+
+// patience bounds what happens by itself.
+const patience = time.Minute
 
 // open makes the pool of an instance that is named for the test, and takes it away at the end.
 func open(t *testing.T, instance, runDir string, live []Network) *Pool {
@@ -121,11 +125,15 @@ func TestHostReachesTheAgentAndTheBoxReachesNothing(t *testing.T) {
 	listen(t, a, 8080)
 	listen(t, b, AgentPort)
 
-	began := time.Now()
-	c, err := net.DialTimeout("tcp", a.Agent(), time.Second)
+	link, err := netlink.LinkByName(a.Name)
+	require.NoError(t, err)
+	known, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V4)
+	require.NoError(t, err)
+	require.True(t, slices.ContainsFunc(known, func(n netlink.Neigh) bool {
+		return n.IP.String() == a.Box && n.State == netlink.NUD_PERMANENT
+	}), "the first packet waits for an address to be resolved: %v", known)
+	c, err := net.DialTimeout("tcp", a.Agent(), patience)
 	require.NoError(t, err, "the host does not reach the agent")
-	t.Logf("first connection took %s", time.Since(began))
-	require.Less(t, time.Since(began), 500*time.Millisecond, "the first packet waited for an address to be resolved")
 	_, err = c.Write([]byte("hello"))
 	require.NoError(t, err)
 	got := make([]byte, 5)
@@ -220,7 +228,7 @@ func TestPoolRefillsAndRemovesInTheBackground(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
-	require.Eventually(t, func() bool { return len(p.ready) == 2 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(p.ready) == 2 }, patience, time.Millisecond)
 	began := time.Now()
 	n, err := p.Take(ctx)
 	require.NoError(t, err)
@@ -232,8 +240,8 @@ func TestPoolRefillsAndRemovesInTheBackground(t *testing.T) {
 		_, err := netlink.LinkByName(n.Name)
 		_, fileErr := os.Stat(filepath.Join(p.netnsDir(), n.Name))
 		return err != nil && os.IsNotExist(fileErr)
-	}, 5*time.Second, time.Millisecond)
-	require.Eventually(t, func() bool { return len(p.ready) == 2 }, 5*time.Second, time.Millisecond)
+	}, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return len(p.ready) == 2 }, patience, time.Millisecond)
 
 	// A second release does not hit whoever has the same index now.
 	same, err := p.Take(ctx)
