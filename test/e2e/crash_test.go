@@ -22,8 +22,8 @@ import (
 // starts for the first time with another action at every step.
 var crashStacks = []string{failpoint.ActionKill, failpoint.ActionError, failpoint.ActionRepeat}
 
-// crashSources are the folders with the steps of a box's life.
-var crashSources = []string{"internal/node", "internal/runtime/gvisor", "internal/reconcile", "internal/gateway"}
+// crashSources are the folders and files with the steps of a box's life.
+var crashSources = []string{"internal/node", "internal/runtime/gvisor", "internal/reconcile/box.go"}
 
 // unreachable are steps that no life on one machine comes to, each with the test that does. The list is meant to be empty.
 var unreachable = map[string]string{}
@@ -43,6 +43,7 @@ func (f fault) String() string { return f.step + "=" + f.action }
 // life: it goes on all the time.
 func TestCrashEverywhere(t *testing.T) {
 	c := &crash{steps: stepNames(t, crashSources...), happened: map[fault]bool{}, traced: make(chan struct{})}
+	c.begun.Add(len(crashStacks))
 	t.Run("lives", func(t *testing.T) {
 		for i, action := range crashStacks {
 			t.Run(action+" at the first start", func(t *testing.T) {
@@ -67,7 +68,8 @@ func TestCrashEverywhere(t *testing.T) {
 // crash is what the Carrels of one test share.
 type crash struct {
 	steps  []string
-	traced chan struct{} // closed when plans is there, or never will be
+	begun  sync.WaitGroup // of those whose first start is over
+	traced chan struct{}  // closed when plans is there, or never will be
 
 	mu       sync.Mutex // guards what follows
 	plans    []plan     // not yet lived
@@ -84,8 +86,12 @@ func (c *crash) live(t *testing.T, first bool, action string) {
 	if first {
 		defer traced() // however it ends: the others wait
 	}
+	begun := sync.OnceFunc(c.begun.Done)
+	defer begun()
 	s := newStack(t, options{pool: "3GiB", faults: true, armed: c.at(c.steps, action)})
-	s.reap(c)
+	s.happened = c.note
+	s.reap()
+	begun()
 	for name := range s.armed { // what the first start did not come to
 		s.lift(name)
 	}
@@ -96,6 +102,7 @@ func (c *crash) live(t *testing.T, first bool, action string) {
 
 	if first {
 		reached := c.trace(s)
+		c.begun.Wait()
 		c.mu.Lock()
 		c.plans = c.deal(reached)
 		c.mu.Unlock()
@@ -108,7 +115,7 @@ func (c *crash) live(t *testing.T, first bool, action string) {
 			break
 		}
 		require.LessOrEqual(t, n, 200, "faults stay armed: %v %v", s.armed, s.pending)
-		newLife(s, n).live(p, func() { s.reap(c) })
+		newLife(s, n).live(p)
 		if p == nil { // a last life for what is left: nothing else is going to come to it
 			break
 		}
@@ -116,6 +123,12 @@ func (c *crash) live(t *testing.T, first bool, action string) {
 	again, _ := s.progressOf("witness")
 	require.Equal(t, pid, again, "the box beside them all was not left alone")
 	s.witness = nil
+}
+
+func (c *crash) note(f fault) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.happened[f] = true
 }
 
 // at makes faults of one action.
@@ -196,7 +209,7 @@ func (c *crash) deal(reached map[string][]string) []plan {
 // shares splits faults into those of one life each. A verb of little patience is put off by every error, longer each
 // time; kills cost the time of a new start each. No step has two actions at once.
 func shares(faults []fault, patience int) [][]fault {
-	const most = 5
+	const most = 6
 	var lists [][]fault
 	var costs, errors []int
 	for _, f := range faults {
@@ -249,15 +262,13 @@ func (s *stack) lift(step string) {
 }
 
 // reap notes what has happened since the last time.
-func (s *stack) reap(c *crash) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+func (s *stack) reap() {
 	for step, action := range s.armed {
 		left, err := s.faults.Armed(step)
 		require.NoError(s.t, err)
 		if left == "" {
-			c.happened[fault{step, action}] = true
 			delete(s.armed, step)
+			s.happened(fault{step, action})
 		}
 	}
 }

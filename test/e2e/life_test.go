@@ -33,7 +33,7 @@ var verbs = []struct {
 	{"overtaken", (*life).overtaken, 4},
 	{"stop", (*life).stop, 4},
 	{"start", (*life).start, 1},
-	{"died", (*life).died, 1},
+	{"died", (*life).died, 3},
 	{"delete", (*life).delete, 4},
 }
 
@@ -53,14 +53,14 @@ func newLife(s *stack, n int) *life {
 	return &life{stack: s, t: s.t, n: n, name: fmt.Sprintf("life-%d", n)}
 }
 
-// live goes through all verbs with the faults of a plan, and calls after behind each.
-func (l *life) live(p plan, after func()) {
+// live goes through all verbs with the faults of a plan.
+func (l *life) live(p plan) {
 	for _, v := range verbs {
 		l.arm(p[v.name])
 		began := time.Now()
 		armed := fmt.Sprint(l.armed)
 		v.do(l)
-		after()
+		l.reap()
 		l.t.Logf("%s: %s took %s with %s", l.name, v.name, time.Since(began).Round(time.Millisecond), armed)
 	}
 }
@@ -132,31 +132,34 @@ func (l *life) resume() {
 // undone is a pause that fails when its snapshot is complete: the box goes on. It is asked for again as long as a fault
 // has it succeed in a roundabout way, or waits for one more.
 func (l *life) undone() {
-	for undone := false; !undone || l.waits("gvisor/thaw/", "node/snapshot/"); {
-		l.arm(nil)
-		if l.armed["node/capture/sealed"] == "" {
-			require.NoError(l.t, l.faults.Arm("node/capture/sealed", failpoint.ActionError))
+	const sealed = "node/capture/sealed"
+	for range 8 {
+		if left, err := l.faults.Armed(sealed); err == nil && left == "" {
+			require.NoError(l.t, l.faults.Arm(sealed, failpoint.ActionError))
 		}
 		op := l.request(l.askPause)
-		if undone = op.GetError() != nil; undone {
-			l.look(running)
-			l.goesOn()
-		} else {
+		if op.GetError() == nil {
 			l.resume()
+			continue
+		}
+		l.look(running)
+		l.goesOn()
+		if !l.waits("gvisor/thaw/", "node/snapshot/") {
+			break
 		}
 	}
-	_, err := l.faults.Disarm("node/capture/sealed")
-	require.NoError(l.t, err)
+	if l.reap(); l.armed[sealed] == "" {
+		_, err := l.faults.Disarm(sealed)
+		require.NoError(l.t, err)
+	}
 }
 
 // waits says whether a fault at one of these steps has not happened yet.
 func (l *life) waits(prefixes ...string) bool {
+	l.reap()
 	for step := range l.armed {
 		for _, prefix := range prefixes {
-			if !strings.HasPrefix(step, prefix) {
-				continue
-			}
-			if left, err := l.faults.Armed(step); err == nil && left != "" {
+			if strings.HasPrefix(step, prefix) {
 				return true
 			}
 		}

@@ -77,10 +77,11 @@ type stack struct {
 	token    string
 	client   *client.Client
 
-	faults  failpoint.Dir
-	armed   map[string]string // step to action, as far as it is not known that it happened
-	pending []fault           // for the next verb
-	witness *carrelv1.Box     // lives all the time and counts as no leftover
+	faults   failpoint.Dir
+	armed    map[string]string // step to action, as far as it is not known that it happened
+	pending  []fault           // for the next verb
+	happened func(fault)
+	witness  *carrelv1.Box // lives all the time and counts as no leftover
 
 	up     *exec.Cmd
 	ended  chan error
