@@ -80,7 +80,7 @@ func (a *app) execCommand() *cobra.Command {
 				o.Env["TERM"] = a.env["TERM"]
 			}
 		}
-		return a.session(tty, !noStdin, func(ctx context.Context, streams client.Streams) (client.ExitStatus, error) {
+		return a.session(sessionMode{tty: tty, stdin: !noStdin}, func(ctx context.Context, streams client.Streams) (client.ExitStatus, error) {
 			o.Streams = streams
 			status, err := c.Exec(ctx, o)
 			if err == nil && status.Lost > 0 && !tty {
@@ -92,40 +92,53 @@ func (a *app) execCommand() *cobra.Command {
 	return cmd
 }
 
+// sessionMode is how this program's terminal, input and signals stand to those of a process.
+type sessionMode struct {
+	tty   bool // the terminal is the process's
+	stdin bool // standard input goes to the process
+	view  bool // nothing goes to the process; an interrupt ends the session
+}
+
 // session runs f between the streams, signals and the terminal of this program, and ends with the exit code
 // of the process in the box.
-func (a *app) session(tty, stdin bool, f func(context.Context, client.Streams) (client.ExitStatus, error)) error {
+func (a *app) session(mode sessionMode, f func(context.Context, client.Streams) (client.ExitStatus, error)) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	streams := client.Streams{Stdout: a.stdout, Stderr: a.stderr}
-	if stdin {
+	link := &linkWatch{a: a, raw: mode.tty, leaves: mode.view, cancel: cancel}
+	if mode.stdin {
 		streams.Stdin = a.stdin
 	}
 	restore := func() {}
-	if tty {
+	if mode.tty {
 		sizes, stop := watchSize(a.terminalSize)
 		defer stop()
 		streams.Resize = sizes
-		if file, ok := a.stdin.(*os.File); ok && stdin && term.IsTerminal(int(file.Fd())) {
+		if file, ok := a.stdin.(*os.File); ok && mode.stdin && term.IsTerminal(int(file.Fd())) {
 			state, err := term.MakeRaw(int(file.Fd()))
 			if err != nil {
 				return fmt.Errorf("make the terminal raw: %w", err)
 			}
 			restore = sync.OnceFunc(func() { _ = term.Restore(int(file.Fd()), state) })
+			streams.Stdin = &escapes{from: file, leave: link.leave, fresh: true}
 		}
 	}
 	defer restore()
 
-	link := &linkWatch{a: a, raw: tty, cancel: cancel}
 	streams.OnLink = link.set
 	streams.OnStarted = link.start
 	signals, stop := link.forwardSignals()
 	defer stop()
-	streams.Signals = signals
+	if !mode.view {
+		streams.Signals = signals
+	}
 
 	status, err := f(ctx, streams)
 	restore() // before anything is printed
 	switch {
+	case link.left():
+		fmt.Fprintf(a.stderr, "carrel: process %s goes on in the box\n", status.Process)
+		return nil
 	case link.given():
 		fmt.Fprintf(a.stderr, "carrel: given up while the connection was broken; process %s goes on in the box\n", status.Process)
 		return exitError(ownFailure)

@@ -16,6 +16,7 @@ import (
 type linkWatch struct {
 	a      *app
 	raw    bool // the terminal is raw: lines need a carriage return
+	leaves bool // an interrupt ends the session and nothing else
 	cancel context.CancelFunc
 
 	mu      sync.Mutex // guards what follows
@@ -24,6 +25,7 @@ type linkWatch struct {
 	timer   *time.Timer
 	told    bool
 	gaveUp  bool
+	gone    bool // the person has left
 }
 
 func (l *linkWatch) set(state client.Link, _ error) {
@@ -34,7 +36,7 @@ func (l *linkWatch) set(state client.Link, _ error) {
 		l.timer.Stop()
 	}
 	if l.down {
-		l.timer = time.AfterFunc(noticeAfter, func() { l.say("the connection is broken; trying again (Ctrl-C gives up, the command goes on)", true) })
+		l.timer = time.AfterFunc(noticeAfter, func() { l.say("the connection is broken; trying again ("+l.wayOut()+" gives up, the command goes on)", true) })
 		return
 	}
 	if l.told {
@@ -58,6 +60,28 @@ func (l *linkWatch) line(text string) {
 		end = "\r\n"
 	}
 	fmt.Fprint(l.a.stderr, end+"carrel: "+text+end)
+}
+
+// wayOut is what a person does to end the session without the command.
+func (l *linkWatch) wayOut() string {
+	if l.raw {
+		return "Enter ~ ."
+	}
+	return "Ctrl-C"
+}
+
+// leave ends the session; the command goes on.
+func (l *linkWatch) leave() {
+	l.mu.Lock()
+	l.gone = true
+	l.mu.Unlock()
+	l.cancel()
+}
+
+func (l *linkWatch) left() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.gone
 }
 
 func (l *linkWatch) given() bool {
@@ -86,6 +110,10 @@ func (l *linkWatch) forwardSignals() (<-chan string, func()) {
 			select {
 			case s := <-caught:
 				name := signalName(s)
+				if l.leaves {
+					l.leave()
+					continue
+				}
 				l.mu.Lock()
 				giveUp := (l.down || !l.started) && (name == "INT" || name == "TERM" || name == "HUP")
 				l.gaveUp = l.gaveUp || giveUp && l.started

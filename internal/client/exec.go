@@ -66,8 +66,6 @@ type AttachOptions struct {
 	Process string
 	// First byte wanted of each stream; -1: only what comes from now on.
 	StdoutOffset, StderrOffset int64
-	// StdinOffset is how many bytes of input the process was given already.
-	StdinOffset int64
 }
 
 // ExitStatus is how a session ended.
@@ -123,14 +121,13 @@ func (c *Client) Exec(ctx context.Context, o ExecOptions) (ExitStatus, error) {
 	return s.run(ctx)
 }
 
-// Attach shows a process's output from the offsets on and carries input to it until it has ended; the
+// Attach shows a process's output from the offsets on and carries input to it, beside what others give it, until it has ended; the
 // rest is as for Exec.
 func (c *Client) Attach(ctx context.Context, o AttachOptions) (ExitStatus, error) {
 	s := newSession(c, o.Box, o.Streams)
 	s.process = o.Process
 	s.offsets[carrelv1.Stream_STREAM_STDOUT] = o.StdoutOffset
 	s.offsets[carrelv1.Stream_STREAM_STDERR] = o.StderrOffset
-	s.input = o.StdinOffset
 	return s.run(ctx)
 }
 

@@ -70,7 +70,7 @@ func (s *session) writeInput(ctx context.Context, data []byte, eof bool) bool {
 		var next int64
 		err := s.call(ctx, s.streams.ReconnectFor, func(ctx context.Context, ticket Ticket) error {
 			resp, err := s.client.Processes.WriteInput(ctx, withTicket(&carrelv1.WriteInputRequest{
-				Box: ticket.Box, Process: s.process, Offset: s.input, Data: data, Eof: eof,
+				Box: ticket.Box, Process: s.process, Offset: s.input, Data: data, Eof: eof, Writer: s.writer,
 			}, ticket))
 			if err == nil {
 				next = resp.Msg.GetNextOffset()

@@ -35,6 +35,7 @@ type session struct {
 	process string
 	offsets [3]int64 // next byte wanted, by carrelv1.Stream
 	input   int64    // first byte of input that was not given yet
+	writer  string   // names this session's input beside that of others
 	exited  *carrelv1.Process
 	lost    int64 // bytes of output
 	down    bool  // OnLink has heard of a broken connection
@@ -54,7 +55,7 @@ func newSession(c *Client, box string, streams Streams) *session {
 	if streams.ReconnectFor == 0 {
 		streams.ReconnectFor = defaultReconnect
 	}
-	return &session{client: c, box: box, streams: streams, ended: make(chan struct{})}
+	return &session{client: c, box: box, streams: streams, writer: newRequestID(), ended: make(chan struct{})}
 }
 
 // writeError marks errors of the caller's own writers.

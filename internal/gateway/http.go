@@ -92,6 +92,8 @@ func (g *Gateway) newHandler() http.Handler {
 			filing.serveRaw(w, r)
 		case strings.HasPrefix(p, portProcedures):
 			portHandler.ServeHTTP(w, r)
+		case socketPath.MatchString(p):
+			g.serveSocket(w, r)
 		case processPath.MatchString(p), filePath.MatchString(p), portPath.MatchString(p):
 			transcoder.ServeHTTP(w, r)
 		case strings.HasPrefix(p, "/carrel.") && !strings.HasPrefix(p, "/carrel.v1."):

@@ -9,6 +9,8 @@ import (
 type metrics struct {
 	tunnels   prometheus.Gauge
 	streams   prometheus.Gauge
+	terminals prometheus.Gauge
+	dialled   prometheus.Gauge
 	dials     *prometheus.CounterVec
 	exchanges *prometheus.CounterVec
 	cuts      *prometheus.CounterVec
@@ -23,6 +25,8 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	m := &metrics{
 		tunnels:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "carrel_gateway_tunnels", Help: "Open tunnels into boxes."}),
 		streams:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "carrel_gateway_process_streams", Help: "Process output streams being passed on."}),
+		terminals: prometheus.NewGauge(prometheus.GaugeOpts{Name: "carrel_gateway_terminals", Help: "Open WebSockets of terminals."}),
+		dialled:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "carrel_gateway_dialled", Help: "Open WebSockets that carry one connection."}),
 		dials:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carrel_gateway_dials_total", Help: "Tunnels asked for, by outcome."}, []string{"reason"}),
 		exchanges: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carrel_gateway_exchanges_total", Help: "API tokens exchanged at control, by outcome."}, []string{"result"}),
 		cuts:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carrel_gateway_cuts_total", Help: "Open streams that were cut because their user's right ended, by reason."}, []string{"reason"}),
@@ -33,7 +37,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		auditDropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "carrel_gateway_audit_dropped_total", Help: "Audit entries lost because control was away for too long."}),
 	}
 	if registry != nil {
-		registry.MustRegister(m.tunnels, m.streams, m.dials, m.exchanges, m.cuts, m.sshConns, m.sshLogins, m.auditDropped)
+		registry.MustRegister(m.tunnels, m.streams, m.terminals, m.dialled, m.dials, m.exchanges, m.cuts, m.sshConns, m.sshLogins, m.auditDropped)
 	}
 	return m
 }
