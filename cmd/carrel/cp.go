@@ -42,7 +42,7 @@ func (a *app) cpCommand() *cobra.Command {
 		}
 		return a.does(func(ctx context.Context, c *client.Client, _ []string) error {
 			if file, ok := a.stderr.(*os.File); ok && !quiet && term.IsTerminal(int(file.Fd())) {
-				bar := &progressLine{a: a, now: time.Now}
+				bar := &copyLine{a: a, now: time.Now}
 				o.Progress = bar.update
 				defer bar.clear()
 			}
@@ -128,8 +128,8 @@ func (a *app) remotePaths(cmd *cobra.Command, place client.Place, start string) 
 // progressEvery is how often the line is drawn.
 const progressEvery = 200 * time.Millisecond
 
-// progressLine shows how far a copy is, on one line of a terminal.
-type progressLine struct {
+// copyLine shows how far a copy is, on one line of a terminal.
+type copyLine struct {
 	a     *app
 	now   func() time.Time
 	begun time.Time
@@ -138,7 +138,7 @@ type progressLine struct {
 	width int
 }
 
-func (p *progressLine) update(name string, done, total int64) {
+func (p *copyLine) update(name string, done, total int64) {
 	now := p.now()
 	if p.begun.IsZero() {
 		p.begun, p.first = now, done
@@ -184,7 +184,7 @@ func amount(n int64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
-func (p *progressLine) clear() {
+func (p *copyLine) clear() {
 	if p.width > 0 {
 		fmt.Fprintf(p.a.stderr, "\r%*s\r", p.width, "")
 	}
