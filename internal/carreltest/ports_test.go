@@ -261,7 +261,9 @@ func TestPortsOfABox(t *testing.T) {
 		resp = b.ask(http.MethodPost, b.home()+"/signout", nil, "Origin", b.home())
 		require.Equal(t, http.StatusSeeOther, resp.StatusCode)
 		s.Eventually("the port's cookie ends with the session", func() error {
-			if resp := b.ask(http.MethodGet, b.at(box, port)+"/", nil); resp.StatusCode != http.StatusUnauthorized {
+			resp := b.ask(http.MethodGet, b.at(box, port)+"/", nil)
+			text(t, resp)
+			if resp.StatusCode != http.StatusUnauthorized {
 				return fmt.Errorf("status %d", resp.StatusCode)
 			}
 			return nil
@@ -362,10 +364,13 @@ func TestPortsOfABox(t *testing.T) {
 		require.NoError(t, err)
 		foreign := "Bearer " + s.NewUser("stranger", "elsewhere", "owner")
 		status := func(bearer string) int {
-			if bearer == "" {
-				return b.ask(http.MethodGet, b.at(box, port)+"/", nil).StatusCode
+			var headers []string
+			if bearer != "" {
+				headers = []string{"Authorization", bearer}
 			}
-			return b.ask(http.MethodGet, b.at(box, port)+"/", nil, "Authorization", bearer).StatusCode
+			resp := b.ask(http.MethodGet, b.at(box, port)+"/", nil, headers...)
+			text(t, resp)
+			return resp.StatusCode
 		}
 		becomes := func(visibility string, viewerSees, nobodySees int) {
 			t.Helper()

@@ -284,6 +284,10 @@ func (p *ports) byToken(r *http.Request, ref portRef) (*visitor, error) {
 				opened, err = p.wake(r.Context(), user, ref)
 			}
 		}
+		if code := carrel.CodeOf(err); code == carrel.CodeDenied || code == carrel.CodeNotFound {
+			v, err := p.byVisibility(r.Context(), shown, ref, err)
+			return v, err
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -294,6 +298,26 @@ func (p *ports) byToken(r *http.Request, ref portRef) (*visitor, error) {
 		return &v, err
 	}
 	return nil, nil
+}
+
+// byVisibility lets through somebody who showed a token and may not use the box, where the port is for more people than that; else it answers
+// refused.
+func (p *ports) byVisibility(ctx context.Context, shown http.Header, ref portRef, refused error) (*visitor, error) {
+	rule, _ := p.gateway.routes.port(ref.Box, ref.Port)
+	var user carrel.UserID
+	switch rule.Visibility {
+	case visibilityPublic:
+	case visibilityOrg:
+		member, err := p.gateway.allow(ctx, shown, string(ref.Box), "", auth.ScopeView)
+		if err != nil {
+			return nil, refused
+		}
+		user = member.User
+	default:
+		return nil, refused
+	}
+	v, err := p.anybody(ref, rule, user)
+	return &v, err
 }
 
 // ours reports whether an Authorization is meant for the platform and not for the program in the box.
