@@ -37,6 +37,9 @@ func (s *Server) begin(ctx context.Context, method string, header http.Header) (
 	if !ok {
 		return ctx, nil, auth.Allow(auth.Principal{}, method, "")
 	}
+	if err := s.refuseRevoked(connectionOf(ctx).peer); err != nil {
+		return ctx, nil, err
+	}
 	a := &access{method: method, rule: rule, header: header}
 	if rule.Need == auth.NeedPeer || rule.Need == auth.NeedNothing {
 		a.principal = auth.Principal{Peer: connectionOf(ctx).peer}

@@ -17,10 +17,10 @@ var orderProtos = map[carrel.Order]linkv1.Order{
 }
 
 // desiredProto makes the message for a node, the same bytes for the same set, with its checksum.
-func desiredProto(set store.DesiredSet, node carrel.NodeID, ticketKeys [][]byte) (*linkv1.DesiredSet, error) {
+func desiredProto(set store.DesiredSet, node carrel.NodeID, ticketKeys [][]byte, revoked []string) (*linkv1.DesiredSet, error) {
 	out := &linkv1.DesiredSet{
 		ClusterId: set.Cluster, NodeId: string(node), Incarnation: set.Incarnation, Revision: set.Revision,
-		DropSnapshots: texts(set.DropSnapshots), TicketKeys: ticketKeys,
+		DropSnapshots: texts(set.DropSnapshots), TicketKeys: ticketKeys, RevokedPeers: revoked,
 	}
 	for _, r := range set.Runs {
 		order := orderProtos[r.Order]

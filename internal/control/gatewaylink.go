@@ -10,6 +10,7 @@ import (
 	linkv1 "carrel.dev/carrel/api/carrel/link/v1"
 	"carrel.dev/carrel/api/carrel/link/v1/linkv1connect"
 	"carrel.dev/carrel/internal/auth"
+	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/store"
 )
 
@@ -34,6 +35,10 @@ func (l gatewayLink) WatchRoutes(ctx context.Context, _ *connect.Request[linkv1.
 	defer wake.Close()
 	poll := time.NewTicker(routesPoll)
 	defer poll.Stop()
+	peer := connectionOf(ctx).peer
+	if err := l.s.store.TouchGateway(ctx, carrel.GatewayID(peer.ID)); err != nil {
+		return fmt.Errorf("note the gateway: %w", err)
+	}
 	keys, rekeyed := l.s.watchKeys()
 	grants, err := l.s.grants.since(ctx, 0)
 	if err != nil {
@@ -59,6 +64,9 @@ func (l gatewayLink) WatchRoutes(ctx context.Context, _ *connect.Request[linkv1.
 			all = true
 		case <-rekeyed:
 			keys, rekeyed = l.s.watchKeys()
+			if err := l.s.refuseRevoked(peer); err != nil {
+				return err
+			}
 			next.SshUserCaKeys, all = keys.sshUserCAs, true
 		case <-ctx.Done():
 			return ctx.Err()
@@ -90,6 +98,7 @@ func (s *Server) sendRoutes(ctx context.Context, stream *connect.ServerStream[li
 	for {
 		n := min(len(routes), maxRoutes)
 		update.Routes, update.TicketKeys = each(routes[:n], s.routeProto), keys.ticketKeys
+		update.RevokedPeers = s.revokedPeers()
 		if err := s.guardWrite(ctx, func() error { return stream.Send(update) }); err != nil {
 			return fmt.Errorf("send routes: %w", err)
 		}

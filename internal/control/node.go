@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -40,6 +41,10 @@ func (n nodeService) ListNodes(ctx context.Context, _ *connect.Request[carrelv1.
 	if err != nil {
 		return nil, fmt.Errorf("list nodes: %w", err)
 	}
+	// Of a removed node only what it still holds is of interest.
+	nodes = slices.DeleteFunc(nodes, func(node store.Node) bool {
+		return !node.RemovedAt.IsZero() && node.Runs == 0 && node.ReservedDiskBytes == 0
+	})
 	return reply(&carrelv1.ListNodesResponse{Nodes: each(nodes, n.proto)})
 }
 

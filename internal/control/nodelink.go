@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -36,8 +37,12 @@ func (l nodeLink) WatchDesired(ctx context.Context, _ *connect.Request[linkv1.Wa
 	var sent *linkv1.DesiredSet
 	for {
 		keys, changed := l.s.watchKeys()
+		if err := l.s.refuseRevoked(connectionOf(ctx).peer); err != nil {
+			return err
+		}
+		revoked := l.s.revokedPeers()
 		current := false
-		if sent != nil && sameKeys(sent.GetTicketKeys(), keys.ticketKeys) {
+		if sent != nil && sameKeys(sent.GetTicketKeys(), keys.ticketKeys) && slices.Equal(sent.GetRevokedPeers(), revoked) {
 			revision, err := l.s.store.NodeRevision(ctx, node)
 			if err != nil {
 				return fmt.Errorf("read revision of node: %w", err)
@@ -49,7 +54,7 @@ func (l nodeLink) WatchDesired(ctx context.Context, _ *connect.Request[linkv1.Wa
 			if err != nil {
 				return fmt.Errorf("read desired set: %w", err)
 			}
-			next, err := desiredProto(set, node, keys.ticketKeys)
+			next, err := desiredProto(set, node, keys.ticketKeys, revoked)
 			if err != nil {
 				return err
 			}

@@ -74,6 +74,8 @@ type Server struct {
 	draining context.Context
 	drain    context.CancelFunc
 
+	revoked atomic.Pointer[[]string] // ids of removed peers, sorted
+
 	rekeyMu sync.Mutex // guards rekeyed
 	rekeyed chan struct{}
 }
@@ -120,6 +122,9 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.keys.Store(loaded)
+	if err := s.refreshRevoked(ctx); err != nil {
+		return nil, err
+	}
 	if s.handler, err = s.routes(); err != nil {
 		return nil, err
 	}
@@ -155,6 +160,7 @@ func (s *Server) Run(ctx context.Context) error {
 	all.Go(func() { s.hub.run(ctx) })
 	all.Go(func() { s.reports.run(ctx) })
 	all.Go(func() { s.watchRootKeys(ctx) })
+	all.Go(func() { s.watchRevoked(ctx) })
 	all.Go(func() { s.grants.run(ctx) })
 	<-ctx.Done()
 	s.drain()
@@ -177,7 +183,7 @@ func (s *Server) watchRootKeys(ctx context.Context) {
 	}
 }
 
-// watchKeys gives the keys and a channel that is closed when they are no longer the present ones.
+// watchKeys gives the keys and a channel that is closed when they, or the removed peers, are no longer the present ones.
 func (s *Server) watchKeys() (*keys, <-chan struct{}) {
 	s.rekeyMu.Lock()
 	defer s.rekeyMu.Unlock()

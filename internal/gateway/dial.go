@@ -96,6 +96,9 @@ var errRouteStale = errors.New("the route is stale")
 
 // connect opens a tunnel through the proxy that the route names.
 func (g *Gateway) connect(ctx context.Context, r route, p pass, target string) (net.Conn, error) {
+	if g.revoked.has(r.Node) {
+		return nil, errNodeRemoved(r)
+	}
 	// The stream outlives this call: its own context ends with the connection.
 	streamCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	dialCtx, stopTimer := context.WithTimeout(ctx, dialTimeout)
@@ -233,12 +236,13 @@ type proxyKey struct {
 type proxyPool struct {
 	identity *identityStore
 
-	mu         sync.Mutex // guards transports
+	mu         sync.Mutex // guards what follows
 	transports map[proxyKey]*http.Transport
+	conns      map[*nodeConn]carrel.NodeID // open ones
 }
 
 func newProxyPool(identity *identityStore) *proxyPool {
-	return &proxyPool{identity: identity, transports: map[proxyKey]*http.Transport{}}
+	return &proxyPool{identity: identity, transports: map[proxyKey]*http.Transport{}, conns: map[*nodeConn]carrel.NodeID{}}
 }
 
 func (p *proxyPool) get(key proxyKey) *http.Transport {
@@ -246,7 +250,7 @@ func (p *proxyPool) get(key proxyKey) *http.Transport {
 	defer p.mu.Unlock()
 	t := p.transports[key]
 	if t == nil {
-		t = p.identity.transport(nil, auth.PeerProxy, string(key.node))
+		t = p.identity.transport(p.dialNode(key.node), auth.PeerProxy, string(key.node))
 		p.transports[key] = t
 	}
 	return t

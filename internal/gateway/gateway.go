@@ -63,6 +63,7 @@ type Gateway struct {
 	public   *url.URL        // the front door's origin; nil: by each request
 	link     linkv1connect.GatewayLinkClient
 	routes   *routeTable
+	revoked  revokedNodes
 	proxies  *proxyPool
 	agents   *agentPool
 	tokens   *exchanger
@@ -123,6 +124,7 @@ func New(config Config) (*Gateway, error) {
 		connect.WithAcceptCompression("gzip", nil, nil), connect.WithReadMaxBytes(256<<20))
 	g.routes = openRoutes(config.DataDir, g.identity.cluster(), g.log)
 	g.verifier.SetKeys(g.routes.ticketKeys())
+	g.revoked.set(g.routes.revokedPeers())
 	g.proxies = newProxyPool(g.identity)
 	g.agents = newAgentPool(g)
 	g.tokens = newExchanger(g)

@@ -60,6 +60,8 @@ type routesFile struct {
 	Cluster    string   `json:"cluster"`
 	TicketKeys [][]byte `json:"ticket_keys"`
 	Routes     []route  `json:"routes"`
+	// Revoked are the ids of peers that were removed from the cluster.
+	Revoked []string `json:"revoked_peers,omitempty"`
 }
 
 const (
@@ -79,6 +81,7 @@ type routeTable struct {
 	routes  map[carrel.BoxID]route
 	gone    map[carrel.BoxID]route // boxes without a run: the newest route that is known to be over
 	keys    []ed25519.PublicKey
+	revoked []string      // ids of peers that were removed from the cluster
 	loaded  bool          // from disk or control
 	live    bool          // the link to control is up
 	changed chan struct{} // closed and replaced with every change
@@ -107,6 +110,7 @@ func openRoutes(dir, cluster string, log *slog.Logger) *routeTable {
 		}
 	}
 	t.keys = publicKeys(file.TicketKeys)
+	t.revoked = file.Revoked
 	t.loaded = true
 	return t
 }
@@ -125,6 +129,12 @@ func (t *routeTable) ticketKeys() []ed25519.PublicKey {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return slices.Clone(t.keys)
+}
+
+func (t *routeTable) revokedPeers() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.revoked
 }
 
 func (t *routeTable) setKeys(keys []ed25519.PublicKey) {
@@ -170,6 +180,7 @@ func (t *routeTable) touch() {
 // a full update replaces everything.
 func (t *routeTable) apply(update *linkv1.RoutesUpdate) {
 	t.mu.Lock()
+	t.revoked = update.GetRevokedPeers()
 	if update.GetFull() {
 		old := t.routes
 		t.routes = make(map[carrel.BoxID]route, len(update.GetRoutes()))
@@ -383,6 +394,7 @@ func (t *routeTable) save() error {
 		return nil
 	}
 	file := routesFile{Version: routesVersion, Cluster: t.cluster, Routes: make([]route, 0, len(t.routes))}
+	file.Revoked = t.revoked
 	for _, k := range t.keys {
 		file.TicketKeys = append(file.TicketKeys, k)
 	}
@@ -451,6 +463,9 @@ func (g *Gateway) watchRoutes(ctx context.Context, alive func()) error {
 	for stream.Receive() {
 		update := stream.Msg()
 		g.learnKeys(update.GetTicketKeys())
+		if g.revoked.set(update.GetRevokedPeers()) {
+			g.proxies.revoke(&g.revoked)
+		}
 		g.routes.apply(update)
 		g.grants.apply(update)
 		g.sweep()

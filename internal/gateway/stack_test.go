@@ -216,6 +216,7 @@ type fakeControl struct {
 
 	mu        sync.Mutex
 	routes    map[carrel.BoxID]*linkv1.Route
+	revoked   []string
 	changed   chan struct{}
 	state     carrelv1.State
 	tickets   int
@@ -283,7 +284,7 @@ func (c *fakeControl) WatchRoutes(ctx context.Context, _ *connect.Request[linkv1
 	full := true
 	for {
 		c.mu.Lock()
-		update := &linkv1.RoutesUpdate{Full: full, TicketKeys: c.stack.keys}
+		update := &linkv1.RoutesUpdate{Full: full, TicketKeys: c.stack.keys, RevokedPeers: c.revoked}
 		for _, r := range c.routes {
 			update.Routes = append(update.Routes, r)
 		}

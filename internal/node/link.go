@@ -54,7 +54,8 @@ type link struct {
 	mu          sync.Mutex // guards what follows
 	node, proxy *certificate
 	ticketKeys  [][]byte
-	revision    int64 // of the desired set in the ledger
+	revoked     []string // ids of peers that were removed from the cluster
+	revision    int64    // of the desired set in the ledger
 	incarnation int64
 	joined      chan struct{} // closed once joined
 	fresh       chan struct{} // closed once this process got a desired set
@@ -334,7 +335,7 @@ func (l *link) proxyIdentity() (proxy.Identity, bool) {
 	}
 	return proxy.Identity{
 		Node: carrel.NodeID(f.ID), Cluster: f.Cluster, CertificatePEM: f.CertificatePEM, KeyPEM: l.proxy.keyPEM, CAPEM: f.CAPEM,
-		TicketKeys: l.ticketKeys,
+		TicketKeys: l.ticketKeys, RevokedPeers: l.revoked,
 	}, true
 }
 
@@ -379,8 +380,10 @@ func (l *link) desired(set *linkv1.DesiredSet) error {
 	if newKeys {
 		l.ticketKeys = set.GetTicketKeys()
 	}
+	newRevoked := !slices.Equal(set.GetRevokedPeers(), l.revoked)
+	l.revoked = set.GetRevokedPeers()
 	l.mu.Unlock()
-	if newKeys {
+	if newKeys || newRevoked {
 		l.d.routes.again()
 	}
 	l.d.manager.apply(set)
@@ -407,6 +410,7 @@ func (l *link) restored(set *linkv1.DesiredSet) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.revision, l.incarnation = set.GetRevision(), set.GetIncarnation()
+	l.revoked = set.GetRevokedPeers()
 	if len(set.GetTicketKeys()) > 0 {
 		l.ticketKeys = set.GetTicketKeys()
 	}

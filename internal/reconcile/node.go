@@ -24,17 +24,21 @@ func judge(f *fleet, now, healthySince time.Time) verdict {
 	if now.Sub(healthySince) < OfflineAfter {
 		return v
 	}
-	heard := 0
+	heard, unexpected := 0, 0
 	for _, m := range f.nodes {
 		if m.FactsAt.IsZero() {
 			continue
 		}
-		heard++
-		if !m.online(now) {
-			v.silent = append(v.silent, m)
+		if m.online(now) {
+			heard++
+			continue
+		}
+		v.silent = append(v.silent, m)
+		if m.RemovedAt.IsZero() { // that of a removed one was to be expected
+			heard, unexpected = heard+1, unexpected+1
 		}
 	}
-	v.mass = len(v.silent) > max(1, heard/10)
+	v.mass = unexpected > max(1, heard/10)
 	return v
 }
 

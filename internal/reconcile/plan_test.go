@@ -253,6 +253,12 @@ func TestJudge(t *testing.T) {
 
 	require.True(t, judge(newFleet(many), now, healthy).mass, "4 of 30 at once")
 	require.False(t, judge(newFleet(many[2:]), now, healthy).mass, "2 of 28")
+	for i := range many[:3] {
+		many[i].RemovedAt = now
+	}
+	v = judge(newFleet(many), now, healthy)
+	require.False(t, v.mass, "silence of those that were removed was to be expected")
+	require.Len(t, v.silent, 4, "and their boxes are out of reach all the same")
 	require.Empty(t, judge(newFleet([]store.Node{node("a", mute)}), now, healthy).silent, "it never spoke")
 }
 

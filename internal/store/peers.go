@@ -12,6 +12,9 @@ import (
 	"carrel.dev/carrel/internal/store/db"
 )
 
+// TopicPeers is woken when a node or gateway was removed.
+const TopicPeers = "peers"
+
 // RemoveNode takes a node (id or name) out of the cluster for ever: nothing is placed there any more, its id is among
 // RevokedPeers, and another machine may join under its name. While boxes have their files there it is refused with
 // CodePrecondition, node_has_boxes, unless forced. It may be called again with the id.

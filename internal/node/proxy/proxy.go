@@ -153,7 +153,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	protocols.SetHTTP2(true)
 	errorLog := slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)
 	data := &http.Server{
-		Handler: http.HandlerFunc(p.serveStream), ErrorLog: errorLog, Protocols: protocols,
+		Handler: p.fromGateways(p.serveStream), ErrorLog: errorLog, Protocols: protocols,
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: maxHeaders,
 		TLSConfig: &tls.Config{
 			MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},

@@ -51,6 +51,8 @@ type Identity struct {
 	CAPEM          string        `json:"ca_pem"`
 	// TicketKeys are Ed25519 public keys.
 	TicketKeys [][]byte `json:"ticket_keys"`
+	// RevokedPeers are the ids of gateways that were removed from the cluster; those of nodes do no harm.
+	RevokedPeers []string `json:"revoked_peers,omitempty"`
 }
 
 // tlsConfig makes what the listener needs: any gateway of this cluster may connect, and nobody else.
@@ -84,6 +86,7 @@ type stream struct{ cancel context.CancelFunc }
 type table struct {
 	dir      string
 	verifier *auth.TicketVerifier
+	gateways *gateways
 
 	writes sync.Mutex // one write of a file at a time
 
@@ -98,7 +101,7 @@ type table struct {
 // openTable reads what a former process kept; a file that cannot be read is as if there were none: the node
 // sends everything again.
 func openTable(dir string) (*table, []error) {
-	t := &table{dir: dir, verifier: auth.NewTicketVerifier(), byRun: map[carrel.RunID]*live{}, byBox: map[carrel.BoxID]*live{}}
+	t := &table{dir: dir, verifier: auth.NewTicketVerifier(), gateways: newGateways(), byRun: map[carrel.RunID]*live{}, byBox: map[carrel.BoxID]*live{}}
 	var errs []error
 	var routes []Route
 	if err := readJSON(t.routesPath(), &routes); err != nil {
@@ -309,6 +312,7 @@ func (t *table) become(i Identity) error {
 		keys = append(keys, k)
 	}
 	t.verifier.SetKeys(keys)
+	t.gateways.revoke(i.RevokedPeers)
 	t.mu.Lock()
 	t.identity, t.tls = &i, config
 	t.mu.Unlock()
