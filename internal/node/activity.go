@@ -131,6 +131,12 @@ func (a *activities) merge(said proxy.RunActivity) {
 		return
 	}
 	said.Signals = slices.DeleteFunc(said.Signals, func(s carrel.Signal) bool { return s.Kind == carrel.SignalCPU })
+	for kind, was := range u.signals { // what it does not say does not go on
+		if was.Active && kind != carrel.SignalCPU {
+			was.Active = false
+			u.signals[kind] = was
+		}
+	}
 	for _, s := range said.Signals {
 		if was := u.signals[s.Kind]; was.At.After(s.At) {
 			s.At = was.At

@@ -27,6 +27,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "carrel.dev/carrel/api/carrel/agent/v1"
 	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
@@ -210,7 +211,7 @@ func (a *agents) serve(run string, conn net.Conn) {
 		return
 	}
 	_, _ = io.WriteString(conn, "ok\n")
-	_, handler := agentv1connect.NewControlServiceHandler(&agentControl{run: run})
+	_, handler := agentv1connect.NewControlServiceHandler(&agentControl{run: run, foreground: filepath.Join(a.dir, "..", "..", "foreground-"+run)})
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	l := &oneListener{conn: make(chan net.Conn, 1), done: make(chan struct{})}
@@ -250,7 +251,17 @@ func (l *oneListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 type agentControl struct {
 	agentv1connect.UnimplementedControlServiceHandler
-	run string
+	run        string
+	foreground string // a file that names the command in the foreground, if it is there
+}
+
+func (a *agentControl) Activity(context.Context, *connect.Request[agentv1.ActivityRequest]) (*connect.Response[agentv1.ActivityResponse], error) {
+	command, err := os.ReadFile(a.foreground)
+	if err != nil {
+		return connect.NewResponse(&agentv1.ActivityResponse{}), nil
+	}
+	now := timestamppb.Now()
+	return connect.NewResponse(&agentv1.ActivityResponse{Commands: []*agentv1.ForegroundCommand{{Command: string(command), StartTime: now}}, CommandTime: now}), nil
 }
 
 func (a *agentControl) Ready(context.Context, *connect.Request[agentv1.ReadyRequest]) (*connect.Response[agentv1.ReadyResponse], error) {
@@ -277,6 +288,7 @@ type control struct {
 	ca     *auth.CA
 	node   carrel.NodeID
 	keys   [][]byte
+	signer *auth.TicketSigner
 	server *http.Server
 	addr   string
 
@@ -294,6 +306,7 @@ type control struct {
 	ended    map[string]bool
 	done     []*linkv1.ChoreReport
 	facts    *linkv1.NodeFacts
+	signals  map[string]map[string]*linkv1.ActivitySignal // of each run, by kind
 	refuse   string // reason to refuse the next commit with
 	lose     int    // answers to commits that get lost
 	broken   error  // what everything is answered with
@@ -307,12 +320,13 @@ func newControl(t *testing.T) *control {
 	require.NoError(t, err)
 	ca, err := auth.NewCA("c1", []auth.CAKey{root})
 	require.NoError(t, err)
-	public, _, err := ed25519.GenerateKey(nil)
+	public, private, err := ed25519.GenerateKey(nil)
 	require.NoError(t, err)
 	c := &control{
-		t: t, ca: ca, node: carrel.NewNodeID(), keys: [][]byte{public}, changed: make(chan struct{}), cut: make(chan struct{}), revision: 1,
+		t: t, ca: ca, node: carrel.NewNodeID(), keys: [][]byte{public}, signer: auth.NewTicketSigner(private), changed: make(chan struct{}), cut: make(chan struct{}), revision: 1,
 		runs: map[string]*linkv1.DesiredRun{}, epochs: map[string]int64{}, deleted: map[string]bool{}, doomed: map[string]bool{},
 		held: map[string]*linkv1.CommitSnapshotRequest{}, newest: map[string]string{}, reports: map[string][]*linkv1.RunReport{}, ended: map[string]bool{},
+		signals: map[string]map[string]*linkv1.ActivitySignal{},
 	}
 	cert, err := ca.Issue(auth.Peer{Role: auth.PeerControl}, auth.Names{}, time.Now())
 	require.NoError(t, err)
@@ -449,6 +463,14 @@ func (c *control) Report(_ context.Context, r *connect.Request[linkv1.ReportRequ
 	}
 	if f := r.Msg.GetFacts(); f != nil {
 		c.facts = f
+	}
+	for _, a := range r.Msg.GetActivities() {
+		if c.signals[a.GetRunId()] == nil {
+			c.signals[a.GetRunId()] = map[string]*linkv1.ActivitySignal{}
+		}
+		for _, s := range a.GetSignals() {
+			c.signals[a.GetRunId()][s.GetKind()] = s
+		}
 	}
 	if changed {
 		c.touch()

@@ -121,7 +121,11 @@ func (a *activity) answered(run carrel.RunID, answer *agentv1.ActivityResponse, 
 		}
 		return
 	}
-	u.command = commandSignal(answer, now)
+	command := commandSignal(answer, now)
+	if u.command.At.After(command.At) {
+		command.At = u.command.At
+	}
+	u.command = command
 	u.viewers = int(answer.GetViewers())
 }
 
