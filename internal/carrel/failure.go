@@ -20,6 +20,7 @@ const (
 	ReasonNodeOffline          = "node_offline" // the node that a new run needs is silent
 	ReasonStartupFailed        = "startup_failed"
 	ReasonNotRunning           = "not_running"
+	ReasonQueued               = "queued" // its node has as many boxes to start or resume as it takes at once
 )
 
 // Remedy is what follows from a reason.
@@ -63,6 +64,7 @@ var Remedies = map[string]Remedy{
 	ReasonNodeLost:             {Transient: true, MaxDelay: 15 * time.Second, NextStep: "Look after the node (`carrel node list`): the box and its files are on it."},
 	ReasonNodeOffline:          {Transient: true, MaxDelay: 5 * time.Second, NextStep: "Bring the node back: the box's files are on it. Carrel goes on trying."},
 	ReasonStartupFailed:        {NextStep: "Correct the template's startup commands, then start the box again."},
+	ReasonQueued:               {Transient: true, MaxDelay: time.Second, NextStep: "Wait: it is started when its turn comes."},
 	ReasonNotRunning:           {NextStep: "Start the box with `carrel start NAME`; only a running box can be paused."},
 }
 
@@ -88,7 +90,7 @@ func (r Remedy) Delay(attempts int) time.Duration {
 
 // placing reports whether a failure came about before there was a run.
 func placing(reason string) bool {
-	return reason == ReasonNoRoom || reason == ReasonNoNode || reason == ReasonNodeOffline
+	return reason == ReasonNoRoom || reason == ReasonNoNode || reason == ReasonNodeOffline || reason == ReasonQueued
 }
 
 // NewFailure is what to record after one more attempt for the box's present intent failed. transient

@@ -14,6 +14,10 @@ import (
 // OfflineAfter is how long a node may be silent before nothing new is placed on it.
 const OfflineAfter = 20 * time.Second
 
+// wakesAtOnce is how many boxes a node has to start or resume from their files at a time; the others wait for their turn. A node works
+// on a few at a time, so this keeps it busy, and lets those that come later be stopped or deleted without it.
+const wakesAtOnce = 32
+
 // machine is a node and what is left of it.
 type machine struct {
 	store.Node
@@ -59,6 +63,9 @@ func (m *machine) take(b *store.Box) {
 	m.FreeMemoryBytes -= b.Resources.MemoryBytes
 	m.FreeDiskBytes -= m.diskNeed(b)
 	m.Runs++
+	if b.Snapshot != nil {
+		m.Waking++
+	}
 	m.orgs[b.Org]++
 }
 
@@ -146,6 +153,9 @@ func placeAtFiles(b *store.Box, now time.Time, f *fleet) placement {
 		return placement{reason: carrel.ReasonSnapshotMissing, message: fmt.Sprintf("the box's files are on node %s, which is no longer known", b.Snapshot.NodeID)}
 	}
 	r := m.refuse(b, now)
+	if r == nil && m.Waking >= wakesAtOnce {
+		return placement{reason: carrel.ReasonQueued, message: fmt.Sprintf("the box waits for its turn: %d others are being started or resumed on %s", m.Waking, m.Name)}
+	}
 	if r == nil {
 		return placement{node: m, why: fmt.Sprintf("placed on %s, which holds its files", m.Name)}
 	}

@@ -110,7 +110,7 @@ func (t *tx) nodes(ctx context.Context, id carrel.NodeID) ([]Node, error) {
 	for i, r := range rows {
 		n := Node{
 			ID: r.ID, Name: r.Name, Region: r.Region, Schedulable: r.Schedulable, FactsAt: timeOf(r.FactsAt), LastSeen: r.LastSeen.UTC(),
-			Revision: r.Revision, CreatedAt: r.CreatedAt.UTC(), RemovedAt: timeOf(r.RemovedAt), Runs: int(r.Runs), UsedCPUMillis: r.CpuMillis, UsedMemoryBytes: r.MemoryBytes,
+			Revision: r.Revision, CreatedAt: r.CreatedAt.UTC(), RemovedAt: timeOf(r.RemovedAt), Runs: int(r.Runs), Waking: int(r.Waking), UsedCPUMillis: r.CpuMillis, UsedMemoryBytes: r.MemoryBytes,
 			ReservedDiskBytes: r.DiskBytes,
 		}
 		if err := decode(r.Facts, &n.Facts, "a node's facts"); err != nil {

@@ -329,6 +329,7 @@ type Node struct {
 	RemovedAt   time.Time // zero: it belongs to the cluster
 	// Of the live runs.
 	Runs            int
+	Waking          int // those that begin from a snapshot and do not run yet
 	UsedCPUMillis   int64
 	UsedMemoryBytes int64
 	// Reserved for the boxes whose files are there, and held by snapshots that are to be dropped.

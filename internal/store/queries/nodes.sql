@@ -56,11 +56,11 @@ insert into node_images (node_id, digest) select @node_id, unnest(@digests::text
 -- name: NodesWithUse :many
 select n.id, n.name, n.region, n.schedulable, n.facts, n.facts_at, n.last_seen, n.revision, n.created_at, n.removed_at,
 	coalesce((select array_agg(i.digest order by i.digest) from node_images i where i.node_id = n.id), '{}')::text[] as images,
-	r.runs, r.cpu_millis, r.memory_bytes,
+	r.runs, r.waking, r.cpu_millis, r.memory_bytes,
 	((select coalesce(sum(b.disk_bytes), 0) from boxes b where b.home_node = n.id and b.deleted_at is null)
 		+ (select coalesce(sum(s.size_bytes), 0) from snapshots s where s.node_id = n.id and s.doomed_at is not null))::bigint as disk_bytes
 from nodes n, lateral (
-	select count(*) as runs, coalesce(sum(r.cpu_millis), 0)::bigint as cpu_millis, coalesce(sum(r.memory_bytes), 0)::bigint as memory_bytes
+	select count(*) as runs, count(*) filter (where r.from_snapshot <> '' and r.phase in ('assigned', 'starting')) as waking, coalesce(sum(r.cpu_millis), 0)::bigint as cpu_millis, coalesce(sum(r.memory_bytes), 0)::bigint as memory_bytes
 	from runs r where r.node_id = n.id and r.ended_at is null
 ) r
 where @id::text = '' or n.id = @id::text
