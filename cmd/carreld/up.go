@@ -293,6 +293,9 @@ func pickPort(address *string) error {
 	if *address == sshOff {
 		return nil
 	}
+	if *address == sshOff {
+		return nil
+	}
 	host, port, err := net.SplitHostPort(*address)
 	if err != nil || port != "0" {
 		return err
