@@ -20,7 +20,7 @@ func (a *app) nodeCommand() *cobra.Command {
 		Long:    "Machines that boxes run on. For operators of the platform.",
 		Example: example("carrel node list", "carrel node cordon n0000000000000000001"),
 	}
-	cmd.AddCommand(a.nodeList(), a.nodeShow(), a.nodeSchedulable("cordon", false), a.nodeSchedulable("uncordon", true), a.nodeJoinToken())
+	cmd.AddCommand(a.nodeList(), a.nodeShow(), a.nodeSchedulable("cordon", false), a.nodeSchedulable("uncordon", true), a.nodeRemove(), a.nodeJoinToken())
 	return cmd
 }
 
@@ -116,6 +116,23 @@ func (a *app) nodeSchedulable(use string, schedulable bool) *cobra.Command {
 			return a.showNode(n)
 		}),
 	})
+}
+
+func (a *app) nodeRemove() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "remove NODE", Aliases: []string{"rm"}, Short: "Remove a node for ever",
+		Long:    "Remove a node (id or name) for ever: its certificate is refused at once, by control and by every gateway. Boxes whose files are there are out of reach then; while there are any, --force is needed. Another machine may join under its name. If it joined with a join token file, change that as well.",
+		Example: example("carrel node remove rack-3", "carrel node remove rack-3 --force"), Args: takes("NODE"), ValidArgsFunction: a.nodeNames(),
+	}
+	force := cmd.Flags().Bool("force", false, "also while boxes have their files there")
+	cmd.RunE = a.does(func(ctx context.Context, c *client.Client, args []string) error {
+		if _, err := answer(c.Nodes.RemoveNode(ctx, connect.NewRequest(&carrelv1.RemoveNodeRequest{Id: args[0], Force: *force}))); err != nil {
+			return err
+		}
+		fmt.Fprintf(a.stderr, "Node %s is removed.\n", args[0])
+		return nil
+	})
+	return cmd
 }
 
 func (a *app) nodeJoinToken() *cobra.Command {

@@ -27,7 +27,7 @@ func (a *app) opList() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List operations, newest first", Long: "List the operations of the organisation, newest first.",
-		Example: example("carrel op list", "carrel op list --target mybox --limit 5"), Args: takes(),
+		Example: example("carrel op list", "carrel op list --target mybox --limit 5", "carrel op list --target myimage"), Args: takes(),
 	}
 	cmd.Flags().StringVar(&target, "target", "", "only about this box or image")
 	cmd.Flags().IntVar(&limit, "limit", 50, "how many to show at most")
