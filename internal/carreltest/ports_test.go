@@ -440,5 +440,35 @@ func TestPortsOfABox(t *testing.T) {
 		require.Equal(t, http.StatusOK, resp.StatusCode, body)
 		require.Equal(t, "/page", seen(t, body).Path)
 	})
+	t.Run("ports go on while the control plane is away", func(t *testing.T) {
+		b := newBrowser(t, s)
+		b.visit(open(t, s.Admin, box, port, "").GetUrl())
+		stream := b.ask(http.MethodGet, b.at(box, port)+"/events", nil)
+		first := make([]byte, len("data: first\n\n"))
+		_, err := io.ReadFull(stream.Body, first)
+		require.NoError(t, err)
+		require.NoError(t, s.Controls[0].Part.Kill())
+		require.NoError(t, s.Reconcilers[0].Kill())
+		_, body := b.visit(b.at(box, port) + "/away")
+		require.Equal(t, "/away", seen(t, body).Path)
+		more := make(chan error, 1)
+		go func() { _, err := stream.Body.Read(make([]byte, 1)); more <- err }()
+		require.NoError(t, s.Gateways[0].Part.Kill())
+		require.Error(t, <-more, "until then the stream was open")
+		require.NoError(t, s.Gateways[0].Part.Start())
+		s.Eventually("a gateway that was started anew lets in who is signed in", func() error {
+			resp, err := b.http.Get(b.at(box, port) + "/anew")
+			if err != nil {
+				return err
+			}
+			defer func() { _ = resp.Body.Close() }()
+			if resp.StatusCode != http.StatusOK {
+				return fmt.Errorf("status %d", resp.StatusCode)
+			}
+			return nil
+		})
+		require.NoError(t, s.Controls[0].Part.Start())
+		require.NoError(t, s.Reconcilers[0].Start())
+	})
 	deleteAll(t, s)
 }
