@@ -109,7 +109,7 @@ func TestForgedGrantsAreRefused(t *testing.T) {
 	for name, text := range map[string]string{
 		"another key": forged, "too long a life": lasting, "too long a text": strings.Repeat("a", MaxGrantBytes+1), "nothing": "",
 		"no user": with("sub", ""), "a name for a user": with("sub", "ada"), "no beginning": with("iat", nil), "no end": with("exp", nil),
-		"no such scope": with("orgs", map[string]string{"o0000000000000000001": "root"}),
+		"no such scope":              with("orgs", map[string]string{"o0000000000000000001": "root"}),
 		"a name for an organisation": with("orgs", map[string]string{"default": "exec"}), "orgs of another shape": with("orgs", []string{"x"}),
 	} {
 		_, err := v.VerifyGrant(text, now)

@@ -57,12 +57,9 @@ type news struct {
 	next    <-chan struct{} // closed when there are more
 }
 
-// since gives what changed after a version; after 0: everything. It reads the store only the first time.
+// since gives what changed after a version, as far as it was heard of; after 0: everything as it is now.
 func (g *granter) since(ctx context.Context, version int64) (news, error) {
-	g.mu.Lock()
-	loaded := g.loaded
-	g.mu.Unlock()
-	if !loaded {
+	if version == 0 {
 		if err := g.refresh(ctx); err != nil {
 			return news{}, err
 		}
