@@ -60,6 +60,7 @@ type player struct {
 	runs  map[carrel.RunID]*played
 	gone  map[carrel.RunID]bool // ended here: never to be started again
 	facts store.NodeFacts
+	inUse func() bool // somebody uses its boxes; nil: nobody does
 }
 
 type played struct {
@@ -285,6 +286,13 @@ func (p *player) advance(ctx context.Context, r *played) {
 			}
 		case r.undone == d.Generation:
 		case d.Order == carrel.OrderPause, d.Order == carrel.OrderStop:
+			if !d.IdleSince.IsZero() && p.inUse != nil && p.inUse() {
+				r.undone = d.Generation
+				p.report(ctx, r, carrel.PhaseRunning, func(f *store.RunReport) {
+					f.FailedOrder, f.Reason, f.Message, f.Transient = d.Order, carrel.ReasonActive, "somebody used it", true
+				})
+				return
+			}
 			if p.fault(10) {
 				r.undone = d.Generation
 				p.report(ctx, r, carrel.PhaseRunning, func(f *store.RunReport) {
