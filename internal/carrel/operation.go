@@ -51,7 +51,10 @@ func StatusOf(op OperationView, v *BoxView, runs []RunView) OperationStatus {
 			}
 		}
 	}
-	if v.Intent == IntentOf(op.Verb) && v.Generation >= op.Generation && reached(StateOf(v), goal) && v.CurrentFailure() == nil && v.Observe() != ObservedUndone {
+	// A run that has not answered the request before this one may be following that just now: a pause that it is told
+	// to give up may be complete already. What it says next decides.
+	busy := goal == StateRunning && v.Live() && v.Run.AnsweredGeneration() < op.Generation-1
+	if v.Intent == IntentOf(op.Verb) && v.Generation >= op.Generation && reached(StateOf(v), goal) && !busy && v.CurrentFailure() == nil && v.Observe() != ObservedUndone {
 		// Nothing had to be done, or nothing that a run has seen (memory was retired).
 		return OperationStatus{Done: true, EndedAt: op.CreatedAt, Progress: string(phase)}
 	}

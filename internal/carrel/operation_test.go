@@ -55,6 +55,30 @@ func TestStatusOf(t *testing.T) {
 			runs: []RunView{run(1, PhaseAt{PhaseRunning, at(5), 2}, PhaseAt{PhaseFailed, at(6), 2})}, progress: "crashed",
 		},
 		{
+			name: "a start of what runs already is done at once", op: OperationView{Verb: VerbStart, Generation: 2, CreatedAt: at(9)}, v: BoxView{Intent: IntentRunning, Generation: 2, Run: &RunView{
+				ID: "r1", Phase: PhaseRunning, Generation: 1,
+			}},
+			runs: []RunView{run(1, PhaseAt{PhaseRunning, at(5), 1})}, done: true, ended: at(9), progress: "running",
+		},
+		{
+			name: "but not while the run may be following the pause before it", op: OperationView{Verb: VerbStart, Generation: 3, CreatedAt: at(9)}, v: BoxView{Intent: IntentRunning, Generation: 3, Run: &RunView{
+				ID: "r1", Phase: PhaseRunning, Generation: 1,
+			}},
+			runs: []RunView{run(1, PhaseAt{PhaseRunning, at(5), 1})}, progress: "running",
+		},
+		{
+			name: "it is done when the run has given the pause up", op: OperationView{Verb: VerbStart, Generation: 3, CreatedAt: at(9)}, v: BoxView{Intent: IntentRunning, Generation: 3, Run: &RunView{
+				ID: "r1", Phase: PhaseRunning, Generation: 3,
+			}},
+			runs: []RunView{run(1, PhaseAt{PhaseRunning, at(5), 1}, PhaseAt{PhaseRunning, at(10), 3})}, done: true, ended: at(10), progress: "running",
+		},
+		{
+			name: "and waits for the next run when the pause was complete", op: OperationView{Verb: VerbStart, Generation: 3, CreatedAt: at(9)}, v: BoxView{Intent: IntentRunning, Generation: 3, Run: &RunView{
+				ID: "r1", Phase: PhasePaused, Generation: 2,
+			}, Snapshot: &SnapshotView{Kind: SnapshotMemory, BootGeneration: 1}},
+			runs: []RunView{run(1, PhaseAt{PhaseRunning, at(5), 1}, PhaseAt{PhasePaused, at(10), 2})}, progress: "paused",
+		},
+		{
 			name: "a stop that a later stop finished is done", op: OperationView{Verb: VerbStop, Generation: 3, CreatedAt: t0},
 			v: BoxView{
 				Intent: IntentStopped, Generation: 4, Run: &RunView{ID: "r1", Phase: PhasePaused, Generation: 2},
