@@ -151,7 +151,11 @@ func (s *sshServer) serve(ctx context.Context, door *sshDoor) {
 		s: s, g: s.g, conn: conn, proof: user, cancel: cancel, peer: door.RemoteAddr(), local: door.LocalAddr(),
 		located: make(chan struct{}), forwards: map[string]context.CancelFunc{},
 	}
-	c.name, c.org = splitLogin(conn.User())
+	c.login = conn.User()
+	if door.box != "" {
+		c.login = door.box
+	}
+	c.name, c.org = splitLogin(c.login)
 	c.serve(ctx, channels, requests)
 }
 

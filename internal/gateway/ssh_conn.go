@@ -31,7 +31,8 @@ type sshConn struct {
 	g      *Gateway
 	conn   *ssh.ServerConn
 	proof  sshProof
-	name   string // of the box, as it was asked for
+	login  string // the box as it was asked for
+	name   string
 	org    string
 	peer   net.Addr
 	local  net.Addr
@@ -99,7 +100,7 @@ func (c *sshConn) locate(ctx context.Context) {
 		result = "no_box"
 	}
 	c.g.metrics.sshLogins.WithLabelValues(result).Inc()
-	c.g.audit(auditEntry{User: c.proof.user, Box: c.ref.Box, Action: "ssh_login", Detail: fmt.Sprintf("%s as %q with %s: %s", c.peer, clip(c.conn.User()), c.proof.fingerprint, result)})
+	c.g.audit(auditEntry{User: c.proof.user, Box: c.ref.Box, Action: "ssh_login", Detail: fmt.Sprintf("%s as %q with %s: %s", c.peer, clip(c.login), c.proof.fingerprint, result)})
 }
 
 // pass gives the right to the box's present run. A box that does not run is started, if wake says so and its policy

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
 	"sync"
@@ -33,20 +34,75 @@ type sshDoors struct {
 	failures map[netip.Prefix]budget
 }
 
+const (
+	// sshPreface begins the line by which `carrel ssh --stdio` says which box is meant, since ssh's user name cannot be made of
+	// the name of the host. It comes before the client's identification, where RFC 4253 lets servers pass over lines.
+	sshPreface    = "CARREL-BOX "
+	maxSSHPreface = 255 // bytes, the end of the line included
+)
+
 // sshDoor is a connection of which it is known whether the client has said anything.
 type sshDoor struct {
 	net.Conn
 	address netip.Prefix
 	spoke   atomic.Bool
 	left    bool // guarded by sshDoors.mu
+
+	begun bool   // the rest is used by the reader alone
+	box   string // that the preface names; empty: there was none
+	first []byte // what was read with the preface
 }
 
 func (d *sshDoor) Read(p []byte) (int, error) {
-	n, err := d.Conn.Read(p)
-	if n > 0 && !d.spoke.Load() {
-		d.spoke.Store(true)
+	if !d.begun {
+		d.begun = true
+		if err := d.preface(); err != nil {
+			return 0, err
+		}
 	}
-	return n, err
+	if len(d.first) > 0 {
+		n := copy(p, d.first)
+		d.first = d.first[n:]
+		return n, nil
+	}
+	return d.Conn.Read(p)
+}
+
+// preface reads the beginning and takes the line of it that is Carrel's.
+func (d *sshDoor) preface() error {
+	buf := make([]byte, 0, maxSSHPreface)
+	for {
+		n, err := d.Conn.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		if n > 0 {
+			d.spoke.Store(true)
+		}
+		if err != nil && n == 0 {
+			return err
+		}
+		box, rest, more := parseSSHPreface(buf)
+		if !more || len(buf) == cap(buf) {
+			d.box, d.first = box, rest
+			return nil
+		}
+	}
+}
+
+// parseSSHPreface takes the preface from the beginning of a connection; more: it is not there as a whole yet. What is no preface
+// is left as it is.
+func parseSSHPreface(data []byte) (box string, rest []byte, more bool) {
+	if len(data) < len(sshPreface) {
+		return "", data, bytes.HasPrefix([]byte(sshPreface), data)
+	}
+	line, ok := bytes.CutPrefix(data, []byte(sshPreface))
+	if !ok {
+		return "", data, false
+	}
+	name, rest, ended := bytes.Cut(line, []byte{'\n'})
+	if !ended {
+		return "", data, true
+	}
+	return string(bytes.TrimRight(name, "\r")), rest, false
 }
 
 func newSSHDoors(now func() time.Time) *sshDoors {
