@@ -131,8 +131,9 @@ func (t *tx) recordActivities(ctx context.Context, node carrel.NodeID, seen []Ru
 			if _, ok := m[s.Kind]; !ok && len(m) >= maxSignals || a.Epoch < epochs[a.Run] {
 				continue
 			}
-			if at.After(t.now) {
-				at = t.now // its clock is ahead of ours
+			// Its clock may be a little ahead of ours: that is seen to where it is read, since the node compares with what it told.
+			if at.After(t.now.Add(maxAhead)) {
+				at = t.now
 			}
 			m[s.Kind] = carrel.Signal{Kind: s.Kind, At: at, Active: s.Active, Detail: clean(s.Detail, maxDetail)}
 		}
