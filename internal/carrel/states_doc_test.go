@@ -8,6 +8,7 @@ import (
 	"sort"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -76,7 +77,9 @@ func statesMarkdown() string {
 	p("")
 	p("## The visible states")
 	p("")
-	p("Labelled arrows are requests of a user; the others happen by themselves. Every state but `DELETED` can also be deleted.")
+	p("Labelled arrows are requests of a user, or of the box's idle policy (docs/idle.md), which acts as a user would; the others happen by")
+	p("themselves. Every state but `DELETED` can also be deleted. `IDLE` is a running box that nobody uses and that is not paused or stopped")
+	p("for it, or not yet.")
 	p("")
 	p("```mermaid")
 	p("stateDiagram-v2")
@@ -174,6 +177,14 @@ func edges() []string {
 				for _, there := range viewsOf(i, next) {
 					add(here[0], there, "")
 				}
+			}
+			if i == IntentRunning && o == ObservedRunning {
+				idle := here[0]
+				idle.IdleSince = time.Unix(1, 0)
+				add(here[0], idle, "")
+				add(idle, here[0], "")
+				add(idle, viewsOf(IntentPaused, o)[0], "pause")
+				add(idle, viewsOf(IntentStopped, o)[0], "stop")
 			}
 			if i == intentRestarting && o == ObservedStopping { // then it is an ordinary start
 				add(here[0], viewsOf(IntentRunning, ObservedStopped)[0], "")
