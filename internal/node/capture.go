@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -121,7 +122,8 @@ func (w *worker) makeSnapshot(ctx context.Context, o order, undo *undoStack) (*s
 	if err != nil {
 		return nil, err
 	}
-	if err := w.save(ctx, dir, kind); err != nil {
+	early, err := w.save(ctx, dir, kind)
+	if err != nil {
 		return nil, err
 	}
 	times.lap("save")
@@ -138,7 +140,7 @@ func (w *worker) makeSnapshot(ctx context.Context, o order, undo *undoStack) (*s
 	}
 	m := w.newManifest(id, kind, o.generation)
 	parent, tree := w.parentHome()
-	ref, err := w.d.snapshots.seal(ctx, m, parent, tree)
+	ref, err := w.d.snapshots.seal(ctx, m, early, parent, tree)
 	if err != nil {
 		return nil, err
 	}
@@ -200,13 +202,14 @@ func (w *worker) goOn(ctx context.Context) error {
 	return nil
 }
 
-// save lets the runtime write the capture. What it has written goes to the disk meanwhile. It is stopped when the pool
-// runs full: the writes of other boxes would fail.
-func (w *worker) save(ctx context.Context, dir string, kind carrel.SnapshotKind) error {
+// save lets the runtime write the capture. What it has written is hashed and goes to the disk meanwhile. It is stopped when
+// the pool runs full: the writes of other boxes would fail.
+func (w *worker) save(ctx context.Context, dir string, kind carrel.SnapshotKind) (*disk.Early, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
+	var early *disk.Early
+	var beside sync.WaitGroup
+	beside.Go(func() { early = disk.HashEarly(ctx, dir) })
+	beside.Go(func() {
 		ticker := time.NewTicker(fillCheck)
 		defer ticker.Stop()
 		for {
@@ -216,19 +219,18 @@ func (w *worker) save(ctx context.Context, dir string, kind carrel.SnapshotKind)
 					cancel(err)
 					return
 				}
-				disk.BeginWriteBack(dir)
 			case <-ctx.Done():
 				return
 			}
 		}
-	}()
+	})
 	err := w.d.runtime.Save(ctx, string(w.e.Run), dir, runtime.SaveOptions{Memory: kind == carrel.SnapshotMemory})
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
 	cancel(nil)
-	<-watched
-	return err
+	beside.Wait()
+	return early, err
 }
 
 func (w *worker) newManifest(id carrel.SnapshotID, kind carrel.SnapshotKind, generation int64) *manifest {

@@ -101,7 +101,7 @@ func (w *worker) makeSalvaged(ctx context.Context) (*snapshotRef, error) {
 		return nil, err
 	}
 	parent, tree := w.parentHome()
-	ref, err := w.d.snapshots.seal(ctx, m, parent, tree)
+	ref, err := w.d.snapshots.seal(ctx, m, nil, parent, tree)
 	if err != nil {
 		return nil, err
 	}

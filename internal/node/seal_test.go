@@ -41,7 +41,7 @@ func BenchmarkSeal(b *testing.B) {
 		require.NoError(b, disk.Clone(home, filepath.Join(tmp, homeName)))
 		b.StartTimer()
 		began := time.Now()
-		_, err = s.seal(b.Context(), &manifest{Snapshot: id, Kind: carrel.SnapshotMemory}, "", nil)
+		_, err = s.seal(b.Context(), &manifest{Snapshot: id, Kind: carrel.SnapshotMemory}, nil, "", nil)
 		require.NoError(b, err)
 		seal := time.Since(began).Seconds()
 		b.StopTimer()

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"carrel.dev/carrel/internal/carrel"
@@ -190,10 +191,10 @@ func (s *snapshots) abandon(id carrel.SnapshotID) {
 }
 
 // seal makes a capture durable, hashes it, reads it back and gives it its final name. What m lacks (the hashes) is
-// filled in. parent is the home image that the run's home was cloned from, with its tree if that is known.
+// filled in. early is what was hashed while the capture was written, nil if nothing was; parent is the home image that the run's home was cloned from, with its tree if that is known.
 //
 // What control commits has been read from the disk once: see disk.HashDurably.
-func (s *snapshots) seal(ctx context.Context, m *manifest, parent string, parentTree *disk.Tree) (*snapshotRef, error) {
+func (s *snapshots) seal(ctx context.Context, m *manifest, early *disk.Early, parent string, parentTree *disk.Tree) (*snapshotRef, error) {
 	tmp := s.tmpPath(m.Snapshot)
 	names, err := captureFiles(tmp)
 	if err != nil {
@@ -214,23 +215,13 @@ func (s *snapshots) seal(ctx context.Context, m *manifest, parent string, parent
 		files[name] = f
 	}
 	times := newLaps()
-	for _, name := range names {
-		if m.Files[name], err = disk.HashDurably(ctx, files[name]); err != nil {
-			return nil, fmt.Errorf("seal snapshot: %s: %w", name, err)
-		}
+	if err := s.hashAll(ctx, m, files, early, parent, parentTree); err != nil {
+		return nil, fmt.Errorf("seal snapshot: %w", err)
 	}
 	times.lap("files")
 	if err := failpoint.Hit("node/seal/hashed"); err != nil {
 		return nil, fmt.Errorf("seal snapshot: %w", err)
 	}
-	// The clone shares no page cache with the live image: its changed blocks are read from the disk here.
-	if m.Home, err = hashHome(ctx, files[homeName], parent, parentTree); err != nil {
-		return nil, fmt.Errorf("seal snapshot: %w", err)
-	}
-	if err := unix.Fdatasync(int(files[homeName].Fd())); err != nil {
-		return nil, fmt.Errorf("seal snapshot: sync %s: %w", homeName, err)
-	}
-	times.lap("home")
 	body, err := json.Marshal(m)
 	if err != nil {
 		return nil, fmt.Errorf("seal snapshot: %w", err)
@@ -258,6 +249,39 @@ func (s *snapshots) seal(ctx context.Context, m *manifest, parent string, parent
 	s.sealed[m.Snapshot] = m
 	s.mu.Unlock()
 	return refOf(m, text, size), nil
+}
+
+// hashAll fills in the hashes of the open files of a snapshot, and makes them durable. All go at once: each sync waits for
+// the disk, and those that wait together wait as long as one.
+func (s *snapshots) hashAll(ctx context.Context, m *manifest, files map[string]*os.File, early *disk.Early, parent string, parentTree *disk.Tree) error {
+	group, ctx := errgroup.WithContext(ctx)
+	var mu sync.Mutex // guards m.Files
+	for name, f := range files {
+		if name == homeName {
+			continue
+		}
+		group.Go(func() error {
+			t, err := disk.HashDurably(ctx, f, early)
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			m.Files[name] = t
+			return nil
+		})
+	}
+	group.Go(func() (err error) {
+		// The clone shares no page cache with the live image: its changed blocks are read from the disk here.
+		if m.Home, err = hashHome(ctx, files[homeName], parent, parentTree); err != nil {
+			return err
+		}
+		if err := unix.Fdatasync(int(files[homeName].Fd())); err != nil {
+			return fmt.Errorf("sync %s: %w", homeName, err)
+		}
+		return nil
+	})
+	return group.Wait()
 }
 
 func refOf(m *manifest, text []byte, size int64) *snapshotRef {

@@ -2,17 +2,10 @@ package disk
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 
-	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -27,13 +20,15 @@ const (
 
 // HashDurably hashes a file that was just written, makes it durable, reads it again from the disk and compares. The
 // three overlap region by region: hashing takes the processor and the others the disk. A file that reads otherwise
-// than it was written is ErrDamaged.
-func HashDurably(ctx context.Context, f *os.File) (Tree, error) {
+// than it was written is ErrDamaged. What early (nil: nothing) hashed of the file while it was written is only compared with
+// what the file holds now, which takes an eighth of the time.
+func HashDurably(ctx context.Context, f *os.File, early *Early) (Tree, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return Tree{}, err
 	}
 	t := newTree(info.Size())
+	known := early.take(info, &t)
 	// All of it begins its way to the disk now.
 	if err := unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE); err != nil {
 		return Tree{}, fmt.Errorf("begin to write back: %w", err)
@@ -42,18 +37,25 @@ func HashDurably(ctx context.Context, f *os.File) (Tree, error) {
 	if err != nil {
 		return Tree{}, err
 	}
+	holes := known.without(blocks)
+	for _, block := range holes { // it was written with something else, or the file was cut
+		t.Blocks[block], t.Fast[block] = "", 0
+	}
 	regions := cut(blocks)
 	group, groupCtx := errgroup.WithContext(ctx)
 	var next atomic.Int64
 	for range min(durableWorkers, len(regions)) {
 		group.Go(func() error {
-			buf := make([]byte, BlockBytes)
+			r := newBlockReader()
 			for groupCtx.Err() == nil {
 				i := next.Add(1) - 1
 				if i >= int64(len(regions)) {
 					return nil
 				}
-				if err := t.regionDurably(groupCtx, f, regions[i], buf); err != nil {
+				if err := t.hashRegion(groupCtx, f, regions[i], r, known); err != nil {
+					return err
+				}
+				if err := t.readBack(groupCtx, f, regions[i], r); err != nil {
 					return err
 				}
 			}
@@ -84,65 +86,51 @@ func cut(blocks []int64) [][]int64 {
 	return regions
 }
 
-func (t *Tree) regionDurably(ctx context.Context, f *os.File, blocks []int64, buf []byte) error {
-	if err := t.each(ctx, f, blocks, buf, func(block int64, content []byte) error {
-		sum := sha256.Sum256(content)
-		t.Blocks[block], t.Fast[block] = hex.EncodeToString(sum[:]), xxhash.Sum64(content)
-		return nil
-	}); err != nil {
-		return err
-	}
-	offset, length := blocks[0]*BlockBytes, int64(len(blocks))*BlockBytes
-	const wait = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
-	if err := unix.SyncFileRange(int(f.Fd()), offset, length, wait); err != nil {
-		return fmt.Errorf("write back: %w", err)
-	}
-	// What is clean now leaves the page cache, so that the disk is read; all of the region is asked for at once.
-	for _, advice := range []int{unix.FADV_DONTNEED, unix.FADV_WILLNEED} {
-		if err := unix.Fadvise(int(f.Fd()), offset, length, advice); err != nil {
-			return fmt.Errorf("drop the cache: %w", err)
-		}
-	}
-	return t.each(ctx, f, blocks, buf, func(block int64, content []byte) error {
-		if xxhash.Sum64(content) != t.Fast[block] {
-			return fmt.Errorf("%w: block %d reads otherwise than it was written", ErrDamaged, block)
-		}
-		return nil
-	})
-}
-
-// each reads some blocks, one after the other.
-func (t *Tree) each(ctx context.Context, f *os.File, blocks []int64, buf []byte, visit func(int64, []byte) error) error {
-	for _, b := range blocks {
+// hashRegion hashes some blocks as the file holds them now, those that are known by comparing.
+func (t *Tree) hashRegion(ctx context.Context, f *os.File, blocks []int64, r *blockReader, known blockSet) error {
+	for _, block := range blocks {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		offset := b * BlockBytes
-		want := min(BlockBytes, t.Size-offset)
-		n, err := f.ReadAt(buf[:want], offset)
-		if err != nil && (!errors.Is(err, io.EOF) || int64(n) != want) {
-			return fmt.Errorf("read block %d: %w", b, err)
+		if known[block] {
+			if same, err := r.same(f, t, block); err != nil {
+				return err
+			} else if same {
+				continue
+			}
 		}
-		if err := visit(b, buf[:want]); err != nil {
+		if err := r.hash(ctx, f, t, block); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// BeginWriteBack has what is written to the files below dir so far begin its way to the disk, and waits for nothing. It
-// makes a later sync short, and so errors are left to that.
-func BeginWriteBack(dir string) {
-	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return nil
+// readBack brings a region to the disk and compares what the disk has with what was hashed.
+func (t *Tree) readBack(ctx context.Context, f *os.File, blocks []int64, r *blockReader) error {
+	offset, length := blocks[0]*BlockBytes, int64(len(blocks))*BlockBytes
+	const wait = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+	if err := unix.SyncFileRange(int(f.Fd()), offset, length, wait); err != nil {
+		return fmt.Errorf("write back: %w", err)
+	}
+	// What is clean now leaves the page cache, so that the disk is read; all of the region is asked for at once. Reading past
+	// the page cache takes a seventh less processor time, but half as long again: fewer reads are under way.
+	for _, advice := range []int{unix.FADV_DONTNEED, unix.FADV_WILLNEED} {
+		if err := unix.Fadvise(int(f.Fd()), offset, length, advice); err != nil {
+			return fmt.Errorf("drop the cache: %w", err)
 		}
-		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	}
+	for _, block := range blocks {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		same, err := r.same(f, t, block)
+		if err == nil && !same {
+			err = fmt.Errorf("%w: block %d reads otherwise than it was written", ErrDamaged, block)
+		}
 		if err != nil {
-			return nil
+			return err
 		}
-		defer f.Close()
-		_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
-		return nil
-	})
+	}
+	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
+	"io"
 	"os"
 	"sync/atomic"
 
@@ -17,8 +19,14 @@ import (
 // BlockBytes is the size of the blocks of a hash tree.
 const BlockBytes = 1 << 20
 
-// hashWorkers is how many cores hashing may take.
-const hashWorkers = 2
+const (
+	// hashWorkers is how many cores hashing may take.
+	hashWorkers = 2
+	// checkWorkers is how many checking may take: a box is restored meanwhile, which is what everybody waits for.
+	checkWorkers = 1
+	// pieceBytes is read and hashed at once. So much stays in the core's own cache between the two.
+	pieceBytes = 128 << 10
+)
 
 // ErrDamaged is in the chain of what Check answers when a file is not what it was.
 var ErrDamaged = errors.New("the file is damaged")
@@ -55,10 +63,8 @@ func Hash(ctx context.Context, f *os.File) (Tree, error) {
 
 // hashBlocks fills in the hashes of some blocks.
 func hashBlocks(ctx context.Context, f *os.File, t *Tree, blocks []int64) error {
-	return t.inParallel(ctx, f, blocks, func(block int64, content []byte) error {
-		sum := sha256.Sum256(content)
-		t.Blocks[block], t.Fast[block] = hex.EncodeToString(sum[:]), xxhash.Sum64(content)
-		return nil
+	return inParallel(ctx, hashWorkers, blocks, func(r *blockReader, block int64) error {
+		return r.hash(ctx, f, t, block)
 	})
 }
 
@@ -84,19 +90,22 @@ func (t Tree) Check(ctx context.Context, f *os.File) error {
 			data = append(data, int64(b)) // content that became a hole: it hashes to something else, or was zeros
 		}
 	}
-	return t.inParallel(ctx, f, data, func(block int64, content []byte) error {
+	return inParallel(ctx, checkWorkers, data, func(r *blockReader, block int64) error {
 		if t.Blocks[block] == "" {
-			for _, c := range content {
-				if c != 0 {
-					return fmt.Errorf("%w: block %d was empty", ErrDamaged, block)
+			return r.read(f, &t, block, func(piece []byte) error {
+				for _, c := range piece {
+					if c != 0 {
+						return fmt.Errorf("%w: block %d was empty", ErrDamaged, block)
+					}
 				}
-			}
-			return nil
+				return nil
+			})
 		}
-		if xxhash.Sum64(content) != t.Fast[block] {
-			return fmt.Errorf("%w: block %d reads otherwise than it was written", ErrDamaged, block)
+		same, err := r.same(f, &t, block)
+		if err == nil && !same {
+			err = fmt.Errorf("%w: block %d reads otherwise than it was written", ErrDamaged, block)
 		}
-		return nil
+		return err
 	})
 }
 
@@ -125,19 +134,19 @@ func dataBlocks(f *os.File, size int64) ([]int64, error) {
 	return blocks, nil
 }
 
-// inParallel reads some blocks with several workers.
-func (t *Tree) inParallel(ctx context.Context, f *os.File, blocks []int64, visit func(int64, []byte) error) error {
+// inParallel visits some blocks with several workers, each with a reader of its own.
+func inParallel(ctx context.Context, workers int, blocks []int64, visit func(*blockReader, int64) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
-	for range min(hashWorkers, len(blocks)) {
+	for range min(workers, len(blocks)) {
 		group.Go(func() error {
-			buf := make([]byte, BlockBytes)
+			r := newBlockReader()
 			for ctx.Err() == nil {
 				i := next.Add(1) - 1
 				if i >= int64(len(blocks)) {
 					return nil
 				}
-				if err := t.each(ctx, f, blocks[i:i+1], buf, visit); err != nil {
+				if err := visit(r, blocks[i]); err != nil {
 					return err
 				}
 			}
@@ -145,4 +154,56 @@ func (t *Tree) inParallel(ctx context.Context, f *os.File, blocks []int64, visit
 		})
 	}
 	return group.Wait()
+}
+
+// blockReader reads blocks piece by piece. It belongs to one goroutine.
+type blockReader struct {
+	piece []byte
+	fast  *xxhash.Digest
+	sha   hash.Hash
+}
+
+func newBlockReader() *blockReader {
+	return &blockReader{piece: make([]byte, pieceBytes), fast: xxhash.New(), sha: sha256.New()}
+}
+
+// read gives a block of f to visit, in pieces.
+func (r *blockReader) read(f *os.File, t *Tree, block int64, visit func([]byte) error) error {
+	for at, end := block*BlockBytes, min((block+1)*BlockBytes, t.Size); at < end; {
+		piece := r.piece[:min(pieceBytes, end-at)]
+		n, err := f.ReadAt(piece, at)
+		if err != nil && (!errors.Is(err, io.EOF) || n != len(piece)) {
+			return fmt.Errorf("read block %d: %w", block, err)
+		}
+		if err := visit(piece); err != nil {
+			return err
+		}
+		at += int64(n)
+	}
+	return nil
+}
+
+// hash fills in the hashes of a block.
+func (r *blockReader) hash(ctx context.Context, f *os.File, t *Tree, block int64) error {
+	r.fast.Reset()
+	r.sha.Reset()
+	err := r.read(f, t, block, func(piece []byte) error {
+		_, _ = r.fast.Write(piece) // neither fails
+		_, _ = r.sha.Write(piece)
+		return ctx.Err()
+	})
+	if err == nil {
+		t.Blocks[block], t.Fast[block] = hex.EncodeToString(r.sha.Sum(nil)), r.fast.Sum64()
+	}
+	return err
+}
+
+// same reports whether a block still reads as its fast hash says.
+func (r *blockReader) same(f *os.File, t *Tree, block int64) (bool, error) {
+	r.fast.Reset()
+	err := r.read(f, t, block, func(piece []byte) error {
+		_, _ = r.fast.Write(piece) // does not fail
+		return nil
+	})
+	return r.fast.Sum64() == t.Fast[block], err
 }

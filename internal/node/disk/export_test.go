@@ -1,0 +1,23 @@
+package disk
+
+import (
+	"context"
+	"os"
+)
+
+// LookEarly is one look of HashEarly, and how many blocks it hashed.
+func LookEarly(ctx context.Context, dir string) (*Early, int) {
+	e := &Early{files: map[fileID][]earlyBlock{}}
+	e.look(ctx, dir)
+	n := 0
+	for _, blocks := range e.files {
+		n += len(blocks)
+	}
+	return e, n
+}
+
+// HashMapped hashes the first n blocks of a file through a mapping, and says how many it came to.
+func HashMapped(ctx context.Context, f *os.File, n int64) (int, error) {
+	found, err := hashMapped(ctx, f, 0, n)
+	return len(found), err
+}
