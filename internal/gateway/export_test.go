@@ -7,3 +7,10 @@ func (g *Gateway) Renew(ctx context.Context) error { return g.renew(ctx) }
 
 // Certificate is the one in use.
 func (g *Gateway) Certificate() []byte { return g.identity.current().cert.Certificate[0] }
+
+// CutAll ends the right to every open stream.
+func (g *Gateway) CutAll(err error) {
+	for _, one := range g.guards.list() {
+		g.cut(one.guarded, err)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"github.com/coder/websocket"
 	"google.golang.org/protobuf/proto"
 
+	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
@@ -30,7 +31,7 @@ type terminal struct {
 	g     *Gateway
 	conn  *websocket.Conn
 	pass  pass
-	agent *agentConn
+	agent agentv1connect.ProcessServiceClient
 	ctx   context.Context // ends with the socket
 	acts  chan struct{}   // one value for each act under way
 	parts sync.WaitGroup
@@ -71,17 +72,26 @@ func (g *Gateway) serveTerminal(w http.ResponseWriter, r *http.Request, box stri
 	defer done()
 	g.metrics.terminals.Inc()
 	defer g.metrics.terminals.Dec()
-	t := &terminal{g: g, conn: conn, pass: p, agent: agent, ctx: ctx, acts: make(chan struct{}, maxActs), channels: map[uint32]*channel{}}
+	newTerminal(ctx, g, conn, p, agent).serve(cancel)
+	return nil
+}
+
+func newTerminal(ctx context.Context, g *Gateway, conn *websocket.Conn, p pass, agent agentv1connect.ProcessServiceClient) *terminal {
+	return &terminal{g: g, conn: conn, pass: p, agent: agent, ctx: ctx, acts: make(chan struct{}, maxActs), channels: map[uint32]*channel{}}
+}
+
+// serve returns when the socket is closed and everything that belongs to it has ended. cancel ends t.ctx.
+func (t *terminal) serve(cancel context.CancelCauseFunc) {
 	t.quiet = time.AfterFunc(terminalQuiet, t.keepAlive)
 	closed := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
+	stop := context.AfterFunc(t.ctx, func() {
 		defer close(closed)
-		closeSocket(conn, context.Cause(ctx))
+		closeSocket(t.conn, context.Cause(t.ctx))
 	})
-	err = t.read()
+	err := t.read()
 	if stop() {
 		cancel(nil)
-		closeSocket(conn, err)
+		closeSocket(t.conn, err)
 	} else {
 		<-closed
 	}
@@ -90,7 +100,6 @@ func (g *Gateway) serveTerminal(w http.ResponseWriter, r *http.Request, box stri
 	t.quiet = nil
 	t.mu.Unlock()
 	t.parts.Wait()
-	return nil
 }
 
 // read takes frames until the client closes the socket, which gives nil.

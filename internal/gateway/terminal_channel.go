@@ -67,20 +67,22 @@ func (c *channel) follow(start *carrelv1.StartProcessRequest, attach *carrelv1.A
 	if start != nil && c.t.pass.view() {
 		return errScope(c.t.pass.Box)
 	}
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
 	var stream *connect.ServerStreamForClient[carrelv1.ProcessEvent]
 	var err error
 	if start != nil {
 		start.Kind = cmp.Or(start.GetKind(), "terminal")
 		c.t.g.touch(c.t.pass, activityExec)
-		stream, err = c.t.agent.Run(c.ctx, connect.NewRequest(start))
+		stream, err = c.t.agent.Run(ctx, connect.NewRequest(start))
 	} else {
-		stream, err = c.t.agent.Attach(c.ctx, connect.NewRequest(attach))
+		stream, err = c.t.agent.Attach(ctx, connect.NewRequest(attach))
 	}
 	if err != nil {
 		return fromAgent(c.ctx, c.t.pass.Box, err)
 	}
 	defer func() {
-		c.stop() // first: Close would else read what is still to come
+		cancel() // first: Close would else read what is still to come
 		_ = stream.Close()
 	}()
 	replay := newReplay(attach)
