@@ -36,6 +36,7 @@ func desiredProto(set store.DesiredSet, node carrel.NodeID, ticketKeys [][]byte,
 				RootBytes: spec.Resources.RootBytes, Processes: spec.Resources.Processes, TmpBytes: spec.Resources.TmpBytes, ShmBytes: spec.Resources.ShmBytes,
 				Env: spec.Env, Sudo: spec.Sudo, Startup: spec.Startup, SnapshotId: string(r.Snapshot), WithMemory: r.WithMemory,
 			},
+			IdleSince: timeProto(r.IdleSince), BusyCpuMillis: r.BusyCPUMillis,
 		})
 	}
 	for _, c := range set.Chores {
@@ -92,8 +93,21 @@ func reportFromProto(m *linkv1.ReportRequest) (report store.Report, refused []st
 			report.Dropped = append(report.Dropped, carrel.SnapshotID(id))
 		}
 	}
+	for _, a := range m.GetActivities() {
+		if carrel.IDKind(a.GetRunId()) != 'r' || a.GetEpoch() <= 0 || len(report.Activities) >= maxRunReports {
+			refused = append(refused, "activity of run "+short(a.GetRunId()))
+			continue
+		}
+		report.Activities = append(report.Activities, store.RunActivity{
+			Run: carrel.RunID(a.GetRunId()), Epoch: a.GetEpoch(), Signals: each(a.GetSignals(), signalFromProto),
+		})
+	}
 	report.Facts = factsFromProto(m.GetFacts())
 	return report, refused
+}
+
+func signalFromProto(s *linkv1.ActivitySignal) carrel.Signal {
+	return carrel.Signal{Kind: carrel.SignalKind(short(s.GetKind())), At: s.GetTime().AsTime(), Active: s.GetActive(), Detail: short(s.GetDetail())}
 }
 
 func factsFromProto(f *linkv1.NodeFacts) *store.NodeFacts {
