@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -92,7 +93,7 @@ func (s *sshAccess) block() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("find own executable: %w", err)
 	}
-	program := quotePath(exe)
+	program := shellWord(exe)
 	if s.name != "" {
 		program += " --context " + s.name
 	} else {
@@ -101,7 +102,7 @@ func (s *sshAccess) block() (string, error) {
 	lines := []string{
 		blockBegin,
 		"# The certificate is renewed before ssh reads it.",
-		"Match originalhost *" + boxDomain + ` exec "` + strings.ReplaceAll(program, `"`, `\"`) + ` ssh --renew"`,
+		"Match originalhost *" + boxDomain + ` exec "` + program + ` ssh --renew"`,
 		"Host *" + boxDomain,
 		"  ProxyCommand " + program + " ssh --stdio %n",
 	}
@@ -109,6 +110,19 @@ func (s *sshAccess) block() (string, error) {
 		lines = append(lines, "  "+option[0]+" "+option[1])
 	}
 	return strings.Join(append(lines, blockEnd, ""), "\n"), nil
+}
+
+// shellWord writes a path for a shell's command line inside of a quoted word of OpenSSH's, which knows no way to write a quote
+// itself. Where that cannot be done the program is looked up in PATH.
+func shellWord(path string) string {
+	path = strings.ReplaceAll(filepath.ToSlash(path), "%", "%%")
+	switch {
+	case !strings.ContainsAny(path, " \t\"'$`\\&;()<>|*?[]#~"):
+		return path
+	case runtime.GOOS == "windows" || strings.ContainsAny(path, "\"'"):
+		return "carrel"
+	}
+	return "'" + path + "'"
 }
 
 // replaceBlock puts block in the place of the one that is there, or at the beginning: the first value that ssh finds counts.
