@@ -294,7 +294,7 @@ func (w *writer) takeOver() (*carrelv1.FileInfo, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	offset := w.request.GetOffset()
-	if u.done != nil && offset > 0 && offset == u.done.GetSize() && w.stillThere(u.done) {
+	if u.done != nil && offset > 0 && offset == w.s.finished(w.path, u.done) {
 		// The file that was opened is empty and new.
 		_ = w.s.a.runAsUser(func() error { return w.dir.Remove(w.temp) })
 		return u.done, nil
@@ -317,16 +317,6 @@ func (w *writer) takeOver() (*carrelv1.FileInfo, error) {
 	w.size = offset
 	w.s.uploads.keep(filepath.Join(filepath.Dir(w.path), w.temp), u)
 	return nil, nil
-}
-
-// stillThere reports whether the file that the upload ended with has not been changed since.
-func (w *writer) stillThere(done *carrelv1.FileInfo) bool {
-	same := false
-	_ = w.s.a.runAsUser(func() error {
-		same = unchanged(w.path, done)
-		return nil
-	})
-	return same
 }
 
 // unchanged reports whether at path is what was described. For asUser.
@@ -462,23 +452,12 @@ func (s *fileService) StatUpload(ctx context.Context, request *connect.Request[c
 	if id := request.Msg.GetUploadId(); id == "" || len(id) > maxUploadID {
 		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_upload_id", "the id of an upload has from 1 to %d bytes", maxUploadID)
 	}
-	response := &carrelv1.StatUploadResponse{}
+	temp, size := "", int64(0)
 	err = s.asUser(ctx, func() error {
 		if path, err = followLinks(path); err != nil {
 			return err
 		}
-		temp := filepath.Join(filepath.Dir(path), uploadName(filepath.Base(path), request.Msg.GetUploadId()))
-		s.uploads.mu.Lock()
-		known := s.uploads.known[temp]
-		s.uploads.mu.Unlock()
-		if known != nil {
-			known.mu.Lock()
-			defer known.mu.Unlock()
-			if known.done != nil && unchanged(path, known.done) {
-				response.Offset = known.done.GetSize()
-				return nil
-			}
-		}
+		temp = filepath.Join(filepath.Dir(path), uploadName(filepath.Base(path), request.Msg.GetUploadId()))
 		info, err := os.Lstat(temp)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -486,14 +465,40 @@ func (s *fileService) StatUpload(ctx context.Context, request *connect.Request[c
 		case err != nil:
 			return fileError("look at", path, err)
 		case info.Mode().IsRegular() && s.a.now().Sub(info.ModTime()) <= uploadKept:
-			response.Offset = info.Size()
+			size = info.Size()
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(response), nil
+	s.uploads.mu.Lock()
+	known := s.uploads.known[temp]
+	s.uploads.mu.Unlock()
+	if known == nil {
+		return connect.NewResponse(&carrelv1.StatUploadResponse{Offset: size}), nil
+	}
+	// An upload that is being put in place holds this until it is: its end is what the caller wants to know.
+	known.mu.Lock()
+	done := known.done
+	known.mu.Unlock()
+	if done == nil {
+		return connect.NewResponse(&carrelv1.StatUploadResponse{Offset: size}), nil
+	}
+	return connect.NewResponse(&carrelv1.StatUploadResponse{Offset: s.finished(path, done)}), nil
+}
+
+// finished gives the size of a file that an upload ended with, 0 if it was changed since.
+func (s *fileService) finished(path string, done *carrelv1.FileInfo) int64 {
+	same := false
+	_ = s.a.runAsUser(func() error {
+		same = unchanged(path, done)
+		return nil
+	})
+	if !same {
+		return 0
+	}
+	return done.GetSize()
 }
 
 // rename moves within a file system. With exclusive it fails with EEXIST when there is something at the new name.
