@@ -25,7 +25,7 @@ const (
 	maxGrace   = 10 * time.Minute
 	// startWait is how long the news that a command was started waits for its output or end. Few commands take longer to
 	// say something, and while one starts everything else that happens in a sandbox makes it slower: measured on two
-	// cores, by a third.
+	// busy cores, by a quarter.
 	startWait = 20 * time.Millisecond
 )
 
