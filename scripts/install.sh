@@ -15,9 +15,10 @@ packages=(
 	ca-certificates git
 )
 clients=( # real clients, for tests
+	openssh-client rsync sshfs ssh-audit
 )
 servers=( # what benchmarks compare with
-	nginx-light
+	nginx-light openssh-server
 )
 case ${1:-} in
 test) packages+=("${clients[@]}") ;;
