@@ -209,9 +209,9 @@ func FormatPeriod(d time.Duration) string {
 		of   time.Duration
 		name string
 	}{{day, "d"}, {time.Hour, "h"}, {time.Minute, "m"}, {time.Second, "s"}} {
-		if n := d / u.of; n > 0 {
-			text += fmt.Sprint(int64(n)) + u.name
-			d -= n * u.of
+		if n := int64(d / u.of); n > 0 {
+			text += fmt.Sprint(n) + u.name
+			d %= u.of
 		}
 	}
 	return text
