@@ -168,8 +168,8 @@ func TestLimitsOfRunsAndBoxes(t *testing.T) {
 	s.await("calm", carrelv1.State_STATE_IDLE)
 	list := s.carrel("list")
 	require.True(t, strings.Contains(list.stdout, "idle") || strings.Contains(list.stdout, "IDLE"), list.stdout)
-	s.sh("calm", "true")
 	s.eventually("it is used again", func() bool {
+		s.sh("calm", "true")
 		answer, err := s.client.Boxes.GetBox(s.ctx(), connect.NewRequest(&carrelv1.GetBoxRequest{Id: "calm"}))
 		require.NoError(t, err)
 		return answer.Msg.GetState() == running
