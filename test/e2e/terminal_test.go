@@ -22,8 +22,8 @@ import (
 	"carrel.dev/carrel/internal/client"
 )
 
-// terminal is a browser's end of a box's WebSocket.
-type terminal struct {
+// webTerminal is a browser's end of a box's WebSocket.
+type webTerminal struct {
 	s    *stack
 	conn *websocket.Conn
 	out  bytes.Buffer // of channel 1
@@ -31,7 +31,7 @@ type terminal struct {
 }
 
 // terminal opens the WebSocket of a box with a ticket, as a page of the front door does.
-func (s *stack) terminal(box, query string) *terminal {
+func (s *stack) terminal(box, query string) *webTerminal {
 	s.t.Helper()
 	ticket, err := s.client.Ticket(s.ctx(), box)
 	require.NoError(s.t, err)
@@ -41,10 +41,10 @@ func (s *stack) terminal(box, query string) *terminal {
 	})
 	require.NoError(s.t, err, "%s", lazy(s.logs))
 	conn.SetReadLimit(4 << 20)
-	return &terminal{s: s, conn: conn}
+	return &webTerminal{s: s, conn: conn}
 }
 
-func (y *terminal) ask(request *carrelv1.TerminalRequest) {
+func (y *webTerminal) ask(request *carrelv1.TerminalRequest) {
 	y.s.t.Helper()
 	request.Channel = 1
 	data, err := proto.Marshal(request)
@@ -52,13 +52,13 @@ func (y *terminal) ask(request *carrelv1.TerminalRequest) {
 	require.NoError(y.s.t, y.conn.Write(y.s.ctx(), websocket.MessageBinary, data))
 }
 
-func (y *terminal) typeIn(text string) {
+func (y *webTerminal) typeIn(text string) {
 	y.s.t.Helper()
 	y.ask(&carrelv1.TerminalRequest{Request: &carrelv1.TerminalRequest_Input{Input: &carrelv1.TerminalInput{Offset: -1, Data: []byte(text)}}})
 }
 
 // until reads events until stop says so of one.
-func (y *terminal) until(stop func(*carrelv1.TerminalEvent) bool) *carrelv1.TerminalEvent {
+func (y *webTerminal) until(stop func(*carrelv1.TerminalEvent) bool) *carrelv1.TerminalEvent {
 	y.s.t.Helper()
 	for {
 		_, data, err := y.conn.Read(y.s.ctx())
@@ -77,7 +77,7 @@ func (y *terminal) until(stop func(*carrelv1.TerminalEvent) bool) *carrelv1.Term
 	}
 }
 
-func (y *terminal) wait(text string) {
+func (y *webTerminal) wait(text string) {
 	y.s.t.Helper()
 	y.until(func(*carrelv1.TerminalEvent) bool { return strings.Contains(y.out.String(), text) })
 }
@@ -128,8 +128,8 @@ func TestATerminalIsWhereItWasAfterAPause(t *testing.T) {
 	s.remove("desk")
 }
 
-// echoServer answers on a TCP and a UDP port of the box with what it was sent, in capitals.
-const echoServer = `use IO::Socket::INET;
+// capitalServer answers on a TCP and a UDP port of the box with what it was sent, in capitals.
+const capitalServer = `use IO::Socket::INET;
 my $u = IO::Socket::INET->new(Proto => "udp", LocalAddr => "127.0.0.1", LocalPort => 7001) or die;
 if (!fork) { while ($u->recv(my $d, 65536)) { $u->send(uc $d) } }
 my $l = IO::Socket::INET->new(Listen => 5, ReuseAddr => 1, LocalAddr => "127.0.0.1", LocalPort => 7000) or die;
@@ -138,7 +138,7 @@ while (my $c = $l->accept) { local $/; my $d = <$c>; print $c uc $d; close $c }`
 func TestPortsOfABoxArePortsOfThisComputer(t *testing.T) {
 	s := newStack(t, options{})
 	s.create("web")
-	_, err := s.client.Exec(s.ctx(), client.ExecOptions{Box: "web", Args: []string{"perl", "-e", echoServer}, Detach: true})
+	_, err := s.client.Exec(s.ctx(), client.ExecOptions{Box: "web", Args: []string{"perl", "-e", capitalServer}, Detach: true})
 	require.NoError(t, err)
 	s.eventually("the server listens", func() bool {
 		ctx, cancel := context.WithCancel(s.ctx())
