@@ -257,8 +257,11 @@ type agentControl struct {
 
 func (a *agentControl) Activity(context.Context, *connect.Request[agentv1.ActivityRequest]) (*connect.Response[agentv1.ActivityResponse], error) {
 	command, err := os.ReadFile(a.foreground)
-	if err != nil {
+	if errors.Is(err, os.ErrNotExist) {
 		return connect.NewResponse(&agentv1.ActivityResponse{}), nil
+	}
+	if err != nil {
+		return nil, err
 	}
 	now := timestamppb.Now()
 	return connect.NewResponse(&agentv1.ActivityResponse{Commands: []*agentv1.ForegroundCommand{{Command: string(command), StartTime: now}}, CommandTime: now}), nil
