@@ -111,8 +111,7 @@ func (b *fileBox) breakOff(first *carrelv1.WriteFileRequest, pieces ...string) {
 	if first.GetUploadId() != "" {
 		b.eventually(func() bool { return b.kept(first.GetPath(), first.GetUploadId()) == sent })
 	}
-	cancel()
-	_, _ = stream.CloseAndReceive()
+	cancel() // and not CloseAndReceive, which would say that this was all
 }
 
 func (b *fileBox) eventually(condition func() bool) {

@@ -19,5 +19,5 @@ func identify(info fs.FileInfo) (fileID, bool) {
 	if !ok || stat.Nlink < 2 {
 		return fileID{}, false
 	}
-	return fileID{uint64(stat.Dev), stat.Ino}, true
+	return fileID{uint64(stat.Dev), stat.Ino}, true //nolint:unconvert // it is an int32 on macOS
 }

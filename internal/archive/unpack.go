@@ -260,7 +260,7 @@ func (u *unpacker) file(archive io.Reader, at *os.Root, name string, header *tar
 	defer func() {
 		if err != nil {
 			file.Close()
-			at.Remove(temp)
+			_ = at.Remove(temp)
 		}
 	}()
 	n, err := io.CopyBuffer(struct{ io.Writer }{file}, struct{ io.Reader }{archive}, u.buf)
@@ -300,7 +300,7 @@ func (u *unpacker) symlink(at *os.Root, name string, header *tar.Header) error {
 		return atEntry(header.Name, err)
 	}
 	if err := u.place(at, temp, name, header.Name); err != nil {
-		at.Remove(temp)
+		_ = at.Remove(temp)
 		return err
 	}
 	return nil
@@ -335,10 +335,10 @@ func (u *unpacker) hardLink(at *os.Root, name string, header *tar.Header) error 
 		return atEntry(header.Name, err)
 	}
 	if err := u.place(at, temp, name, header.Name); err != nil {
-		at.Remove(temp)
+		_ = at.Remove(temp)
 		return err
 	}
-	at.Remove(temp) // two names of one file stay both when one is renamed to the other
+	_ = at.Remove(temp) // two names of one file stay both when one is renamed to the other
 	return nil
 }
 

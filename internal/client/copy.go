@@ -90,7 +90,7 @@ func (c *Client) Copy(ctx context.Context, o CopyOptions) error {
 		return carrel.Errorf(carrel.CodePrecondition, "not_a_directory", "%s is a file, and %s a directory, which cannot be put in its place", o.To, o.From)
 	case !to.exists && !from.dir && endsWithSlash(o.To.Path):
 		return carrel.Errorf(carrel.CodeNotFound, "file_not_found", "there is no directory %s to copy to; make it first, or leave the / at the end away", o.To)
-	case to.dir && !(from.dir && o.From.contents()):
+	case to.dir && (!from.dir || !o.From.contents()):
 		name, err := baseOf(o.From)
 		if err != nil {
 			return err

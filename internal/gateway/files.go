@@ -140,8 +140,7 @@ func fileUp[Q, R any](ctx context.Context, f *files, in *connect.ClientStream[Q]
 		sending = out.Send(in.Msg())
 	}
 	if err := in.Err(); err != nil && sending == nil {
-		call.end() // the agent must not take what came for all
-		_, _ = out.CloseAndReceive()
+		// Without a word to the agent: closing would say that this was all, and race with the end of the call.
 		return nil, err
 	}
 	resp, err := out.CloseAndReceive()

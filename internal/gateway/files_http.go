@@ -498,8 +498,7 @@ func (f *rawFile) put() error {
 		return out.Send(message)
 	})
 	if err != nil {
-		_, _ = out.CloseAndReceive()
-		return err
+		return err // without closing the stream, which would say that this was all
 	}
 	resp, err := out.CloseAndReceive()
 	if err != nil {
@@ -530,8 +529,7 @@ func (f *rawFile) putArchive(format string) error {
 		return out.Send(message)
 	})
 	if err != nil {
-		_, _ = out.CloseAndReceive()
-		return err
+		return err // without closing the stream, which would say that this was all
 	}
 	resp, err := out.CloseAndReceive()
 	if err != nil {
@@ -553,7 +551,6 @@ func (f *rawFile) sendBody(call *fileCall, send func([]byte) error) error {
 		}
 		end := errors.Is(err, io.EOF)
 		if err != nil && !end {
-			call.end()
 			return carrel.Errorf(carrel.CodeAborted, "canceled", "the body of the request broke off")
 		}
 		if n > 0 || first {
