@@ -18,6 +18,8 @@ const (
 	agentIdle = 2 * time.Minute
 	// agentWindow is how much output of one stream may wait in the gateway for a slow viewer, in bytes.
 	agentWindow = 512 << 10
+	// bulkWindow is the same for a file's content, in bytes: enough for a fast copy over a path with some delay.
+	bulkWindow = 4 << 20
 	// maxAgentMessageBytes bounds one message of an agent.
 	maxAgentMessageBytes = 4 << 20
 )
@@ -36,6 +38,7 @@ type agentConn struct {
 	forwards  agentv1connect.ForwardServiceClient
 	files     agentv1connect.FileServiceClient
 	transport *http.Transport
+	bulk      *http.Transport // for files
 
 	mu    sync.Mutex // guards what follows
 	pass  pass       // the newest that came: tunnels are opened with it
@@ -77,6 +80,11 @@ func (p *agentPool) get(t pass) (conn *agentConn, done func()) {
 	}
 }
 
+func (c *agentConn) closeIdle() {
+	c.transport.CloseIdleConnections()
+	c.bulk.CloseIdleConnections()
+}
+
 func (p *agentPool) open(box carrel.BoxID, user carrel.UserID) *agentConn {
 	conn := &agentConn{}
 	protocols := new(http.Protocols)
@@ -99,6 +107,8 @@ func (p *agentPool) open(box carrel.BoxID, user carrel.UserID) *agentConn {
 			PingTimeout:               15 * time.Second,
 		},
 	}
+	conn.bulk = conn.transport.Clone()
+	conn.bulk.HTTP2.MaxReceiveBufferPerStream = bulkWindow
 	noRedirects := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	over, to := &http.Client{Transport: conn.transport, CheckRedirect: noRedirects}, "http://"+string(box)
 	limits := []connect.ClientOption{
@@ -108,7 +118,7 @@ func (p *agentPool) open(box carrel.BoxID, user carrel.UserID) *agentConn {
 	}
 	conn.ProcessServiceClient = agentv1connect.NewProcessServiceClient(over, to, limits...)
 	conn.forwards = agentv1connect.NewForwardServiceClient(over, to, limits...)
-	conn.files = agentv1connect.NewFileServiceClient(over, to, limits...)
+	conn.files = agentv1connect.NewFileServiceClient(&http.Client{Transport: conn.bulk, CheckRedirect: noRedirects}, to, limits...)
 	return conn
 }
 
@@ -144,7 +154,7 @@ func (p *agentPool) outdate(box carrel.BoxID, epoch int64, gone bool) {
 	defer p.mu.Unlock()
 	for key, conn := range p.conns {
 		if key.box == box && (key.epoch < epoch || gone && key.epoch == epoch) {
-			conn.transport.CloseIdleConnections()
+			conn.closeIdle()
 			delete(p.conns, key)
 		}
 	}
@@ -158,7 +168,7 @@ func (p *agentPool) tidy(now time.Time) {
 		idle := conn.used == 0 && now.Sub(conn.since) > agentIdle
 		conn.mu.Unlock()
 		if idle {
-			conn.transport.CloseIdleConnections()
+			conn.closeIdle()
 			delete(p.conns, key)
 		}
 	}
@@ -168,6 +178,6 @@ func (p *agentPool) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, conn := range p.conns {
-		conn.transport.CloseIdleConnections()
+		conn.closeIdle()
 	}
 }
