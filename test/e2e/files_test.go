@@ -142,7 +142,7 @@ func TestAnUploadGoesOnWhenTheGatewayIsKilled(t *testing.T) {
 	s := newStack(t, options{})
 	s.create("alpha", func(r *carrelv1.CreateBoxRequest) { r.Resources = &carrelv1.Resources{HomeBytes: 2 << 30} })
 	dir := t.TempDir()
-	sum := randomFile(t, filepath.Join(dir, "big"), 400<<20)
+	sum := randomFile(t, filepath.Join(dir, "big"), 256<<20)
 	partSize := func() int64 {
 		text := s.sh("alpha", "stat -c %s .carrel-upload-* 2>/dev/null || echo 0")
 		n, err := strconv.ParseInt(strings.Fields(text)[0], 10, 64)
@@ -156,7 +156,7 @@ func TestAnUploadGoesOnWhenTheGatewayIsKilled(t *testing.T) {
 	s.eventually("a part has come", func() bool { return partSize() > 16<<20 })
 	require.NoError(t, upload.Process.Signal(syscall.SIGSTOP))
 	part := partSize()
-	require.Less(t, part, int64(400<<20), "it was still under way")
+	require.Less(t, part, int64(256<<20), "it was still under way")
 	require.NoError(t, syscall.Kill(s.rolePID("gateway"), syscall.SIGKILL))
 	require.NoError(t, upload.Process.Signal(syscall.SIGCONT))
 	require.NoError(t, upload.Wait(), "%s", &said)
@@ -189,8 +189,6 @@ func TestAnUploadGoesOnWhenTheGatewayIsKilled(t *testing.T) {
 	s.eventually("a part has come", func() bool { return partSize() > 16<<20 })
 	require.NoError(t, upload.Process.Kill())
 	_ = upload.Wait()
-	part = partSize()
-	require.Positive(t, part)
 	s.must("cp", filepath.Join(dir, "big"), "alpha:again")
 	require.Equal(t, sum, strings.Fields(s.sh("alpha", "sha256sum again"))[0])
 }
