@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -13,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
+	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/client"
 )
 
@@ -59,7 +59,7 @@ func (s *stack) staysAwake(box, why string) {
 }
 
 func TestIdleBoxPausesAndGoesOn(t *testing.T) {
-	s := newStack(t, options{})
+	s := newStack(t, options{pool: "4GiB"})
 	s.create("one", s.quick())
 	s.background("one", counter)
 	pid, count := s.progressOf("one")
@@ -92,7 +92,7 @@ func TestIdleBoxPausesAndGoesOn(t *testing.T) {
 }
 
 func TestWhatKeepsABoxAwake(t *testing.T) {
-	s := newStack(t, options{})
+	s := newStack(t, options{pool: "4GiB"})
 	quick := s.quick()
 	// run has a command go on in the foreground, until it ends or is left alone.
 	run := func(box string, options client.ExecOptions) (end func()) {
@@ -153,7 +153,7 @@ func TestWhatKeepsABoxAwake(t *testing.T) {
 }
 
 func TestLimitsOfRunsAndBoxes(t *testing.T) {
-	s := newStack(t, options{})
+	s := newStack(t, options{pool: "4GiB"})
 	quick := s.quick()
 	with := func(p *carrelv1.IdlePolicy) func(*carrelv1.CreateBoxRequest) {
 		return func(r *carrelv1.CreateBoxRequest) { quick(r); r.Idle = p }
@@ -178,7 +178,5 @@ func TestLimitsOfRunsAndBoxes(t *testing.T) {
 	require.Equal(t, "stopped because it ran for 8s, as long as one run may (policy of box)", s.activity("long").GetLastStopReason())
 	s.await(gone.GetId(), deleted)
 	_, err := s.client.Boxes.GetBoxActivity(s.ctx(), connect.NewRequest(&carrelv1.GetBoxActivityRequest{Id: "gone"}))
-	var refused *connect.Error
-	require.True(t, errors.As(err, &refused))
-	require.Equal(t, connect.CodeNotFound, refused.Code())
+	require.Equal(t, carrel.CodeNotFound, carrel.CodeOf(client.Error(err)))
 }
