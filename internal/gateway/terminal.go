@@ -56,6 +56,10 @@ func (g *Gateway) serveTerminal(w http.ResponseWriter, r *http.Request, box stri
 	if r.URL.Query().Has("view") {
 		p.Scopes = []string{auth.ScopeView}
 	}
+	// A ticket of an earlier run, or of a box that does not run, is told before there is a socket.
+	if _, err := g.routes.find(r.Context(), p.Box, p.Epoch, routePatience); err != nil {
+		return err
+	}
 	conn := acceptSocket(w, r, terminalProtocol, maxTerminalFrame)
 	if conn == nil {
 		return nil

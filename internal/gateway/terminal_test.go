@@ -229,6 +229,7 @@ func TestHowABrowserShowsATicket(t *testing.T) {
 		"API token in the URL":       {query: "?ticket=" + testToken, status: 401, reason: "token_in_url"},
 		"API token as subprotocol":   {protocols: []string{"carrel.ticket." + testToken}, status: 401, reason: "token_in_url"},
 		"ticket of another box":      {header: http.Header{"Authorization": {"Bearer " + s.ticket(func(t *auth.Ticket) { t.Box = carrel.NewBoxID() })}}, status: 403, reason: "ticket_of_another_box"},
+		"ticket of an earlier run":   {header: http.Header{"Authorization": {"Bearer " + s.ticket(func(t *auth.Ticket) { t.Epoch = 1 })}}, status: 401, reason: "ticket_stale"},
 		"ticket that is over":        {header: http.Header{"Authorization": {"Bearer " + s.ticket(func(t *auth.Ticket) { t.Expires = time.Now().Add(-time.Hour) })}}, status: 401, reason: "ticket_expired"},
 		"ticket that makes no sense": {query: "?ticket=nonsense", status: 401, reason: "bad_ticket"},
 	} {
