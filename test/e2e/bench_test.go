@@ -105,7 +105,7 @@ func (b *bench) report(c *comparison) {
 
 // TestBench measures everything; CARREL_BENCH names parts, separated by commas, to measure those alone.
 func TestBench(t *testing.T) {
-	s := newStack(t, options{pool: "32GiB"})
+	s := newStack(t, options{pool: "24GiB"})
 	b := &bench{t: t, s: s, raw: newRaw(t, s)}
 
 	// A first box shows what the node prepares; the baseline is held against it.
@@ -247,11 +247,12 @@ func (b *bench) many() {
 	b.report(c)
 }
 
-// smallBoxes lets twenty boxes have room beside the model, on a machine of two cores, until what it answers is called.
+// smallBoxes lets twenty boxes have room beside the model, on a machine of two cores and in the pool, until what it
+// answers is called.
 func smallBoxes() (undo func()) {
-	was := benchResources.CpuMillis
-	benchResources.CpuMillis = 280
-	return func() { benchResources.CpuMillis = was }
+	cpu, memory := benchResources.CpuMillis, benchResources.MemoryBytes
+	benchResources.CpuMillis, benchResources.MemoryBytes = 280, 256<<20
+	return func() { benchResources.CpuMillis, benchResources.MemoryBytes = cpu, memory }
 }
 
 func (b *bench) commits() {
