@@ -42,7 +42,7 @@ func TestLifeOfABox(t *testing.T) {
 	run := set.Runs[0]
 	require.Equal(t, store.DesiredRun{
 		Run: first, Box: id, Org: w.org, Epoch: 1, Order: carrel.OrderRun, Generation: 1, Phase: carrel.PhaseAssigned,
-		Spec: store.RunSpec{BoxName: "one", ImageDigest: digest, Resources: carrel.DefaultResources, Sudo: true, Startup: []string{"echo hello"}},
+		Spec:          store.RunSpec{BoxName: "one", ImageDigest: digest, Resources: carrel.DefaultResources, Sudo: true, Startup: []string{"echo hello"}},
 		BusyCPUMillis: carrel.DefaultIdle.BusyCPUMillis,
 	}, run)
 	w.report(id, carrel.PhaseRunning, func(r *store.RunReport) { r.StartedFrom = "fresh" })

@@ -22,6 +22,9 @@ type Config struct {
 	SystemURL string
 	// MaxConns of each of the two pools; default 16.
 	MaxConns int32
+	// Patience is how long a statement may take, and half of it how long one waits for a lock, before the caller hears that the database is
+	// busy; default 10 s.
+	Patience time.Duration
 	// CPUOvercommit is how many times the cores of a node are given out; default 4.
 	CPUOvercommit float64
 	// Now is the clock; default time.Now.
@@ -47,10 +50,9 @@ type Store struct {
 
 // Limits that PostgreSQL keeps for us, so that a lost or stuck process cannot hold locks for ever.
 const (
-	connectTimeout   = 5 * time.Second
-	statementTimeout = 10 * time.Second
-	lockTimeout      = 5 * time.Second
-	idleInTxTimeout  = 30 * time.Second
+	connectTimeout  = 5 * time.Second
+	patience        = 10 * time.Second
+	idleInTxTimeout = 30 * time.Second
 )
 
 // Open connects. It answers when PostgreSQL does, or with CodeUnavailable.
@@ -66,6 +68,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	if cfg.CPUOvercommit < 0 || cfg.MaxConns < 0 {
 		return nil, errors.New("CPUOvercommit and MaxConns must be above 0")
+	}
+	if cfg.Patience <= 0 {
+		cfg.Patience = patience
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -84,11 +89,11 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		}
 	}
 	var err error
-	if s.system, err = openPool(ctx, cfg.SystemURL, cfg.MaxConns); err != nil {
+	if s.system, err = openPool(ctx, cfg.SystemURL, cfg); err != nil {
 		return nil, mapError(ctx, fmt.Errorf("connect as the system role: %w", err))
 	}
 	if cfg.ControlURL != "" {
-		if s.control, err = openPool(ctx, cfg.ControlURL, cfg.MaxConns); err != nil {
+		if s.control, err = openPool(ctx, cfg.ControlURL, cfg); err != nil {
 			s.system.Close()
 			return nil, mapError(ctx, fmt.Errorf("connect as the control role: %w", err))
 		}
@@ -97,19 +102,19 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return s, nil
 }
 
-func openPool(ctx context.Context, url string, conns int32) (*pgxpool.Pool, error) {
+func openPool(ctx context.Context, url string, own Config) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, fmt.Errorf("read the address of the database: %w", err)
 	}
-	cfg.MaxConns = conns
+	cfg.MaxConns = own.MaxConns
 	cfg.MaxConnIdleTime = 5 * time.Minute
 	cfg.ConnConfig.ConnectTimeout = connectTimeout
 	params := cfg.ConnConfig.RuntimeParams
 	params["application_name"] = "carrel"
 	params["timezone"] = "UTC"
-	params["statement_timeout"] = millis(statementTimeout)
-	params["lock_timeout"] = millis(lockTimeout)
+	params["statement_timeout"] = millis(own.Patience)
+	params["lock_timeout"] = millis(own.Patience / 2)
 	params["idle_in_transaction_session_timeout"] = millis(idleInTxTimeout)
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
