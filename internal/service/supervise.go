@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -125,6 +127,7 @@ func (s *Supervisor) Keep(ctx context.Context, child Child) {
 	pause := restartMin
 	for ctx.Err() == nil {
 		began := time.Now()
+		said := endOf(child.Output)
 		err := s.once(ctx, child)
 		if ctx.Err() != nil {
 			return
@@ -132,13 +135,47 @@ func (s *Supervisor) Keep(ctx context.Context, child Child) {
 		if time.Since(began) > steady || failpoint.Enabled() { // then a test asked for its end
 			pause = restartMin
 		}
-		s.log.Warn("a role ended and is started again", "child", child.Name, "error", err, "after", pause)
+		s.log.Warn("a role ended and is started again", "child", child.Name, "error", err, "after", pause, "last_words", lastWords(child.Output, said))
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
 		}
 		pause = min(2*pause, restartMax)
 	}
+}
+
+// endOf is how long the file is that a child writes into; 0 if it writes elsewhere.
+func endOf(output io.Writer) int64 {
+	if file, ok := output.(*os.File); ok {
+		if info, err := file.Stat(); err == nil {
+			return info.Size()
+		}
+	}
+	return 0
+}
+
+const maxLastWords = 512 // bytes
+
+// lastWords is the last line that a child wrote into its file after an offset, so that whoever looks at the supervisor learns why it ended.
+func lastWords(output io.Writer, from int64) string {
+	file, ok := output.(*os.File)
+	if !ok {
+		return ""
+	}
+	log, err := os.Open(file.Name()) // its own descriptor may be for writing alone
+	if err != nil {
+		return ""
+	}
+	defer log.Close()
+	end := endOf(output)
+	begin := max(from, end-maxLastWords)
+	text := make([]byte, max(0, end-begin))
+	n, err := log.ReadAt(text, begin)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return ""
+	}
+	lines := strings.Split(strings.TrimSpace(string(text[:n])), "\n")
+	return strings.ToValidUTF8(lines[len(lines)-1], "?")
 }
 
 func (s *Supervisor) once(ctx context.Context, child Child) error {

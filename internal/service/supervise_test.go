@@ -62,6 +62,47 @@ func TestChildIsStartedAgainAndEndedWithItsSupervisor(t *testing.T) {
 	keepers.Wait()
 }
 
+func TestTheLastWordsOfAChildAreTold(t *testing.T) {
+	said := &lockedText{}
+	s, err := NewSupervisor(slog.New(slog.NewTextHandler(said, nil)))
+	require.NoError(t, err)
+	top, stopTop := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(top)
+	var running, keeping sync.WaitGroup
+	running.Go(func() { _ = s.Run(top) })
+	file, _ := output(t)
+	_, err = file.WriteString("of an earlier life\n")
+	require.NoError(t, err)
+	keeping.Go(func() {
+		s.Keep(ctx, Child{Name: "c", Args: []string{"/bin/sh", "-c", "echo first; echo the pool does not fit >&2; exit 1"}, Output: file})
+	})
+	eventually(t, "a warning", func() bool { return strings.Contains(said.String(), "started again") })
+	cancel()
+	keeping.Wait()
+	stopTop()
+	running.Wait()
+	require.Contains(t, said.String(), `last_words="the pool does not fit"`)
+	require.NotContains(t, said.String(), "earlier life")
+}
+
+// lockedText may be read while it is written.
+type lockedText struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lockedText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lockedText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 func TestStubbornChildIsGoneAfterKeepReturns(t *testing.T) {
 	s, ctx, keepers, cancel := startSupervisor(t)
 	file, read := output(t)
