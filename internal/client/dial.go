@@ -50,7 +50,7 @@ func (c *Client) dial(ctx context.Context, ticket Ticket, target string) (net.Co
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	address := c.url + "/v1/boxes/" + url.PathEscape(ticket.Box) + "/dial?target=" + url.QueryEscape(target)
-	ws, resp, err := websocket.Dial(ctx, address, &websocket.DialOptions{
+	ws, resp, err := websocket.Dial(ctx, address, &websocket.DialOptions{ //nolint:bodyclose // the library closes it
 		HTTPClient: c.sockets, Subprotocols: []string{dialProtocol},
 		HTTPHeader: http.Header{"Authorization": {"Bearer " + ticket.Token}},
 	})
