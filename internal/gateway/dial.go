@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -259,19 +261,27 @@ func (p *proxyPool) get(key proxyKey) *http.Transport {
 // tidy forgets the proxies that no route leads to. Their open tunnels go on.
 func (p *proxyPool) tidy(wanted map[proxyKey]bool) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	var unwanted []*http.Transport
 	for key, t := range p.transports {
 		if !wanted[key] {
-			t.CloseIdleConnections()
+			unwanted = append(unwanted, t)
 			delete(p.transports, key)
 		}
 	}
+	p.mu.Unlock()
+	closeIdle(unwanted)
 }
 
 func (p *proxyPool) close() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, t := range p.transports {
+	all := slices.Collect(maps.Values(p.transports))
+	p.mu.Unlock()
+	closeIdle(all)
+}
+
+// closeIdle closes connections, each of which takes itself off the pool's list: the pool must not be locked.
+func closeIdle(transports []*http.Transport) {
+	for _, t := range transports {
 		t.CloseIdleConnections()
 	}
 }

@@ -242,9 +242,6 @@ func (t *grantTable) good(p pass) error {
 	if _, revoked := t.revoked[p.Token]; revoked && p.Token != "" {
 		return errTokenRevoked(p.Box)
 	}
-	if p.key != "" && t.keys[p.key] != p.User {
-		return errKeyRemoved(p.Box)
-	}
 	if p.User == "" {
 		return nil
 	}
@@ -256,6 +253,9 @@ func (t *grantTable) good(p pass) error {
 		if !auth.Covers(g.scope(p.Org), scope) {
 			return errRightsEnded(p.Box)
 		}
+	}
+	if p.key != "" && t.keys[p.key] != p.User {
+		return errKeyRemoved(p.Box)
 	}
 	return nil
 }

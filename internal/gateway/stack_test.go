@@ -223,6 +223,7 @@ type fakeControl struct {
 	exchanges int
 	joins     int
 	headers   http.Header // of the last WhoAmI
+	users     access
 	goOn      chan struct{}
 }
 
@@ -285,6 +286,7 @@ func (c *fakeControl) WatchRoutes(ctx context.Context, _ *connect.Request[linkv1
 	for {
 		c.mu.Lock()
 		update := &linkv1.RoutesUpdate{Full: full, TicketKeys: c.stack.keys, RevokedPeers: c.revoked}
+		c.users.fill(update)
 		for _, r := range c.routes {
 			update.Routes = append(update.Routes, r)
 		}
@@ -306,7 +308,7 @@ func (c *fakeControl) ExchangeToken(_ context.Context, req *connect.Request[link
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.exchanges++
-	if req.Msg.GetToken() != testToken {
+	if req.Msg.GetToken() != testToken || c.users.refuse {
 		return nil, connect.NewError(connect.CodeUnauthenticated, carrel.Errorf(carrel.CodeUnauthorized, "bad_token", "bad token"))
 	}
 	r := c.routes[c.stack.box]
@@ -384,7 +386,7 @@ func (p *fakeProxy) connect(w http.ResponseWriter, r *http.Request, agent string
 		w.WriteHeader(http.StatusForbidden)
 		return
 	}
-	t, err := p.stack.verifier.Verify(r.Header.Get("Carrel-Ticket"), time.Now())
+	t, err := p.right(r)
 	switch {
 	case err != nil:
 		w.WriteHeader(http.StatusUnauthorized)
