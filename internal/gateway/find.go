@@ -76,15 +76,22 @@ func errSeveral(name, org string) *carrel.Error {
 	return carrel.Errorf(carrel.CodeInvalid, "organisation_needed", "several of your organisations have a box %q; say which one is meant, such as %s.%s", clip(name), clip(name), org)
 }
 
+func errFindAway(name string, cause error) *carrel.Error {
+	return errUnavailable("control_unavailable", cause,
+		"there is no running box %q of yours, and the control plane, which knows the others, does not answer at the moment; try again in a few seconds", clip(name))
+}
+
 // askBox asks control for a box.
 func (g *Gateway) askBox(ctx context.Context, user carrel.UserID, name, org string) (boxRef, error) {
 	if !g.routes.isLive() {
-		return boxRef{}, errUnavailable("control_unavailable", nil,
-			"there is no running box %q of yours, and the control plane, which knows the others, does not answer at the moment; try again in a few seconds", clip(name))
+		return boxRef{}, errFindAway(name, nil)
 	}
 	resp, err := g.link.FindBox(ctx, connect.NewRequest(&linkv1.FindBoxRequest{UserId: string(user), Box: clip(name), Org: clip(org)}))
 	if err != nil {
-		return boxRef{}, g.fromControl(err)
+		if err = g.fromControl(err); carrel.ReasonOf(err) == "control_unavailable" {
+			err = errFindAway(name, err)
+		}
+		return boxRef{}, err
 	}
 	r := resp.Msg.GetRoute()
 	if carrel.IDKind(r.GetBoxId()) != 'b' {
