@@ -68,7 +68,7 @@ func (g *granter) since(ctx context.Context, version int64) (news, error) {
 	defer g.mu.Unlock()
 	n := news{version: g.version, next: g.changed}
 	for _, u := range g.users {
-		if u.version > version && !(version == 0 && u.message.GetGone()) {
+		if u.version > version && (version > 0 || !u.message.GetGone()) {
 			n.grants = append(n.grants, u.message)
 		}
 	}

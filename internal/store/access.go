@@ -72,7 +72,7 @@ func (s *Store) SSHKeys(ctx context.Context, scope Scope, user carrel.UserID) ([
 }
 
 func (t *tx) sshKeys(ctx context.Context, user carrel.UserID) ([]SSHKey, error) {
-	rows, err := t.Queries.SSHKeys(ctx, user)
+	rows, err := t.SSHKeys(ctx, user)
 	if err != nil {
 		return nil, fmt.Errorf("read the user's SSH keys: %w", err)
 	}
@@ -184,7 +184,7 @@ func (s *Store) BoxPorts(ctx context.Context, scope Scope, box carrel.BoxID) ([]
 }
 
 func (t *tx) boxPorts(ctx context.Context, box carrel.BoxID) ([]BoxPort, error) {
-	rows, err := t.Queries.BoxPorts(ctx, box)
+	rows, err := t.BoxPorts(ctx, box)
 	if err != nil {
 		return nil, fmt.Errorf("read the ports of the box: %w", err)
 	}
