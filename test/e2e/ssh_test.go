@@ -43,6 +43,11 @@ func (s *stack) newSSHClient(t *testing.T) *sshClient {
 	api := s.sshService()
 	_, err = api.AddSSHKey(s.ctx(), connect.NewRequest(&carrelv1.AddSSHKeyRequest{PublicKey: string(public), Name: filepath.Base(t.Name())}))
 	require.NoError(t, err)
+	blob := strings.Fields(string(public))[1]
+	s.eventually("the gateway knows the key", func() bool {
+		data, err := os.ReadFile(filepath.Join(s.data, "gateway", "grants.json"))
+		return err == nil && strings.Contains(string(data), blob)
+	})
 	info, err := api.GetSSHInfo(s.ctx(), connect.NewRequest(&carrelv1.GetSSHInfoRequest{}))
 	require.NoError(t, err)
 	c.host, c.port, err = net.SplitHostPort(info.Msg.GetAddress())
