@@ -210,9 +210,11 @@ func (s *sshSession) run(ctx context.Context) {
 // carry starts the process, or joins a kept one, and goes with it to its end or the channel's.
 func (s *sshSession) carry(ctx context.Context) (*carrelv1.Process, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	var parts sync.WaitGroup
-	defer parts.Wait()
+	defer func() {
+		cancel(nil) // first: the listener for the SSH agent ends with it
+		parts.Wait()
+	}()
 	p, err := s.c.pass(ctx, true, s.progress())
 	if err != nil {
 		return nil, err
