@@ -447,15 +447,15 @@ func TestPortsOfABox(t *testing.T) {
 		first := make([]byte, len("data: first\n\n"))
 		_, err := io.ReadFull(stream.Body, first)
 		require.NoError(t, err)
-		require.NoError(t, s.Controls[0].Part.Kill())
+		require.NoError(t, s.Controls[0].Kill())
 		require.NoError(t, s.Reconcilers[0].Kill())
 		_, body := b.visit(b.at(box, port) + "/away")
 		require.Equal(t, "/away", seen(t, body).Path)
 		more := make(chan error, 1)
 		go func() { _, err := stream.Body.Read(make([]byte, 1)); more <- err }()
-		require.NoError(t, s.Gateways[0].Part.Kill())
+		require.NoError(t, s.Gateways[0].Kill())
 		require.Error(t, <-more, "until then the stream was open")
-		require.NoError(t, s.Gateways[0].Part.Start())
+		require.NoError(t, s.Gateways[0].Start())
 		s.Eventually("a gateway that was started anew lets in who is signed in", func() error {
 			resp, err := b.http.Get(b.at(box, port) + "/anew")
 			if err != nil {
@@ -467,7 +467,7 @@ func TestPortsOfABox(t *testing.T) {
 			}
 			return nil
 		})
-		require.NoError(t, s.Controls[0].Part.Start())
+		require.NoError(t, s.Controls[0].Start())
 		require.NoError(t, s.Reconcilers[0].Start())
 	})
 	deleteAll(t, s)
