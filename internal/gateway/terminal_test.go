@@ -266,11 +266,10 @@ func TestBadFramesCloseTheSocketWithAReason(t *testing.T) {
 		code websocket.StatusCode
 		text string
 	}{
-		"text":          {websocket.MessageText, []byte("hello"), websocket.StatusPolicyViolation, "bad_frame"},
-		"no message":    {websocket.MessageBinary, []byte{0xff, 0xff}, websocket.StatusPolicyViolation, "bad_frame"},
-		"no such one":   {websocket.MessageBinary, frame(3, &carrelv1.TerminalRequest{Request: &carrelv1.TerminalRequest_Close{Close: true}}), websocket.StatusPolicyViolation, "bad_channel"},
-		"channel 0":     {websocket.MessageBinary, frame(0, &carrelv1.TerminalRequest{Request: &carrelv1.TerminalRequest_Attach{Attach: &carrelv1.AttachProcessRequest{}}}), websocket.StatusPolicyViolation, "bad_channel"},
-		"far too large": {websocket.MessageBinary, make([]byte, 1<<20), websocket.StatusMessageTooBig, ""},
+		"text":        {websocket.MessageText, []byte("hello"), websocket.StatusPolicyViolation, "bad_frame"},
+		"no message":  {websocket.MessageBinary, []byte{0xff, 0xff}, websocket.StatusPolicyViolation, "bad_frame"},
+		"no such one": {websocket.MessageBinary, frame(3, &carrelv1.TerminalRequest{Request: &carrelv1.TerminalRequest_Close{Close: true}}), websocket.StatusPolicyViolation, "bad_channel"},
+		"channel 0":   {websocket.MessageBinary, frame(0, &carrelv1.TerminalRequest{Request: &carrelv1.TerminalRequest_Attach{Attach: &carrelv1.AttachProcessRequest{}}}), websocket.StatusPolicyViolation, "bad_channel"},
 	} {
 		y := s.terminal(auth.ScopeExec)
 		require.NoError(t, y.conn.Write(testContext(t), c.kind, c.data))
@@ -278,6 +277,11 @@ func TestBadFramesCloseTheSocketWithAReason(t *testing.T) {
 		require.Equal(t, c.code, websocket.CloseStatus(err), "%s: %v", name, err)
 		require.ErrorContains(t, err, c.text, name)
 	}
+	large := s.terminal(auth.ScopeExec)
+	_ = large.conn.Write(testContext(t), websocket.MessageBinary, make([]byte, 1<<20)) // it may be cut off in the middle
+	_, _, err := large.conn.Read(testContext(t))
+	require.Error(t, err, "what is far too large is not taken")
+
 	y := s.terminal(auth.ScopeExec)
 	y.attach(1, "nosuch", 0)
 	require.Equal(t, "not_found", y.until(1, nil, isError).GetError().GetCode(), "what is wrong with a channel ends that alone")
