@@ -155,7 +155,7 @@ func (d *sshDoors) evict(address *netip.Prefix) bool {
 		return false
 	}
 	d.remove(oldest)
-	_ = oldest.Conn.Close()
+	_ = oldest.Close()
 	return true
 }
 

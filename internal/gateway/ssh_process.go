@@ -354,11 +354,11 @@ func (p *boxProcess) gap(r *frame.Reader) error {
 		return linkError{err}
 	}
 	gap := &carrelv1.Gap{}
-	stream := gap.GetStream()
 	if proto.Unmarshal(payload, gap) != nil {
 		return errAgentSpeech
 	}
-	if stream = gap.GetStream(); stream != carrelv1.Stream_STREAM_STDOUT && stream != carrelv1.Stream_STREAM_STDERR {
+	stream := gap.GetStream()
+	if stream != carrelv1.Stream_STREAM_STDOUT && stream != carrelv1.Stream_STREAM_STDERR {
 		return errAgentSpeech
 	}
 	lost := gap.GetNextOffset() - p.offsets[stream]

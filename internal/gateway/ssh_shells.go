@@ -15,8 +15,6 @@ import (
 const (
 	// shellReplay is how much of a kept shell's output is shown again, in bytes.
 	shellReplay = 64 << 10
-	// shellQuestion is how long a person may think.
-	shellQuestion = time.Minute
 	// shellList bounds the question to the agent, which a login must not wait for.
 	shellList = 3 * time.Second
 )
