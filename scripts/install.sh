@@ -39,10 +39,27 @@ echo "installing Debian packages: ${missing[*]}"
 # Debian's package would make and start a server of its own.
 mkdir -p /etc/postgresql-common/createcluster.d
 echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/carrel.conf
+# Debian starts servers when they are installed, and at every boot. Benchmarks start those that they want by themselves.
+services=()
+for package in "${missing[@]}"; do
+	case $package in
+	openssh-server) services+=(ssh) ;;
+	nginx-light) services+=(nginx) ;;
+	esac
+done
 log=$(mktemp)
+policy=/usr/sbin/policy-rc.d
 trap 'rm -f "$log"' EXIT
+if [ ${#services[@]} -gt 0 ] && [ ! -e "$policy" ]; then
+	trap 'rm -f "$log" "$policy"' EXIT
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod +x "$policy"
+fi
 if ! { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
 	tail -n 20 "$log" >&2
 	echo "the packages could not be installed; the lines above say why" >&2
 	exit 1
 fi
+for service in "${services[@]}"; do
+	update-rc.d "$service" disable
+done
