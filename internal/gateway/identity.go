@@ -204,10 +204,13 @@ func (s *identityStore) transport(dial func(context.Context, string, string) (ne
 		MaxResponseHeaderBytes: 256 << 10,
 		DisableCompression:     true,
 		HTTP2: &http.HTTP2Config{
-			MaxReceiveBufferPerStream: 2 << 20,
-			MaxReadFrameSize:          128 << 10,
-			SendPingTimeout:           10 * time.Second,
-			PingTimeout:               10 * time.Second,
+			// A proxy takes 1024 streams of a connection: together they fit into what it may have on its way, so that a client that
+			// reads nothing holds up its own streams and no others.
+			MaxReceiveBufferPerStream:     1 << 20,
+			MaxReceiveBufferPerConnection: 1 << 30,
+			MaxReadFrameSize:              128 << 10,
+			SendPingTimeout:               10 * time.Second,
+			PingTimeout:                   10 * time.Second,
 		},
 		TLSClientConfig: &tls.Config{
 			MinVersion: tls.VersionTLS13,

@@ -42,10 +42,12 @@ const (
 	// dialTime is what an agent has to take a stream.
 	dialTime = 5 * time.Second
 	dialTry  = time.Second
-	// Windows: a stream may have 2 MiB on its way and a connection 32 MiB, so that one stream fills a fast
-	// network and one slow box does not stop the others of its gateway.
-	streamWindow     = 2 << 20
-	connectionWindow = 32 << 20
+	// maxStreamsPerConn is how many streams one connection of a gateway has; it makes another one for more.
+	maxStreamsPerConn = 1024
+	// streamWindow is how much one stream may have on its way, in bytes: enough to fill a fast network. A connection may have as much as
+	// all its streams: a box that takes nothing stops its own streams and no others.
+	streamWindow     = 512 << 10
+	connectionWindow = maxStreamsPerConn * streamWindow
 	copyBuffer       = 128 << 10
 )
 
@@ -165,7 +167,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 			},
 		},
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: 2048, MaxReadFrameSize: 64 << 10, MaxDecoderHeaderTableSize: 4096, MaxEncoderHeaderTableSize: 4096,
+			MaxConcurrentStreams: maxStreamsPerConn, MaxReadFrameSize: 64 << 10, MaxDecoderHeaderTableSize: 4096, MaxEncoderHeaderTableSize: 4096,
 			MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connectionWindow,
 			SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: time.Minute,
 		},

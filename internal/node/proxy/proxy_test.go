@@ -124,6 +124,7 @@ func (a *agent) serve(c net.Conn) {
 	case "control":
 		defer func() { _ = recover() }() // the listener is closed
 		a.inner <- c
+	case "tcp/localhost:98": // takes nothing
 	case "tcp/localhost:99": // sends without being asked, then closes
 		_, _ = c.Write(make([]byte, 8<<20))
 		_ = c.Close()
@@ -532,4 +533,57 @@ func TestManyStreamsAtOnce(t *testing.T) {
 	}
 	group.Wait()
 	require.Zero(t, failed.Load())
+}
+
+// A program that takes nothing costs its own streams: what they hold must never use up what a gateway may have on its way to all boxes.
+func TestStreamsThatAreNotReadHoldUpNoOthers(t *testing.T) {
+	w := newWorld(t)
+	a := newAgent(t, w.run)
+	require.NoError(t, w.client.SetRoute(t.Context(), w.route(a)))
+	free := w.open("agent")
+	var written atomic.Int64
+	var writers sync.WaitGroup
+	defer writers.Wait()
+	for range 48 {
+		s := w.open("tcp/localhost:98")
+		defer s.out.Close()
+		writers.Go(func() {
+			for chunk := make([]byte, 64<<10); ; {
+				n, err := s.out.Write(chunk)
+				written.Add(int64(n))
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	answers := make(chan error)
+	go func() {
+		defer close(answers)
+		// To the end of all progress: the others are full then.
+		for last, same := int64(-1), 0; same < 500; {
+			_, _ = free.out.Write([]byte("ping"))
+			_, err := io.ReadFull(free.in, make([]byte, 4))
+			if now := written.Load(); now != last {
+				last, same = now, -1
+			}
+			same++
+			answers <- err
+			if err != nil {
+				return
+			}
+		}
+	}()
+	for {
+		select {
+		case err, more := <-answers:
+			if !more {
+				return
+			}
+			require.NoError(t, err)
+		case <-time.After(30 * time.Second):
+			_ = free.in.Close()
+			t.Fatal("a stream waits for others that are not read")
+		}
+	}
 }
