@@ -92,8 +92,6 @@ func portOfPath(path string) (ref portRef, rest string, ok bool) {
 type visitor struct {
 	pass pass
 	user carrel.UserID // empty: nobody that is known
-	// cookie: the browser sends the proof by itself, also when a page of somebody else's makes it ask.
-	cookie bool
 }
 
 // ports serves the TCP ports of boxes over HTTP: every request is shown to be somebody's who may, and goes on to the box.
@@ -139,9 +137,6 @@ func (p *ports) serveHost(w http.ResponseWriter, r *http.Request, ref portRef) {
 		return
 	}
 	who, err := p.identify(r, ref)
-	if err == nil && who.cookie && !p.ownPage(r, ref) {
-		err = carrel.Errorf(carrel.CodeDenied, "other_origin", "a page of another origin may not use your sign-in at this port; only pages of the same box may")
-	}
 	if err != nil {
 		p.refuse(w, r, ref, err)
 		return
@@ -203,18 +198,29 @@ func (p *ports) identify(r *http.Request, ref portRef) (visitor, error) {
 		return *who, nil
 	}
 	rule, _ := p.gateway.routes.port(ref.Box, ref.Port)
-	user, err := p.byCookie(r, ref)
-	if err == nil {
-		var v visitor
-		if v, err = p.visitorOf(r.Context(), r, user, ref, rule); err == nil {
-			v.cookie = true
-			return v, nil
-		}
-	}
-	if rule.Visibility == visibilityPublic {
+	v, err := p.bySignIn(r, ref, rule)
+	if err != nil && rule.Visibility == visibilityPublic {
 		return p.anybody(ref, rule, "")
 	}
-	return visitor{}, err
+	return v, err
+}
+
+// bySignIn is a user who signed in at the port's host. Browsers send the cookie by themselves, also when a page of somebody else's makes them ask:
+// such a request does nothing, and wakes no box. What is opened ends with the API token that the sign-in came from.
+func (p *ports) bySignIn(r *http.Request, ref portRef, rule portRule) (visitor, error) {
+	session, err := p.byCookie(r, ref)
+	if err != nil {
+		return visitor{}, err
+	}
+	if !p.ownPage(r, ref) {
+		return visitor{}, carrel.Errorf(carrel.CodeDenied, "other_origin", "a page of another origin may not use your sign-in at this port; only pages of the same box may")
+	}
+	if session.Signed != "" {
+		return p.byURLToken(r.Context(), r, session.Signed, ref)
+	}
+	v, err := p.visitorOf(r.Context(), r, session.User, ref, rule)
+	v.pass.Token = carrel.TokenID(session.Token)
+	return v, err
 }
 
 // visitorOf is a user who was signed in: whoever may use the box, or with the port's visibility every member of its organisation.
@@ -282,6 +288,7 @@ func (p *ports) byToken(r *http.Request, ref portRef) (*visitor, error) {
 		if carrel.ReasonOf(err) == client.ReasonBoxNotRunning {
 			if user := p.userOfBearer(r.Context(), value); user != "" && p.counts(r, user, ref) {
 				opened, err = p.wake(r.Context(), user, ref)
+				opened.Token = tokenOf(value)
 			}
 		}
 		if code := carrel.CodeOf(err); code == carrel.CodeDenied || code == carrel.CodeNotFound {
@@ -334,7 +341,7 @@ func (p *ports) ours(value string) bool {
 	return err == nil || carrel.ReasonOf(err) == "ticket_expired"
 }
 
-// byURLToken opens a port with the token of a signed URL. It ends with the rights of the user who made it.
+// byURLToken opens a port with the token of a signed URL. It ends with its time and with the rights of the user who made it.
 func (p *ports) byURLToken(ctx context.Context, r *http.Request, text string, ref portRef) (visitor, error) {
 	g := p.gateway
 	signed, err := g.verifier.VerifyPort(text, g.now())
@@ -351,7 +358,7 @@ func (p *ports) byURLToken(ctx context.Context, r *http.Request, text string, re
 	if err != nil {
 		return visitor{}, err
 	}
-	opened.header, opened.proof = headerPortPass, text
+	opened.header, opened.proof, opened.Expires = headerPortPass, text, signed.Expires
 	return visitor{pass: opened, user: signed.User}, nil
 }
 
@@ -443,6 +450,13 @@ func portDomainHost(domain string, origin *url.URL) string {
 		return net.JoinHostPort(domain, port)
 	}
 	return domain
+}
+
+// tokenOf is the id of an API token that a request shows; empty: it shows none.
+func tokenOf(value string) carrel.TokenID {
+	_, text, _ := strings.Cut(value, " ")
+	token, _ := auth.ParseToken(strings.TrimSpace(text))
+	return token.ID
 }
 
 // userOfBearer finds the user of an API token; empty: not to be had.

@@ -85,6 +85,9 @@ func (g *Gateway) cut(one *guarded, err error) {
 
 // ended says why a pass is good no more before its time; nil: it is.
 func (g *Gateway) ended(p pass) error {
+	if p.header == headerPortPass && p.openPort == 0 && !g.now().Before(p.Expires) {
+		return carrel.Errorf(carrel.CodeUnauthorized, "url_expired", "the signed URL of this port of box %s has ended; ask for another one", p.Box)
+	}
 	if p.openPort != 0 {
 		if _, open := g.routes.port(p.Box, p.openPort); !open && g.routes.epoch(p.Box) == p.Epoch {
 			return carrel.Errorf(carrel.CodeUnauthorized, "port_closed", "port %d of box %s is private now", p.openPort, p.Box)
@@ -110,6 +113,7 @@ func (g *Gateway) keepRenewedTickets(ctx context.Context) error {
 	for {
 		select {
 		case <-ticker.C:
+			g.sweep() // signed URLs end by themselves
 			g.renewTickets(ctx)
 		case <-ctx.Done():
 			return nil

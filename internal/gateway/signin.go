@@ -103,20 +103,20 @@ func (p *ports) readCookie(r *http.Request, name string) string {
 	return found[0].Value
 }
 
-// byCookie finds the user who signed in at a port's host.
-func (p *ports) byCookie(r *http.Request, ref portRef) (carrel.UserID, error) {
+// byCookie finds the session of who signed in at a port's host.
+func (p *ports) byCookie(r *http.Request, ref portRef) (portSession, error) {
 	g := p.gateway
 	value := p.readCookie(r, portCookie)
 	var s portSession
 	if value == "" || unseal(g.secrets().CookieKeys, sealPort, value, &s) != nil || !g.now().Before(s.Expires) || s.Box != ref.Box || s.Port != ref.Port || g.tokenRevoked(carrel.TokenID(s.Token)) {
-		return "", errNoCredentials()
+		return portSession{}, errNoCredentials()
 	}
 	if s.Signed != "" {
 		if _, err := g.verifier.VerifyPort(s.Signed, g.now()); err != nil {
-			return "", errNoCredentials()
+			return portSession{}, errNoCredentials()
 		}
 	}
-	return s.User, nil
+	return s, nil
 }
 
 // session finds the user who signed in at the front door.
