@@ -45,6 +45,16 @@ func boxServer(t *testing.T) (port int, server *httptest.Server) {
 		h.Set("Content-Security-Policy", "default-src *")
 		_ = json.NewEncoder(w).Encode(seenRequest{r.Method, r.URL.EscapedPath(), r.URL.RawQuery, r.Host, string(body), r.Header})
 	}
+	pages["/hints"] = func(w http.ResponseWriter, _ *http.Request) {
+		h := w.Header()
+		h.Set("Set-Cookie", "carrel_port=stolen; Path=/")
+		h.Set("Link", "</style.css>; rel=preload")
+		w.WriteHeader(http.StatusEarlyHints)
+		h.Set("Content-Type", "text/html")
+		h.Set("Nel", `{"report_to":"a","max_age":1000}`)
+		h.Set("Strict-Transport-Security", "max-age=0")
+		_, _ = io.WriteString(w, "<script>alert(1)</script>")
+	}
 	pages["/hash"] = func(w http.ResponseWriter, r *http.Request) {
 		hash := sha256.New()
 		n, _ := io.Copy(hash, r.Body)
@@ -258,8 +268,13 @@ func TestPortsOfABox(t *testing.T) {
 		_, body := b.visit(b.home() + resp.Header.Get("Location"))
 		require.Equal(t, "/x", seen(t, body).Path)
 
+		stream := b.ask(http.MethodGet, b.at(box, port)+"/events", nil)
+		require.Equal(t, http.StatusOK, stream.StatusCode)
 		resp = b.ask(http.MethodPost, b.home()+"/signout", nil, "Origin", b.home())
 		require.Equal(t, http.StatusSeeOther, resp.StatusCode)
+		_, err := io.Copy(io.Discard, stream.Body)
+		require.Error(t, err, "what is open ends with the session")
+		require.NotErrorIs(t, err, context.DeadlineExceeded)
 		s.Eventually("the port's cookie ends with the session", func() error {
 			resp := b.ask(http.MethodGet, b.at(box, port)+"/", nil)
 			text(t, resp)
@@ -304,6 +319,13 @@ func TestPortsOfABox(t *testing.T) {
 		require.Equal(t, "/x/y?z=1", got.Path+"?"+got.Query)
 		require.Empty(t, got.Header.Get("Cookie"))
 		require.Equal(t, fmt.Sprintf("/p/%s/%d", box.GetId(), port), got.Header.Get("X-Forwarded-Prefix"))
+		resp = b.ask(http.MethodGet, fmt.Sprintf("%s/p/%s/%d/hints", b.home(), box.GetId(), port), nil, "Authorization", bearer)
+		require.Equal(t, http.StatusOK, resp.StatusCode)
+		require.Equal(t, "sandbox", resp.Header.Get("Content-Security-Policy"), "also after an interim answer")
+		require.Equal(t, "nosniff", resp.Header.Get("X-Content-Type-Options"))
+		for _, name := range []string{"Set-Cookie", "Nel", "Strict-Transport-Security"} {
+			require.Empty(t, resp.Header.Values(name), "%s would hold for the platform's origin", name)
+		}
 		resp = b.ask(http.MethodGet, fmt.Sprintf("%s/p/%s/%d/", b.home(), box.GetId(), port), nil, navigating...)
 		require.Equal(t, http.StatusUnauthorized, resp.StatusCode, "a browser is not led to sign in there")
 	})
@@ -433,6 +455,8 @@ func TestPortsOfABox(t *testing.T) {
 			require.Equal(t, http.StatusBadRequest, resp.StatusCode)
 			require.Equal(t, client.ReasonBoxNotRunning, reasonIn(t, text(t, resp)))
 		}
+		foreign := b.ask(http.MethodPost, b.at(other, port)+"/", nil, "Origin", b.at(box, port))
+		require.Equal(t, http.StatusForbidden, foreign.StatusCode, "a page of another box wakes nothing")
 		got, err := s.Admin.Boxes.GetBox(bounded(t), request(&carrelv1.GetBoxRequest{Id: "other"}))
 		require.NoError(t, err)
 		require.Equal(t, carrelv1.State_STATE_PAUSED, got.Msg.GetState())

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/http/httputil"
 	"net/url"
 	"strings"
@@ -68,6 +69,7 @@ func newPortForward(g *Gateway) http.Handler {
 	h1, h2 := transport(false), transport(true)
 	return &httputil.ReverseProxy{
 		Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			r = r.WithContext(untraced{r.Context()})
 			if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 				return h2.RoundTrip(r)
 			}
@@ -92,6 +94,18 @@ func newPortForward(g *Gateway) http.Handler {
 			job.ports.answer(w, r, err)
 		},
 	}
+}
+
+// untraced hides what listens for interim answers (1xx). ReverseProxy would pass those of a box on with headers that nobody has looked at, and
+// forget the headers that are set for the answer itself, among them those that keep it from being a page of the platform's.
+type untraced struct{ context.Context }
+
+func (c untraced) Value(key any) any {
+	value := c.Context.Value(key)
+	if _, ok := value.(*httptrace.ClientTrace); ok {
+		return nil
+	}
+	return value
 }
 
 type roundTripper func(*http.Request) (*http.Response, error)
@@ -140,8 +154,8 @@ func (j *portJob) rewrite(pr *httputil.ProxyRequest) {
 
 // withoutToken takes the token of a signed URL out of a query and leaves the rest as it was written.
 func withoutToken(query string) string {
-	if !strings.Contains(query, parameterToken) {
-		return query
+	if query == "" {
+		return ""
 	}
 	var kept []string
 	for part := range strings.SplitSeq(query, "&") {
@@ -183,10 +197,13 @@ func (j *portJob) clean(h http.Header) {
 	lines := h.Values("Set-Cookie")
 	h.Del("Set-Cookie")
 	if j.byPath {
-		// The headers that keep the answer from being a page are ours already.
-		h.Del("Content-Security-Policy")
-		h.Del("X-Content-Type-Options")
-		h.Del("Service-Worker-Allowed")
+		// The headers that keep the answer from being a page are ours already; the others would hold for all of the platform's origin.
+		for _, name := range []string{
+			"Content-Security-Policy", "X-Content-Type-Options", "Service-Worker-Allowed",
+			"Strict-Transport-Security", "Nel", "Report-To", "Reporting-Endpoints",
+		} {
+			h.Del(name)
+		}
 		return
 	}
 	for _, line := range lines {
