@@ -30,7 +30,7 @@ const (
 	portRounds   = 10
 	portRound    = 2 * time.Second
 	portClients  = 8 // connections that ask one after the other
-	portInTheBox = 8000
+	portInTheBox = int32(8000)
 )
 
 // load is what one round of requests was like.
@@ -81,22 +81,35 @@ func TestBenchPorts(t *testing.T) {
 // serveInBox starts a web server in a box that answers 1 KiB at every path.
 func (s *stack) serveInBox(box string) {
 	s.t.Helper()
-	program := filepath.Join(s.t.TempDir(), "portserver")
-	build := exec.CommandContext(s.ctx(), "go", "build", "-o", program, "./portserver")
+	s.putProgram(box, "portserver")
+	_, err := s.client.Exec(s.ctx(), client.ExecOptions{Box: box, Args: []string{"./portserver", fmt.Sprintf(":%d", portInTheBox)}, Detach: true})
+	require.NoError(s.t, err)
+	s.awaitListener(box, portInTheBox)
+}
+
+// putProgram builds one of the programs beside this file and puts it into a box's home; path is where it is on the host.
+func (s *stack) putProgram(box, name string) (path string) {
+	s.t.Helper()
+	path = filepath.Join(s.t.TempDir(), name)
+	build := exec.CommandContext(s.ctx(), "go", "build", "-o", path, "./"+name)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := build.CombinedOutput()
 	require.NoError(s.t, err, "%s", out)
-	file, err := os.Open(program)
+	file, err := os.Open(path)
 	require.NoError(s.t, err)
 	defer file.Close()
-	status, err := s.client.Exec(s.ctx(), client.ExecOptions{Box: box, Args: []string{"sh", "-c", "cat > server && chmod +x server"}, Streams: client.Streams{Stdin: file}})
+	status, err := s.client.Exec(s.ctx(), client.ExecOptions{Box: box, Args: []string{"sh", "-c", "cat > " + name + " && chmod +x " + name}, Streams: client.Streams{Stdin: file}})
 	require.NoError(s.t, err)
 	require.Zero(s.t, status.Code)
-	_, err = s.client.Exec(s.ctx(), client.ExecOptions{Box: box, Args: []string{"./server", fmt.Sprintf(":%d", portInTheBox)}, Detach: true})
-	require.NoError(s.t, err)
+	return path
+}
+
+// awaitListener waits until somebody listens on a port in a box.
+func (s *stack) awaitListener(box string, port int32) {
+	s.t.Helper()
 	require.Eventually(s.t, func() bool {
 		list, err := s.client.Ports.ListBoxListeners(s.ctx(), connect.NewRequest(&carrelv1.ListBoxListenersRequest{Box: box}))
-		return err == nil && slices.ContainsFunc(list.Msg.GetListeners(), func(l *carrelv1.BoxListener) bool { return l.GetPort() == portInTheBox })
+		return err == nil && slices.ContainsFunc(list.Msg.GetListeners(), func(l *carrelv1.BoxListener) bool { return l.GetPort() == port })
 	}, settleTime, 50*time.Millisecond, "it listens")
 }
 
