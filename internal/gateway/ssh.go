@@ -34,8 +34,10 @@ const (
 	sshMaxTries = 12
 	// sshMaxPerUser is how many connections a user may have.
 	sshMaxPerUser = 200
-	// sshMaxChannels is how many channels one connection may have.
-	sshMaxChannels = 256
+	// sshMaxChannels is how many channels one connection may have, and sshMaxChannelsPerUser how many a user may open in all: up to 2 MiB
+	// wait in each that nobody reads.
+	sshMaxChannels        = 256
+	sshMaxChannelsPerUser = 512
 )
 
 // sshServer speaks SSH with the outside world. Every login is for one box; what the client then asks for goes to
@@ -45,14 +47,15 @@ type sshServer struct {
 	doors *sshDoors
 	parts sync.WaitGroup // connections
 
-	mu    sync.Mutex // guards what follows
-	users map[carrel.UserID]int
+	mu       sync.Mutex // guards what follows
+	users    map[carrel.UserID]int
+	channels map[carrel.UserID]int // that users opened
 }
 
 // ServeSSH answers SSH on a listener until ctx ends; then it closes the listener and every connection. Sessions that were
 // open are as after any loss of their transport: shells are kept for a while.
 func (g *Gateway) ServeSSH(ctx context.Context, listener net.Listener) error {
-	s := &sshServer{g: g, doors: newSSHDoors(g.now), users: map[carrel.UserID]int{}}
+	s := &sshServer{g: g, doors: newSSHDoors(g.now), users: map[carrel.UserID]int{}, channels: map[carrel.UserID]int{}}
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
 	defer stop()
 	defer s.parts.Wait()
@@ -174,4 +177,23 @@ func (s *sshServer) enterUser(user carrel.UserID) (leave func(), err error) {
 			delete(s.users, user)
 		}
 	}, nil
+}
+
+// enterChannel counts a channel that a user opens; false when there are too many.
+func (s *sshServer) enterChannel(user carrel.UserID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.channels[user] >= sshMaxChannelsPerUser {
+		return false
+	}
+	s.channels[user]++
+	return true
+}
+
+func (s *sshServer) leaveChannel(user carrel.UserID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.channels[user]--; s.channels[user] == 0 {
+		delete(s.channels, user)
+	}
 }

@@ -251,6 +251,11 @@ func (c *sshConn) open(ctx context.Context, channel ssh.NewChannel) {
 		_ = channel.Reject(ssh.ResourceShortage, fmt.Sprintf("a connection may have %d channels", sshMaxChannels))
 		return
 	}
+	if !c.s.enterChannel(c.proof.user) {
+		c.channels.Add(-1)
+		_ = channel.Reject(ssh.ResourceShortage, fmt.Sprintf("you may have %d channels open through this gateway", sshMaxChannelsPerUser))
+		return
+	}
 	handle := func(ctx context.Context, channel ssh.NewChannel) {
 		_ = channel.Reject(ssh.UnknownChannelType, "channels of this type are not served")
 	}
@@ -264,6 +269,7 @@ func (c *sshConn) open(ctx context.Context, channel ssh.NewChannel) {
 	}
 	c.parts.Go(func() {
 		defer c.channels.Add(-1)
+		defer c.s.leaveChannel(c.proof.user)
 		handle(ctx, channel)
 	})
 }

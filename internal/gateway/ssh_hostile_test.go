@@ -322,3 +322,34 @@ func TestTenThousandQuickConnections(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	require.Less(t, int64(after.HeapAlloc)-int64(before.HeapAlloc), int64(8<<20))
 }
+
+// What waits in a channel that nobody reads is the gateway's memory, however many connections a user spreads channels over.
+func TestAUserHasSoManySSHChannelsInAll(t *testing.T) {
+	d := newSSHDoorway(t)
+	address := d.listen(t)
+	var clients []*ssh.Client
+	opened := 0
+	for range sshMaxChannelsPerUser/sshMaxChannels + 1 {
+		client, err := d.login(address, d.key, nil)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = client.Close() })
+		clients = append(clients, client)
+		for range sshMaxChannels {
+			_, requests, err := client.OpenChannel("session", nil)
+			if err != nil {
+				refused := new(ssh.OpenChannelError)
+				require.ErrorAs(t, err, &refused)
+				require.Equal(t, ssh.ResourceShortage, refused.Reason)
+				break
+			}
+			go ssh.DiscardRequests(requests)
+			opened++
+		}
+	}
+	require.Equal(t, sshMaxChannelsPerUser, opened)
+	require.NoError(t, clients[0].Close())
+	require.Eventually(t, func() bool {
+		_, _, err := clients[len(clients)-1].OpenChannel("session", nil)
+		return err == nil
+	}, 10*time.Second, 10*time.Millisecond, "those of a connection that ended are free again")
+}

@@ -109,8 +109,11 @@ func (s *sshSession) request(request *ssh.Request, began bool) (ok, begin bool) 
 		}
 		return true, false
 	case "auth-agent-req@openssh.com":
-		s.agent = !began && !s.c.proof.noAgent
-		return s.agent, false
+		if began || s.c.proof.noAgent {
+			return false, false
+		}
+		s.agent = true
+		return true, false
 	case "shell", "exec", "subsystem":
 		if began {
 			return false, false
