@@ -14,3 +14,16 @@ func (g *Gateway) CutAll(err error) {
 		g.cut(one.guarded, err)
 	}
 }
+
+// AgentCalls is how many calls to agents are counted as under way.
+func (g *Gateway) AgentCalls() int {
+	g.agents.mu.Lock()
+	defer g.agents.mu.Unlock()
+	calls := 0
+	for _, conn := range g.agents.conns {
+		conn.mu.Lock()
+		calls += conn.used
+		conn.mu.Unlock()
+	}
+	return calls
+}

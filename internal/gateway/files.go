@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"sync"
 
 	"connectrpc.com/connect"
 
@@ -33,7 +34,7 @@ type fileCall struct {
 	ctx   context.Context
 	box   carrel.BoxID
 	files agentv1connect.FileServiceClient
-	end   func()
+	end   func() // may be called again
 }
 
 // call finds the agent of a box, if the bearer gives scope. used says that somebody works with the box, and does not only look.
@@ -50,11 +51,11 @@ func (f *files) call(ctx context.Context, header http.Header, message boxRequest
 	ctx, cancel := context.WithCancelCause(ctx)
 	release := g.guard(allowed, func(err error) { cancel(err) })
 	conn, done := g.agents.get(allowed)
-	return &fileCall{ctx: ctx, box: allowed.Box, files: conn.files, end: func() {
+	return &fileCall{ctx: ctx, box: allowed.Box, files: conn.files, end: sync.OnceFunc(func() {
 		release()
 		done()
 		cancel(nil)
-	}}, nil
+	})}, nil
 }
 
 // failed makes an error of the call fit to be shown.

@@ -351,3 +351,14 @@ func TestLargeFilesGoBothWays(t *testing.T) {
 	got := s.do("GET", "/~/big", "")
 	require.Equal(t, sha256.Sum256(data), sha256.Sum256([]byte(got.body)))
 }
+
+// A connection to an agent is given up when no call uses it: one counted twice would keep it for ever, or take it from another call.
+func TestEveryCallForFilesIsCountedOnce(t *testing.T) {
+	s := newFileStack(t)
+	require.Equal(t, http.StatusOK, s.do("PUT", "/~/a", "text").status)
+	for range 3 {
+		require.Equal(t, "text", s.do("GET", "/~/a", "").body)
+	}
+	require.Equal(t, http.StatusOK, s.do("GET", "/~/", "").status)
+	eventually(t, func() bool { return s.gateway.AgentCalls() == 0 }, "all calls have ended")
+}
