@@ -296,7 +296,14 @@ func TestPortsOfABox(t *testing.T) {
 		require.Equal(t, http.StatusForbidden, status("Origin", b.at(other, port)))
 		require.Equal(t, http.StatusForbidden, status("Origin", "http://evil.example"))
 		require.Equal(t, http.StatusForbidden, status("Origin", "null"))
-		require.Equal(t, http.StatusForbidden, b.ask(http.MethodGet, b.at(box, port)+"/", nil, "Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", "no-cors", "Referer", b.at(other, port)+"/").StatusCode)
+		get := func(from, mode, dest string) int {
+			headers := []string{"Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", mode, "Sec-Fetch-Dest", dest, "Referer", from + "/"}
+			return b.ask(http.MethodGet, b.at(box, port)+"/", nil, headers...).StatusCode
+		}
+		require.Equal(t, http.StatusForbidden, get(b.at(other, port), "no-cors", "image"))
+		require.Equal(t, http.StatusOK, get(b.at(other, port), "navigate", "document"), "a link is followed")
+		require.Equal(t, http.StatusForbidden, get(b.at(other, port), "navigate", "iframe"), "a page of another box shows none of this one within itself")
+		require.Equal(t, http.StatusOK, get(b.at(box, port+1), "navigate", "iframe"))
 	})
 
 	t.Run("programs show a token", func(t *testing.T) {

@@ -372,7 +372,16 @@ func (p *ports) ownPage(r *http.Request, ref portRef) bool {
 	case "", "none", "same-origin":
 		return true
 	}
-	return navigation(r) || p.sameBox(r.Referer(), ref)
+	return navigation(r) && !framed(r) || p.sameBox(r.Referer(), ref)
+}
+
+// framed reports whether a page is to be shown within another one, which could lead its user to press what they do not see.
+func framed(r *http.Request) bool {
+	switch r.Header.Get("Sec-Fetch-Dest") {
+	case "", "document":
+		return false
+	}
+	return true
 }
 
 // sameBox reports whether a URL is one of a port of the same box.
