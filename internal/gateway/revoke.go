@@ -89,8 +89,10 @@ func (g *Gateway) ended(p pass) error {
 		return carrel.Errorf(carrel.CodeUnauthorized, "url_expired", "the signed URL of this port of box %s has ended; ask for another one", p.Box)
 	}
 	if p.openPort != 0 {
-		if _, open := g.routes.port(p.Box, p.openPort); !open && g.routes.epoch(p.Box) == p.Epoch {
-			return carrel.Errorf(carrel.CodeUnauthorized, "port_closed", "port %d of box %s is private now", p.openPort, p.Box)
+		rule, _ := g.routes.port(p.Box, p.openPort)
+		open := rule.Visibility == visibilityPublic || rule.Visibility == visibilityOrg && p.User != ""
+		if !open && g.routes.epoch(p.Box) == p.Epoch {
+			return carrel.Errorf(carrel.CodeUnauthorized, "port_closed", "port %d of box %s is not open to everybody now", p.openPort, p.Box)
 		}
 	}
 	return g.grants.good(p)

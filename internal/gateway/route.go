@@ -203,10 +203,16 @@ func (t *routeTable) apply(update *linkv1.RoutesUpdate) {
 	t.touch()
 }
 
-// learn takes one route that control gave beside something else.
+// learn takes one route that control gave beside something else. That answer may have been on its way for longer than an update: of a run that
+// is known, who may reach its ports stays as the updates have it.
 func (t *routeTable) learn(r *linkv1.Route) {
 	t.mu.Lock()
+	before, known := t.routes[carrel.BoxID(r.GetBoxId())]
 	t.take(r)
+	if now, ok := t.routes[before.Box]; t.live && known && ok && now.Epoch == before.Epoch {
+		now.Ports = before.Ports
+		t.routes[before.Box] = now
+	}
 	t.signal()
 	t.mu.Unlock()
 	t.touch()
