@@ -185,7 +185,7 @@ func TestTwoViewersShareATerminalEachInItsRole(t *testing.T) {
 	}
 	viewer.open(2, shell("echo never"))
 	require.Equal(t, "view_only", viewer.until(2, nil, isError).GetError().GetReason())
-	typist.ask(1, &carrelv1.TerminalRequest{Request: &carrelv1.TerminalRequest_Signal{Signal: "HUP"}})
+	typist.ask(1, &carrelv1.TerminalRequest{Request: &carrelv1.TerminalRequest_Signal{Signal: "KILL"}})
 	typist.until(1, nil, isExited)
 	viewer.until(1, &theirs, isExited)
 	require.Equal(t, "ready\r\nfrom a\r\nfrom b\r\n", theirs.String())
