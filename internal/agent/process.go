@@ -391,8 +391,12 @@ type viewer struct {
 	buf    []byte         // of the last output event
 }
 
-// view makes a viewer from the offsets on; -1 is now. The caller calls leave in the end.
-func (p *process) view(offsets [streams]int64) (*viewer, error) {
+// view is viewAs for who may do with the process what its user may.
+func (p *process) view(offsets [streams]int64) (*viewer, error) { return p.viewAs(p.user, offsets) }
+
+// viewAs makes a viewer from the offsets on; -1 is now. The caller calls leave in the end. An owner whose connection broke comes back only as
+// the user of the platform who started the process: who may only look must never make it wait.
+func (p *process) viewAs(user string, offsets [streams]int64) (*viewer, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	v := &viewer{p: p}
@@ -411,7 +415,7 @@ func (p *process) view(offsets [streams]int64) (*viewer, error) {
 	}
 	p.viewers++
 	p.watched()
-	if p.awayOwner() && offsets[stdout] >= p.rings[stdout].start && offsets[stderr] >= p.rings[stderr].start {
+	if p.awayOwner() && user == p.user && offsets[stdout] >= p.rings[stdout].start && offsets[stderr] >= p.rings[stderr].start {
 		v.steady = p.owner.steady
 		p.owner = v // the owner is back
 		p.wakePumps()

@@ -259,6 +259,19 @@ func TestACommandGoesOnWhenItsClientIsGone(t *testing.T) {
 	require.EqualValues(t, 3, b.finish(id).GetExitCode())
 }
 
+func TestOnlyWhoStartedACommandIsItsOwnerAgain(t *testing.T) {
+	p := &process{user: "ua", now: time.Now}
+	away := &viewer{p: p, away: time.Now(), steady: true}
+	p.owner = away
+	_, err := p.viewAs("ub", [streams]int64{})
+	require.NoError(t, err)
+	require.Same(t, away, p.owner, "another user only looks")
+	back, err := p.viewAs("ua", [streams]int64{})
+	require.NoError(t, err)
+	require.Same(t, back, p.owner)
+	require.True(t, back.steady)
+}
+
 func TestABackgroundProgramNeitherHoldsTheEndNorDies(t *testing.T) {
 	b := startBox(t)
 	began := time.Now()

@@ -102,7 +102,7 @@ func (s processService) Attach(ctx context.Context, request *connect.Request[car
 	if err != nil {
 		return err
 	}
-	v, err := p.view([streams]int64{request.Msg.GetStdoutOffset(), request.Msg.GetStderrOffset()})
+	v, err := p.viewAs(userOf(request), [streams]int64{request.Msg.GetStdoutOffset(), request.Msg.GetStderrOffset()})
 	if err != nil {
 		return err
 	}
