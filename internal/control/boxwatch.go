@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"strconv"
 	"time"
 
@@ -106,10 +107,16 @@ func answers(box *store.Box, wanted []carrel.State, generation int64) (bool, err
 		return true, nil
 	case state == carrel.StateDeleted:
 		return false, wrongState(box, "box %s was deleted meanwhile", box.Name)
-	case box.Observe() == carrel.ObservedUndone:
-		return false, undone(box)
+	case box.Observe() == carrel.ObservedUndone && !byPolicy(box):
+		return false, undone(box) // it takes a new request; the policy acts again by itself
 	}
 	return false, nil
+}
+
+// byPolicy reports whether the present intent is the policy's and no person's.
+func byPolicy(box *store.Box) bool {
+	_, ok := carrel.RuleOf(box.IntentBy)
+	return ok
 }
 
 func goalOf(intent carrel.Intent) carrel.State {
@@ -126,7 +133,7 @@ func goalOf(intent carrel.Intent) carrel.State {
 
 func undone(box *store.Box) error {
 	f := shownFailure(&box.BoxView)
-	e := wrongState(box, "box %s could not be %s and runs on: %s. Ask again when the cause is gone", box.Name, box.Intent, f.Message)
+	e := wrongState(box, "box %s could not be %s and runs on: %s. Ask again when the cause is gone", box.Name, box.Intent, strings.TrimSuffix(f.Message, "."))
 	e.Reason = f.Reason
 	return e
 }
