@@ -285,6 +285,26 @@ func TestPortsOfABox(t *testing.T) {
 		})
 	})
 
+	t.Run("a sign-in ends with the token that was shown", func(t *testing.T) {
+		made, err := s.Admin.Tokens.CreateToken(bounded(t), request(&carrelv1.CreateTokenRequest{Description: "lost"}))
+		require.NoError(t, err)
+		b := newBrowser(t, s)
+		data := url.Values{"token": {made.Msg.GetSecret()}, "next": {"/signin/port?url=" + url.QueryEscape(b.at(box, port)+"/x")}}
+		resp := b.ask(http.MethodPost, b.home()+"/signin", strings.NewReader(data.Encode()), "Origin", b.home(), "Content-Type", "application/x-www-form-urlencoded")
+		_, body := b.visit(b.home() + resp.Header.Get("Location"))
+		require.Equal(t, "/x", seen(t, body).Path)
+		stream := b.ask(http.MethodGet, b.at(box, port)+"/events", nil)
+		require.Equal(t, http.StatusOK, stream.StatusCode)
+		_, err = s.Admin.Tokens.RevokeToken(bounded(t), request(&carrelv1.RevokeTokenRequest{Id: made.Msg.GetToken().GetId()}))
+		require.NoError(t, err)
+		_, err = io.Copy(io.Discard, stream.Body)
+		require.Error(t, err)
+		require.NotErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, http.StatusUnauthorized, b.ask(http.MethodGet, b.at(box, port)+"/", nil).StatusCode)
+		_, page := b.visit(b.home() + "/signin")
+		require.NotContains(t, page, "Signed in as")
+	})
+
 	t.Run("pages of others do not use the sign-in", func(t *testing.T) {
 		b := newBrowser(t, s)
 		b.visit(open(t, s.Admin, box, port, "").GetUrl())

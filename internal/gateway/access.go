@@ -34,6 +34,8 @@ type pass struct {
 	header, proof string // the header of the CONNECT request that carries the proof, and the signed proof
 	// key is the SSH public key (in its wire form) by which the user was known; the pass ends when it is theirs no more.
 	key string
+	// from is the API token that Token was made with, for a sign-in; the pass ends with either. Empty: none.
+	from carrel.TokenID
 	// openPort is the port that is open to more than those who may use the box, and by which alone this is a pass; 0: none.
 	openPort int
 	// exchange is set when an API token was exchanged for the ticket; it may be exchanged again.

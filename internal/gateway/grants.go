@@ -239,8 +239,10 @@ func (t *grantTable) of(user carrel.UserID) (grant, bool) {
 func (t *grantTable) good(p pass) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, revoked := t.revoked[p.Token]; revoked && p.Token != "" {
-		return errTokenRevoked(p.Box)
+	for _, token := range []carrel.TokenID{p.Token, p.from} {
+		if _, revoked := t.revoked[token]; revoked && token != "" {
+			return errTokenRevoked(p.Box)
+		}
 	}
 	if p.User == "" {
 		return nil

@@ -206,7 +206,7 @@ func (p *ports) identify(r *http.Request, ref portRef) (visitor, error) {
 }
 
 // bySignIn is a user who signed in at the port's host. Browsers send the cookie by themselves, also when a page of somebody else's makes them ask:
-// such a request does nothing, and wakes no box. What is opened ends with the API token that the sign-in came from.
+// such a request does nothing, and wakes no box. What is opened ends with the sign-in and with the API token that was shown for it.
 func (p *ports) bySignIn(r *http.Request, ref portRef, rule portRule) (visitor, error) {
 	session, err := p.byCookie(r, ref)
 	if err != nil {
@@ -219,7 +219,7 @@ func (p *ports) bySignIn(r *http.Request, ref portRef, rule portRule) (visitor, 
 		return p.byURLToken(r.Context(), r, session.Signed, ref)
 	}
 	v, err := p.visitorOf(r.Context(), r, session.User, ref, rule)
-	v.pass.Token = carrel.TokenID(session.Token)
+	v.pass.Token, v.pass.from = carrel.TokenID(session.Token), session.From
 	return v, err
 }
 

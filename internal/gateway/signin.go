@@ -37,20 +37,24 @@ const (
 
 // browserSession is what the session cookie holds.
 type browserSession struct {
-	User    carrel.UserID `json:"user"`
-	Token   string        `json:"token"` // an API token made for this sign-in
-	Expires time.Time     `json:"expires"`
+	User  carrel.UserID `json:"user"`
+	Token string        `json:"token"` // an API token made for this sign-in
+	// From is the API token that was shown to sign in: the sign-in ends with it.
+	From    carrel.TokenID `json:"from"`
+	Expires time.Time      `json:"expires"`
 }
 
 // portSession is what the cookie of a port's host holds, and the code that leads to it.
 type portSession struct {
-	User    carrel.UserID `json:"user"`
-	Box     carrel.BoxID  `json:"box"`
-	Port    int           `json:"port"`
-	Token   string        `json:"token"` // id of the API token that it came from, or empty: it ends with that
-	Signed  string        `json:"signed,omitempty"`
-	Nonce   string        `json:"nonce,omitempty"` // of a code
-	Expires time.Time     `json:"expires"`
+	User  carrel.UserID `json:"user"`
+	Box   carrel.BoxID  `json:"box"`
+	Port  int           `json:"port"`
+	Token string        `json:"token"` // id of the API token that it came from, or empty: it ends with that
+	// From is the API token that was shown to sign in, or empty: it ends with that too.
+	From    carrel.TokenID `json:"from,omitempty"`
+	Signed  string         `json:"signed,omitempty"`
+	Nonce   string         `json:"nonce,omitempty"` // of a code
+	Expires time.Time      `json:"expires"`
 }
 
 // onceOnly remembers the codes that were used, for as long as they could be used again.
@@ -108,7 +112,7 @@ func (p *ports) byCookie(r *http.Request, ref portRef) (portSession, error) {
 	g := p.gateway
 	value := p.readCookie(r, portCookie)
 	var s portSession
-	if value == "" || unseal(g.secrets().CookieKeys, sealPort, value, &s) != nil || !g.now().Before(s.Expires) || s.Box != ref.Box || s.Port != ref.Port || g.tokenRevoked(carrel.TokenID(s.Token)) {
+	if value == "" || unseal(g.secrets().CookieKeys, sealPort, value, &s) != nil || !g.now().Before(s.Expires) || s.Box != ref.Box || s.Port != ref.Port || g.tokenRevoked(carrel.TokenID(s.Token)) || g.tokenRevoked(s.From) {
 		return portSession{}, errNoCredentials()
 	}
 	if s.Signed != "" {
@@ -128,7 +132,7 @@ func (p *ports) session(r *http.Request) (browserSession, bool) {
 		return browserSession{}, false
 	}
 	token, err := auth.ParseToken(s.Token)
-	if err != nil || g.tokenRevoked(token.ID) {
+	if err != nil || g.tokenRevoked(token.ID) || g.tokenRevoked(s.From) {
 		return browserSession{}, false
 	}
 	if _, ok := g.grantOf(s.User); !ok {
@@ -231,9 +235,14 @@ func (p *ports) keep(w http.ResponseWriter, r *http.Request, s browserSession) e
 	return nil
 }
 
-// derive makes the token of a session: it ends by itself, and signing out revokes it and nothing else.
+// derive makes the token of a session: it ends by itself, and signing out revokes it and nothing else. The session ends with the token that it
+// came from, too.
 func (p *ports) derive(ctx context.Context, token string) (browserSession, error) {
 	g := p.gateway
+	from, err := auth.ParseToken(token)
+	if err != nil {
+		return browserSession{}, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
 	defer cancel()
 	expires := g.now().Add(sessionLifetime)
@@ -246,7 +255,7 @@ func (p *ports) derive(ctx context.Context, token string) (browserSession, error
 	if end := resp.Msg.GetToken().GetExpireTime(); end != nil && end.AsTime().Before(expires) {
 		expires = end.AsTime()
 	}
-	return browserSession{User: carrel.UserID(resp.Msg.GetToken().GetUserId()), Token: resp.Msg.GetSecret(), Expires: expires}, nil
+	return browserSession{User: carrel.UserID(resp.Msg.GetToken().GetUserId()), Token: resp.Msg.GetSecret(), From: from.ID, Expires: expires}, nil
 }
 
 func (p *ports) tokens() carrelv1connect.TokenServiceClient {
@@ -346,7 +355,7 @@ func (p *ports) signInToPort(w http.ResponseWriter, r *http.Request) {
 	}
 	token, _ := auth.ParseToken(session.Token)
 	code, err := seal(g.secrets().CookieKeys, sealCode, portSession{
-		User: session.User, Box: ref.Box, Port: ref.Port, Token: string(token.ID), Nonce: rand.Text(), Expires: g.now().Add(codeLifetime),
+		User: session.User, Box: ref.Box, Port: ref.Port, Token: string(token.ID), From: session.From, Nonce: rand.Text(), Expires: g.now().Add(codeLifetime),
 	})
 	if err != nil {
 		p.answer(w, r, err)
@@ -378,7 +387,7 @@ func (p *ports) finishSignIn(w http.ResponseWriter, r *http.Request, ref portRef
 		http.Redirect(w, r, to, http.StatusSeeOther) // where it begins anew if need be
 		return
 	}
-	p.keepPort(w, r, portSession{User: code.User, Box: ref.Box, Port: ref.Port, Token: code.Token, Expires: g.now().Add(sessionLifetime)})
+	p.keepPort(w, r, portSession{User: code.User, Box: ref.Box, Port: ref.Port, Token: code.Token, From: code.From, Expires: g.now().Add(sessionLifetime)})
 	http.Redirect(w, r, to, http.StatusSeeOther)
 }
 
