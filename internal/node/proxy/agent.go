@@ -27,6 +27,9 @@ const (
 	// is given up and made again, so that no SYN's retransmission (1 s) is waited for.
 	firstTry = 5 * time.Millisecond
 	lastTry  = 100 * time.Millisecond
+	// callTry is how long the connection for a call to an agent that was ready may take to be made: on a machine with much to do a sandbox may wait
+	// for a processor for some seconds, and is not silent.
+	callTry = 5 * time.Second
 	// betweenTries is the pause after a refusal: the network is up and the agent is about to listen.
 	betweenTries = 2 * time.Millisecond
 	// prefaceTime is what an agent has to answer the preface once it listens.
@@ -221,7 +224,7 @@ func askReady(ctx context.Context, r Route, try time.Duration) error {
 }
 
 func quiesce(ctx context.Context, r Route, lease time.Duration) error {
-	client, done, err := control(ctx, r, lastTry)
+	client, done, err := control(ctx, r, callTry)
 	if err != nil {
 		return silent(err)
 	}
@@ -233,7 +236,7 @@ func quiesce(ctx context.Context, r Route, lease time.Duration) error {
 }
 
 func unquiesce(ctx context.Context, r Route) error {
-	client, done, err := control(ctx, r, lastTry)
+	client, done, err := control(ctx, r, callTry)
 	if err != nil {
 		return silent(err)
 	}
@@ -245,7 +248,7 @@ func unquiesce(ctx context.Context, r Route) error {
 }
 
 func shutdown(ctx context.Context, r Route, grace time.Duration) error {
-	client, done, err := control(ctx, r, lastTry)
+	client, done, err := control(ctx, r, callTry)
 	if err != nil {
 		return silent(err)
 	}
