@@ -287,7 +287,7 @@ func (p *Proxy) askAgent(ctx context.Context, r Route) {
 	ctx, cancel := context.WithTimeout(ctx, pollTime)
 	defer cancel()
 	answer, err := func() (*agentv1.ActivityResponse, error) {
-		client, done, err := control(ctx, r, lastTry)
+		client, done, err := control(ctx, r, callTry)
 		if err != nil {
 			return nil, err
 		}
