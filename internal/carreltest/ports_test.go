@@ -369,6 +369,8 @@ func TestPortsOfABox(t *testing.T) {
 		resp, body := b.visit(b.at(box, port) + "/q" + token)
 		require.Equal(t, "/q", resp.Request.URL.RequestURI(), "it leaves the address bar")
 		require.Empty(t, seen(t, body).Query)
+		resp = b.ask(http.MethodGet, b.at(box, port)+"//evil.example/"+token, nil, navigating...)
+		require.Equal(t, "/", resp.Header.Get("Location"), "nobody is led elsewhere")
 		_, body = b.visit(b.at(box, port) + "/r")
 		require.Equal(t, "/r", seen(t, body).Path, "a cookie has taken its place")
 		require.Equal(t, http.StatusForbidden, b.ask(http.MethodGet, b.at(box, port+1)+"/"+token, nil).StatusCode, "another port")
@@ -487,8 +489,17 @@ func TestPortsOfABox(t *testing.T) {
 		got, err := s.Admin.Boxes.GetBox(bounded(t), request(&carrelv1.GetBoxRequest{Id: "other"}))
 		require.NoError(t, err)
 		require.Equal(t, carrelv1.State_STATE_PAUSED, got.Msg.GetState())
-		resp, body := b.visit(b.at(other, port) + "/page")
-		require.Equal(t, http.StatusOK, resp.StatusCode, body)
+		// A gateway that was started since knows nothing of a box that does not run.
+		require.NoError(t, s.Gateways[0].Kill())
+		require.NoError(t, s.Gateways[0].Start())
+		var body string
+		s.Eventually("the page wakes the box", func() error {
+			var resp *http.Response
+			if resp, body = b.visit(b.at(other, port) + "/page"); resp.StatusCode != http.StatusOK {
+				return fmt.Errorf("%s: %s", resp.Status, body)
+			}
+			return nil
+		})
 		require.Equal(t, "/page", seen(t, body).Path)
 	})
 	t.Run("ports go on while the control plane is away", func(t *testing.T) {

@@ -225,8 +225,7 @@ func (p *ports) bySignIn(r *http.Request, ref portRef, rule portRule) (visitor, 
 
 // visitorOf is a user who was signed in: whoever may use the box, or with the port's visibility every member of its organisation.
 func (p *ports) visitorOf(ctx context.Context, r *http.Request, user carrel.UserID, ref portRef, rule portRule) (visitor, error) {
-	g := p.gateway
-	opened, err := g.passOf(user, ref.Box, auth.ScopeExec)
+	opened, err := p.passTo(ctx, user, ref)
 	switch code := carrel.CodeOf(err); {
 	case err == nil:
 		return visitor{pass: opened, user: user}, nil
@@ -240,6 +239,18 @@ func (p *ports) visitorOf(ctx context.Context, r *http.Request, user carrel.User
 		return visitor{pass: opened, user: user}, err
 	}
 	return visitor{}, err
+}
+
+// passTo is passOf for a box that may be unknown here: one that does not run, or whose route is only on its way.
+func (p *ports) passTo(ctx context.Context, user carrel.UserID, ref portRef) (pass, error) {
+	opened, err := p.gateway.passOf(user, ref.Box, auth.ScopeExec)
+	if carrel.CodeOf(err) != carrel.CodeNotFound {
+		return opened, err
+	}
+	if _, err := p.gateway.findBox(ctx, user, string(ref.Box), ""); err != nil {
+		return pass{}, err
+	}
+	return p.gateway.passOf(user, ref.Box, auth.ScopeExec)
 }
 
 // wake starts or resumes a box for a request, as long as a browser waits patiently.
@@ -351,7 +362,7 @@ func (p *ports) byURLToken(ctx context.Context, r *http.Request, text string, re
 	if signed.Box != ref.Box || signed.Port != ref.Port || signed.User == "" {
 		return visitor{}, carrel.Errorf(carrel.CodeDenied, "url_of_another_port", "this signed URL is for another port; ask for one of this port")
 	}
-	opened, err := g.passOf(signed.User, ref.Box, auth.ScopeExec)
+	opened, err := p.passTo(ctx, signed.User, ref)
 	if carrel.ReasonOf(err) == client.ReasonBoxNotRunning && p.counts(r, signed.User, ref) {
 		opened, err = p.wake(ctx, signed.User, ref)
 	}

@@ -401,6 +401,9 @@ func (p *ports) keepURLToken(w http.ResponseWriter, r *http.Request, ref portRef
 	}
 	p.keepPort(w, r, portSession{User: signed.User, Box: ref.Box, Port: ref.Port, Signed: token, Expires: signed.Expires})
 	to := url.URL{Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: withoutToken(r.URL.RawQuery)}
+	if localPath(to.RequestURI()) == "" { // such as //host, which browsers take for another place
+		to = url.URL{Path: "/"}
+	}
 	w.Header().Set("Referrer-Policy", "no-referrer")
 	http.Redirect(w, r, to.RequestURI(), http.StatusSeeOther)
 }
