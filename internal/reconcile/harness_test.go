@@ -68,6 +68,7 @@ type played struct {
 	phase    carrel.Phase
 	sequence int64
 	undone   int64 // generation whose order was tried and undone
+	told     int64 // newest generation that was reported
 }
 
 func (w *world) join(name string, seed uint64) *player {
@@ -222,6 +223,7 @@ func (p *player) report(ctx context.Context, r *played, phase carrel.Phase, chan
 	d := r.desired
 	r.phase = phase
 	r.sequence++
+	r.told = d.Generation
 	if phase.Ended() {
 		p.w.end(d.Box, d.Run)
 		p.gone[d.Run] = true
@@ -307,6 +309,8 @@ func (p *player) advance(ctx context.Context, r *played) {
 			if id, ok := p.commit(ctx, r, kind); ok {
 				p.report(ctx, r, phase, func(f *store.RunReport) { f.Snapshot = id })
 			}
+		case r.told < d.Generation: // a node says that it heard of a newer intent, though it has nothing to do
+			p.report(ctx, r, carrel.PhaseRunning, nil)
 		}
 	}
 }
