@@ -147,8 +147,9 @@ func (s *stack) networks() []string {
 	var left []string
 	routes, _ := os.ReadFile("/proc/net/fib_trie")
 	for line := range strings.Lines(string(routes)) {
-		address := strings.TrimLeft(strings.TrimSpace(line), "|+- ")
-		if strings.HasPrefix(address, prefix) {
+		leaf := strings.HasPrefix(strings.TrimSpace(line), "|--") // branches are named for what several stacks have in common
+		address := strings.TrimLeft(strings.TrimSpace(line), "|- ")
+		if leaf && strings.HasPrefix(address, prefix) {
 			left = append(left, "address "+address)
 		}
 	}
