@@ -79,8 +79,8 @@ func (r *RunView) RunningSince() time.Time {
 	return time.Time{}
 }
 
-// policied reports whether the intent is one of the policy's.
-func (v *BoxView) policied() bool {
+// ByPolicy reports whether the intent is one of the policy's.
+func (v *BoxView) ByPolicy() bool {
 	_, ok := RuleOf(v.IntentBy)
 	return ok
 }
@@ -95,7 +95,7 @@ func (v *BoxView) takenBack() bool {
 func (v *IdleView) LastActivity(now time.Time) (at time.Time, active bool) {
 	at = v.Box.Run.RunningSince()
 	// Asking for a box that runs is using it, and so was what undid a pause, of which a report is still to come.
-	if v.Box.Intent == IntentRunning && (!v.Box.policied() || v.Box.takenBack()) {
+	if v.Box.Intent == IntentRunning && (!v.Box.ByPolicy() || v.Box.takenBack()) {
 		at = latest(at, v.IntentAt)
 	}
 	if v.SignalEpoch == v.Box.Epoch {
@@ -134,7 +134,7 @@ func DecideIdle(v *IdleView, now time.Time) Decision {
 		}
 	}
 	switch {
-	case undone && b.policied() && (d.Act == nil || d.Act.Intent != IntentDeleted):
+	case undone && b.ByPolicy() && (d.Act == nil || d.Act.Intent != IntentDeleted):
 		d.Act = v.takeBack()
 	case runs && !undone && d.Act == nil:
 		d.Act = v.mark(&d, now)
@@ -150,7 +150,7 @@ func (v *IdleView) decideRun(d *Decision, policy IdlePolicy, now time.Time) {
 	d.LastActivity, d.Active = v.LastActivity(now)
 	// After a try that did not succeed the rules wait.
 	var notBefore time.Time
-	if v.Box.policied() {
+	if v.Box.ByPolicy() {
 		notBefore = v.IntentAt.Add(PolicyRetry)
 		if v.Box.takenBack() {
 			notBefore = time.Time{}

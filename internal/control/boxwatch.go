@@ -107,16 +107,10 @@ func answers(box *store.Box, wanted []carrel.State, generation int64) (bool, err
 		return true, nil
 	case state == carrel.StateDeleted:
 		return false, wrongState(box, "box %s was deleted meanwhile", box.Name)
-	case box.Observe() == carrel.ObservedUndone && !byPolicy(box):
+	case box.Observe() == carrel.ObservedUndone && !box.ByPolicy():
 		return false, undone(box) // it takes a new request; the policy acts again by itself
 	}
 	return false, nil
-}
-
-// byPolicy reports whether the present intent is the policy's and no person's.
-func byPolicy(box *store.Box) bool {
-	_, ok := carrel.RuleOf(box.IntentBy)
-	return ok
 }
 
 func goalOf(intent carrel.Intent) carrel.State {

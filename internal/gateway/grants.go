@@ -276,20 +276,7 @@ func errRightsEnded(box carrel.BoxID) *carrel.Error {
 
 // keepSaved writes the table to disk soon after it changed, and at the end.
 func (t *grantTable) keepSaved(ctx context.Context) error {
-	for {
-		select {
-		case <-t.dirty:
-		case <-ctx.Done():
-			return nil
-		}
-		select {
-		case <-time.After(saveDelay): // several changes make one write
-		case <-ctx.Done():
-		}
-		if err := t.save(); err != nil {
-			t.log.Warn("grants not saved", "error", err)
-		}
-	}
+	return keepSaved(ctx, t.dirty, t.save, func(err error) { t.log.Warn("grants not saved", "error", err) })
 }
 
 func (t *grantTable) save() error {

@@ -377,9 +377,14 @@ func (t *routeTable) epoch(box carrel.BoxID) int64 {
 
 // keepSaved writes the table to disk soon after it changed, and at the end.
 func (t *routeTable) keepSaved(ctx context.Context) error {
+	return keepSaved(ctx, t.dirty, t.save, func(err error) { t.log.Warn("routes not saved", "error", err) })
+}
+
+// keepSaved saves soon after each sign that something changed, at once if ctx ends meanwhile.
+func keepSaved(ctx context.Context, dirty <-chan struct{}, save func() error, failed func(error)) error {
 	for {
 		select {
-		case <-t.dirty:
+		case <-dirty:
 		case <-ctx.Done():
 			return nil
 		}
@@ -387,8 +392,8 @@ func (t *routeTable) keepSaved(ctx context.Context) error {
 		case <-time.After(saveDelay): // several changes make one write
 		case <-ctx.Done():
 		}
-		if err := t.save(); err != nil {
-			t.log.Warn("routes not saved", "error", err)
+		if err := save(); err != nil {
+			failed(err)
 		}
 	}
 }
