@@ -78,6 +78,20 @@ var policy = map[string]Rule{
 	"/carrel.v1.PortService/OpenPort":         {Need: NeedRole, Role: RoleMember, Mutates: true},
 	"/carrel.v1.PortService/ListBoxListeners": {Need: NeedRole, Role: RoleViewer},
 
+	"/carrel.v1.NotebookService/Execute":         {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.NotebookService/GetExecution":    {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.NotebookService/AnswerInput":     {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.NotebookService/Interrupt":       {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.NotebookService/GetStatus":       {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.NotebookService/ListKernelSpecs": {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.NotebookService/StartKernel":     {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.NotebookService/RestartKernel":   {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.NotebookService/ShutdownKernel":  {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.NotebookService/GetNotebook":     {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.NotebookService/EditNotebook":    {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.NotebookService/WatchNotebooks":  {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.NotebookService/GetUsage":        {Need: NeedRole, Role: RoleViewer},
+
 	// A user's own keys.
 	"/carrel.v1.SSHService/AddSSHKey":            {Need: NeedUser, Mutates: true},
 	"/carrel.v1.SSHService/ListSSHKeys":          {Need: NeedUser},

@@ -935,7 +935,7 @@ var File_carrel_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_carrel_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x1bcarrel/agent/v1/agent.proto\x12\x0fcarrel.agent.v1\x1a\x15carrel/v1/files.proto\x1a\x19carrel/v1/processes.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"V\n" +
+	"\x1bcarrel/agent/v1/agent.proto\x12\x0fcarrel.agent.v1\x1a\x15carrel/v1/files.proto\x1a\x19carrel/v1/notebooks.proto\x1a\x19carrel/v1/processes.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"V\n" +
 	"\rListenRequest\x12\x10\n" +
 	"\x03tcp\x18\x01 \x01(\tR\x03tcp\x12\x12\n" +
 	"\x04unix\x18\x02 \x01(\tR\x04unix\x12\x1f\n" +
@@ -1009,7 +1009,21 @@ const file_carrel_agent_v1_agent_proto_rawDesc = "" +
 	"\rMakeDirectory\x12\x1f.carrel.v1.MakeDirectoryRequest\x1a\x13.carrel.v1.FileInfo\"\x00\x12?\n" +
 	"\x05Watch\x12\x1c.carrel.v1.WatchFilesRequest\x1a\x14.carrel.v1.FileEvent\"\x000\x01\x12N\n" +
 	"\x0fDownloadArchive\x12!.carrel.v1.DownloadArchiveRequest\x1a\x14.carrel.v1.FileChunk\"\x000\x01\x12V\n" +
-	"\rUploadArchive\x12\x1f.carrel.v1.UploadArchiveRequest\x1a .carrel.v1.UploadArchiveResponse\"\x00(\x012\xbe\x01\n" +
+	"\rUploadArchive\x12\x1f.carrel.v1.UploadArchiveRequest\x1a .carrel.v1.UploadArchiveResponse\"\x00(\x012\xe6\a\n" +
+	"\x0fNotebookService\x12B\n" +
+	"\aExecute\x12\x19.carrel.v1.ExecuteRequest\x1a\x1a.carrel.v1.ExecuteResponse\"\x00\x12F\n" +
+	"\fGetExecution\x12\x1e.carrel.v1.GetExecutionRequest\x1a\x14.carrel.v1.Execution\"\x00\x12N\n" +
+	"\vAnswerInput\x12\x1d.carrel.v1.AnswerInputRequest\x1a\x1e.carrel.v1.AnswerInputResponse\"\x00\x12H\n" +
+	"\tInterrupt\x12\x1b.carrel.v1.InterruptRequest\x1a\x1c.carrel.v1.InterruptResponse\"\x00\x12E\n" +
+	"\tGetStatus\x12\x1b.carrel.v1.GetStatusRequest\x1a\x19.carrel.v1.NotebookStatus\"\x00\x12Z\n" +
+	"\x0fListKernelSpecs\x12!.carrel.v1.ListKernelSpecsRequest\x1a\".carrel.v1.ListKernelSpecsResponse\"\x00\x12A\n" +
+	"\vStartKernel\x12\x1d.carrel.v1.StartKernelRequest\x1a\x11.carrel.v1.Kernel\"\x00\x12E\n" +
+	"\rRestartKernel\x12\x1f.carrel.v1.RestartKernelRequest\x1a\x11.carrel.v1.Kernel\"\x00\x12W\n" +
+	"\x0eShutdownKernel\x12 .carrel.v1.ShutdownKernelRequest\x1a!.carrel.v1.ShutdownKernelResponse\"\x00\x12C\n" +
+	"\vGetNotebook\x12\x1d.carrel.v1.GetNotebookRequest\x1a\x13.carrel.v1.Notebook\"\x00\x12Q\n" +
+	"\fEditNotebook\x12\x1e.carrel.v1.EditNotebookRequest\x1a\x1f.carrel.v1.EditNotebookResponse\"\x00\x12P\n" +
+	"\x0eWatchNotebooks\x12 .carrel.v1.WatchNotebooksRequest\x1a\x18.carrel.v1.NotebookEvent\"\x000\x01\x12=\n" +
+	"\bGetUsage\x12\x1a.carrel.v1.GetUsageRequest\x1a\x13.carrel.v1.BoxUsage\"\x002\xbe\x01\n" +
 	"\x0eForwardService\x12J\n" +
 	"\x06Listen\x12\x1e.carrel.agent.v1.ListenRequest\x1a\x1c.carrel.agent.v1.ListenEvent\"\x000\x01\x12`\n" +
 	"\rListListeners\x12%.carrel.agent.v1.ListListenersRequest\x1a&.carrel.agent.v1.ListListenersResponse\"\x002\xa6\x03\n" +
@@ -1034,57 +1048,82 @@ func file_carrel_agent_v1_agent_proto_rawDescGZIP() []byte {
 
 var file_carrel_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_carrel_agent_v1_agent_proto_goTypes = []any{
-	(*ListenRequest)(nil),             // 0: carrel.agent.v1.ListenRequest
-	(*ListenEvent)(nil),               // 1: carrel.agent.v1.ListenEvent
-	(*Listening)(nil),                 // 2: carrel.agent.v1.Listening
-	(*Accepted)(nil),                  // 3: carrel.agent.v1.Accepted
-	(*ListListenersRequest)(nil),      // 4: carrel.agent.v1.ListListenersRequest
-	(*ListListenersResponse)(nil),     // 5: carrel.agent.v1.ListListenersResponse
-	(*Listener)(nil),                  // 6: carrel.agent.v1.Listener
-	(*ReadyRequest)(nil),              // 7: carrel.agent.v1.ReadyRequest
-	(*ReadyResponse)(nil),             // 8: carrel.agent.v1.ReadyResponse
-	(*QuiesceRequest)(nil),            // 9: carrel.agent.v1.QuiesceRequest
-	(*QuiesceResponse)(nil),           // 10: carrel.agent.v1.QuiesceResponse
-	(*UnquiesceRequest)(nil),          // 11: carrel.agent.v1.UnquiesceRequest
-	(*UnquiesceResponse)(nil),         // 12: carrel.agent.v1.UnquiesceResponse
-	(*ShutdownRequest)(nil),           // 13: carrel.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),          // 14: carrel.agent.v1.ShutdownResponse
-	(*ActivityRequest)(nil),           // 15: carrel.agent.v1.ActivityRequest
-	(*ActivityResponse)(nil),          // 16: carrel.agent.v1.ActivityResponse
-	(*ForegroundCommand)(nil),         // 17: carrel.agent.v1.ForegroundCommand
-	(*timestamppb.Timestamp)(nil),     // 18: google.protobuf.Timestamp
-	(*v1.StartProcessRequest)(nil),    // 19: carrel.v1.StartProcessRequest
-	(*v1.AttachProcessRequest)(nil),   // 20: carrel.v1.AttachProcessRequest
-	(*v1.ListProcessesRequest)(nil),   // 21: carrel.v1.ListProcessesRequest
-	(*v1.GetProcessRequest)(nil),      // 22: carrel.v1.GetProcessRequest
-	(*v1.WriteInputRequest)(nil),      // 23: carrel.v1.WriteInputRequest
-	(*v1.SignalProcessRequest)(nil),   // 24: carrel.v1.SignalProcessRequest
-	(*v1.ResizeProcessRequest)(nil),   // 25: carrel.v1.ResizeProcessRequest
-	(*v1.StatFileRequest)(nil),        // 26: carrel.v1.StatFileRequest
-	(*v1.ListFilesRequest)(nil),       // 27: carrel.v1.ListFilesRequest
-	(*v1.ReadFileRequest)(nil),        // 28: carrel.v1.ReadFileRequest
-	(*v1.WriteFileRequest)(nil),       // 29: carrel.v1.WriteFileRequest
-	(*v1.StatUploadRequest)(nil),      // 30: carrel.v1.StatUploadRequest
-	(*v1.MoveFileRequest)(nil),        // 31: carrel.v1.MoveFileRequest
-	(*v1.CopyFileRequest)(nil),        // 32: carrel.v1.CopyFileRequest
-	(*v1.RemoveFileRequest)(nil),      // 33: carrel.v1.RemoveFileRequest
-	(*v1.MakeDirectoryRequest)(nil),   // 34: carrel.v1.MakeDirectoryRequest
-	(*v1.WatchFilesRequest)(nil),      // 35: carrel.v1.WatchFilesRequest
-	(*v1.DownloadArchiveRequest)(nil), // 36: carrel.v1.DownloadArchiveRequest
-	(*v1.UploadArchiveRequest)(nil),   // 37: carrel.v1.UploadArchiveRequest
-	(*v1.Process)(nil),                // 38: carrel.v1.Process
-	(*v1.ProcessEvent)(nil),           // 39: carrel.v1.ProcessEvent
-	(*v1.ListProcessesResponse)(nil),  // 40: carrel.v1.ListProcessesResponse
-	(*v1.WriteInputResponse)(nil),     // 41: carrel.v1.WriteInputResponse
-	(*v1.SignalProcessResponse)(nil),  // 42: carrel.v1.SignalProcessResponse
-	(*v1.ResizeProcessResponse)(nil),  // 43: carrel.v1.ResizeProcessResponse
-	(*v1.FileInfo)(nil),               // 44: carrel.v1.FileInfo
-	(*v1.ListFilesResponse)(nil),      // 45: carrel.v1.ListFilesResponse
-	(*v1.FileChunk)(nil),              // 46: carrel.v1.FileChunk
-	(*v1.StatUploadResponse)(nil),     // 47: carrel.v1.StatUploadResponse
-	(*v1.RemoveFileResponse)(nil),     // 48: carrel.v1.RemoveFileResponse
-	(*v1.FileEvent)(nil),              // 49: carrel.v1.FileEvent
-	(*v1.UploadArchiveResponse)(nil),  // 50: carrel.v1.UploadArchiveResponse
+	(*ListenRequest)(nil),              // 0: carrel.agent.v1.ListenRequest
+	(*ListenEvent)(nil),                // 1: carrel.agent.v1.ListenEvent
+	(*Listening)(nil),                  // 2: carrel.agent.v1.Listening
+	(*Accepted)(nil),                   // 3: carrel.agent.v1.Accepted
+	(*ListListenersRequest)(nil),       // 4: carrel.agent.v1.ListListenersRequest
+	(*ListListenersResponse)(nil),      // 5: carrel.agent.v1.ListListenersResponse
+	(*Listener)(nil),                   // 6: carrel.agent.v1.Listener
+	(*ReadyRequest)(nil),               // 7: carrel.agent.v1.ReadyRequest
+	(*ReadyResponse)(nil),              // 8: carrel.agent.v1.ReadyResponse
+	(*QuiesceRequest)(nil),             // 9: carrel.agent.v1.QuiesceRequest
+	(*QuiesceResponse)(nil),            // 10: carrel.agent.v1.QuiesceResponse
+	(*UnquiesceRequest)(nil),           // 11: carrel.agent.v1.UnquiesceRequest
+	(*UnquiesceResponse)(nil),          // 12: carrel.agent.v1.UnquiesceResponse
+	(*ShutdownRequest)(nil),            // 13: carrel.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 14: carrel.agent.v1.ShutdownResponse
+	(*ActivityRequest)(nil),            // 15: carrel.agent.v1.ActivityRequest
+	(*ActivityResponse)(nil),           // 16: carrel.agent.v1.ActivityResponse
+	(*ForegroundCommand)(nil),          // 17: carrel.agent.v1.ForegroundCommand
+	(*timestamppb.Timestamp)(nil),      // 18: google.protobuf.Timestamp
+	(*v1.StartProcessRequest)(nil),     // 19: carrel.v1.StartProcessRequest
+	(*v1.AttachProcessRequest)(nil),    // 20: carrel.v1.AttachProcessRequest
+	(*v1.ListProcessesRequest)(nil),    // 21: carrel.v1.ListProcessesRequest
+	(*v1.GetProcessRequest)(nil),       // 22: carrel.v1.GetProcessRequest
+	(*v1.WriteInputRequest)(nil),       // 23: carrel.v1.WriteInputRequest
+	(*v1.SignalProcessRequest)(nil),    // 24: carrel.v1.SignalProcessRequest
+	(*v1.ResizeProcessRequest)(nil),    // 25: carrel.v1.ResizeProcessRequest
+	(*v1.StatFileRequest)(nil),         // 26: carrel.v1.StatFileRequest
+	(*v1.ListFilesRequest)(nil),        // 27: carrel.v1.ListFilesRequest
+	(*v1.ReadFileRequest)(nil),         // 28: carrel.v1.ReadFileRequest
+	(*v1.WriteFileRequest)(nil),        // 29: carrel.v1.WriteFileRequest
+	(*v1.StatUploadRequest)(nil),       // 30: carrel.v1.StatUploadRequest
+	(*v1.MoveFileRequest)(nil),         // 31: carrel.v1.MoveFileRequest
+	(*v1.CopyFileRequest)(nil),         // 32: carrel.v1.CopyFileRequest
+	(*v1.RemoveFileRequest)(nil),       // 33: carrel.v1.RemoveFileRequest
+	(*v1.MakeDirectoryRequest)(nil),    // 34: carrel.v1.MakeDirectoryRequest
+	(*v1.WatchFilesRequest)(nil),       // 35: carrel.v1.WatchFilesRequest
+	(*v1.DownloadArchiveRequest)(nil),  // 36: carrel.v1.DownloadArchiveRequest
+	(*v1.UploadArchiveRequest)(nil),    // 37: carrel.v1.UploadArchiveRequest
+	(*v1.ExecuteRequest)(nil),          // 38: carrel.v1.ExecuteRequest
+	(*v1.GetExecutionRequest)(nil),     // 39: carrel.v1.GetExecutionRequest
+	(*v1.AnswerInputRequest)(nil),      // 40: carrel.v1.AnswerInputRequest
+	(*v1.InterruptRequest)(nil),        // 41: carrel.v1.InterruptRequest
+	(*v1.GetStatusRequest)(nil),        // 42: carrel.v1.GetStatusRequest
+	(*v1.ListKernelSpecsRequest)(nil),  // 43: carrel.v1.ListKernelSpecsRequest
+	(*v1.StartKernelRequest)(nil),      // 44: carrel.v1.StartKernelRequest
+	(*v1.RestartKernelRequest)(nil),    // 45: carrel.v1.RestartKernelRequest
+	(*v1.ShutdownKernelRequest)(nil),   // 46: carrel.v1.ShutdownKernelRequest
+	(*v1.GetNotebookRequest)(nil),      // 47: carrel.v1.GetNotebookRequest
+	(*v1.EditNotebookRequest)(nil),     // 48: carrel.v1.EditNotebookRequest
+	(*v1.WatchNotebooksRequest)(nil),   // 49: carrel.v1.WatchNotebooksRequest
+	(*v1.GetUsageRequest)(nil),         // 50: carrel.v1.GetUsageRequest
+	(*v1.Process)(nil),                 // 51: carrel.v1.Process
+	(*v1.ProcessEvent)(nil),            // 52: carrel.v1.ProcessEvent
+	(*v1.ListProcessesResponse)(nil),   // 53: carrel.v1.ListProcessesResponse
+	(*v1.WriteInputResponse)(nil),      // 54: carrel.v1.WriteInputResponse
+	(*v1.SignalProcessResponse)(nil),   // 55: carrel.v1.SignalProcessResponse
+	(*v1.ResizeProcessResponse)(nil),   // 56: carrel.v1.ResizeProcessResponse
+	(*v1.FileInfo)(nil),                // 57: carrel.v1.FileInfo
+	(*v1.ListFilesResponse)(nil),       // 58: carrel.v1.ListFilesResponse
+	(*v1.FileChunk)(nil),               // 59: carrel.v1.FileChunk
+	(*v1.StatUploadResponse)(nil),      // 60: carrel.v1.StatUploadResponse
+	(*v1.RemoveFileResponse)(nil),      // 61: carrel.v1.RemoveFileResponse
+	(*v1.FileEvent)(nil),               // 62: carrel.v1.FileEvent
+	(*v1.UploadArchiveResponse)(nil),   // 63: carrel.v1.UploadArchiveResponse
+	(*v1.ExecuteResponse)(nil),         // 64: carrel.v1.ExecuteResponse
+	(*v1.Execution)(nil),               // 65: carrel.v1.Execution
+	(*v1.AnswerInputResponse)(nil),     // 66: carrel.v1.AnswerInputResponse
+	(*v1.InterruptResponse)(nil),       // 67: carrel.v1.InterruptResponse
+	(*v1.NotebookStatus)(nil),          // 68: carrel.v1.NotebookStatus
+	(*v1.ListKernelSpecsResponse)(nil), // 69: carrel.v1.ListKernelSpecsResponse
+	(*v1.Kernel)(nil),                  // 70: carrel.v1.Kernel
+	(*v1.ShutdownKernelResponse)(nil),  // 71: carrel.v1.ShutdownKernelResponse
+	(*v1.Notebook)(nil),                // 72: carrel.v1.Notebook
+	(*v1.EditNotebookResponse)(nil),    // 73: carrel.v1.EditNotebookResponse
+	(*v1.NotebookEvent)(nil),           // 74: carrel.v1.NotebookEvent
+	(*v1.BoxUsage)(nil),                // 75: carrel.v1.BoxUsage
 }
 var file_carrel_agent_v1_agent_proto_depIdxs = []int32{
 	2,  // 0: carrel.agent.v1.ListenEvent.listening:type_name -> carrel.agent.v1.Listening
@@ -1113,42 +1152,68 @@ var file_carrel_agent_v1_agent_proto_depIdxs = []int32{
 	35, // 23: carrel.agent.v1.FileService.Watch:input_type -> carrel.v1.WatchFilesRequest
 	36, // 24: carrel.agent.v1.FileService.DownloadArchive:input_type -> carrel.v1.DownloadArchiveRequest
 	37, // 25: carrel.agent.v1.FileService.UploadArchive:input_type -> carrel.v1.UploadArchiveRequest
-	0,  // 26: carrel.agent.v1.ForwardService.Listen:input_type -> carrel.agent.v1.ListenRequest
-	4,  // 27: carrel.agent.v1.ForwardService.ListListeners:input_type -> carrel.agent.v1.ListListenersRequest
-	7,  // 28: carrel.agent.v1.ControlService.Ready:input_type -> carrel.agent.v1.ReadyRequest
-	9,  // 29: carrel.agent.v1.ControlService.Quiesce:input_type -> carrel.agent.v1.QuiesceRequest
-	11, // 30: carrel.agent.v1.ControlService.Unquiesce:input_type -> carrel.agent.v1.UnquiesceRequest
-	13, // 31: carrel.agent.v1.ControlService.Shutdown:input_type -> carrel.agent.v1.ShutdownRequest
-	15, // 32: carrel.agent.v1.ControlService.Activity:input_type -> carrel.agent.v1.ActivityRequest
-	38, // 33: carrel.agent.v1.ProcessService.Start:output_type -> carrel.v1.Process
-	39, // 34: carrel.agent.v1.ProcessService.Run:output_type -> carrel.v1.ProcessEvent
-	39, // 35: carrel.agent.v1.ProcessService.Attach:output_type -> carrel.v1.ProcessEvent
-	40, // 36: carrel.agent.v1.ProcessService.List:output_type -> carrel.v1.ListProcessesResponse
-	38, // 37: carrel.agent.v1.ProcessService.Get:output_type -> carrel.v1.Process
-	41, // 38: carrel.agent.v1.ProcessService.WriteInput:output_type -> carrel.v1.WriteInputResponse
-	42, // 39: carrel.agent.v1.ProcessService.Signal:output_type -> carrel.v1.SignalProcessResponse
-	43, // 40: carrel.agent.v1.ProcessService.Resize:output_type -> carrel.v1.ResizeProcessResponse
-	44, // 41: carrel.agent.v1.FileService.Stat:output_type -> carrel.v1.FileInfo
-	45, // 42: carrel.agent.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
-	46, // 43: carrel.agent.v1.FileService.Read:output_type -> carrel.v1.FileChunk
-	44, // 44: carrel.agent.v1.FileService.Write:output_type -> carrel.v1.FileInfo
-	47, // 45: carrel.agent.v1.FileService.StatUpload:output_type -> carrel.v1.StatUploadResponse
-	44, // 46: carrel.agent.v1.FileService.Move:output_type -> carrel.v1.FileInfo
-	44, // 47: carrel.agent.v1.FileService.Copy:output_type -> carrel.v1.FileInfo
-	48, // 48: carrel.agent.v1.FileService.Remove:output_type -> carrel.v1.RemoveFileResponse
-	44, // 49: carrel.agent.v1.FileService.MakeDirectory:output_type -> carrel.v1.FileInfo
-	49, // 50: carrel.agent.v1.FileService.Watch:output_type -> carrel.v1.FileEvent
-	46, // 51: carrel.agent.v1.FileService.DownloadArchive:output_type -> carrel.v1.FileChunk
-	50, // 52: carrel.agent.v1.FileService.UploadArchive:output_type -> carrel.v1.UploadArchiveResponse
-	1,  // 53: carrel.agent.v1.ForwardService.Listen:output_type -> carrel.agent.v1.ListenEvent
-	5,  // 54: carrel.agent.v1.ForwardService.ListListeners:output_type -> carrel.agent.v1.ListListenersResponse
-	8,  // 55: carrel.agent.v1.ControlService.Ready:output_type -> carrel.agent.v1.ReadyResponse
-	10, // 56: carrel.agent.v1.ControlService.Quiesce:output_type -> carrel.agent.v1.QuiesceResponse
-	12, // 57: carrel.agent.v1.ControlService.Unquiesce:output_type -> carrel.agent.v1.UnquiesceResponse
-	14, // 58: carrel.agent.v1.ControlService.Shutdown:output_type -> carrel.agent.v1.ShutdownResponse
-	16, // 59: carrel.agent.v1.ControlService.Activity:output_type -> carrel.agent.v1.ActivityResponse
-	33, // [33:60] is the sub-list for method output_type
-	6,  // [6:33] is the sub-list for method input_type
+	38, // 26: carrel.agent.v1.NotebookService.Execute:input_type -> carrel.v1.ExecuteRequest
+	39, // 27: carrel.agent.v1.NotebookService.GetExecution:input_type -> carrel.v1.GetExecutionRequest
+	40, // 28: carrel.agent.v1.NotebookService.AnswerInput:input_type -> carrel.v1.AnswerInputRequest
+	41, // 29: carrel.agent.v1.NotebookService.Interrupt:input_type -> carrel.v1.InterruptRequest
+	42, // 30: carrel.agent.v1.NotebookService.GetStatus:input_type -> carrel.v1.GetStatusRequest
+	43, // 31: carrel.agent.v1.NotebookService.ListKernelSpecs:input_type -> carrel.v1.ListKernelSpecsRequest
+	44, // 32: carrel.agent.v1.NotebookService.StartKernel:input_type -> carrel.v1.StartKernelRequest
+	45, // 33: carrel.agent.v1.NotebookService.RestartKernel:input_type -> carrel.v1.RestartKernelRequest
+	46, // 34: carrel.agent.v1.NotebookService.ShutdownKernel:input_type -> carrel.v1.ShutdownKernelRequest
+	47, // 35: carrel.agent.v1.NotebookService.GetNotebook:input_type -> carrel.v1.GetNotebookRequest
+	48, // 36: carrel.agent.v1.NotebookService.EditNotebook:input_type -> carrel.v1.EditNotebookRequest
+	49, // 37: carrel.agent.v1.NotebookService.WatchNotebooks:input_type -> carrel.v1.WatchNotebooksRequest
+	50, // 38: carrel.agent.v1.NotebookService.GetUsage:input_type -> carrel.v1.GetUsageRequest
+	0,  // 39: carrel.agent.v1.ForwardService.Listen:input_type -> carrel.agent.v1.ListenRequest
+	4,  // 40: carrel.agent.v1.ForwardService.ListListeners:input_type -> carrel.agent.v1.ListListenersRequest
+	7,  // 41: carrel.agent.v1.ControlService.Ready:input_type -> carrel.agent.v1.ReadyRequest
+	9,  // 42: carrel.agent.v1.ControlService.Quiesce:input_type -> carrel.agent.v1.QuiesceRequest
+	11, // 43: carrel.agent.v1.ControlService.Unquiesce:input_type -> carrel.agent.v1.UnquiesceRequest
+	13, // 44: carrel.agent.v1.ControlService.Shutdown:input_type -> carrel.agent.v1.ShutdownRequest
+	15, // 45: carrel.agent.v1.ControlService.Activity:input_type -> carrel.agent.v1.ActivityRequest
+	51, // 46: carrel.agent.v1.ProcessService.Start:output_type -> carrel.v1.Process
+	52, // 47: carrel.agent.v1.ProcessService.Run:output_type -> carrel.v1.ProcessEvent
+	52, // 48: carrel.agent.v1.ProcessService.Attach:output_type -> carrel.v1.ProcessEvent
+	53, // 49: carrel.agent.v1.ProcessService.List:output_type -> carrel.v1.ListProcessesResponse
+	51, // 50: carrel.agent.v1.ProcessService.Get:output_type -> carrel.v1.Process
+	54, // 51: carrel.agent.v1.ProcessService.WriteInput:output_type -> carrel.v1.WriteInputResponse
+	55, // 52: carrel.agent.v1.ProcessService.Signal:output_type -> carrel.v1.SignalProcessResponse
+	56, // 53: carrel.agent.v1.ProcessService.Resize:output_type -> carrel.v1.ResizeProcessResponse
+	57, // 54: carrel.agent.v1.FileService.Stat:output_type -> carrel.v1.FileInfo
+	58, // 55: carrel.agent.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
+	59, // 56: carrel.agent.v1.FileService.Read:output_type -> carrel.v1.FileChunk
+	57, // 57: carrel.agent.v1.FileService.Write:output_type -> carrel.v1.FileInfo
+	60, // 58: carrel.agent.v1.FileService.StatUpload:output_type -> carrel.v1.StatUploadResponse
+	57, // 59: carrel.agent.v1.FileService.Move:output_type -> carrel.v1.FileInfo
+	57, // 60: carrel.agent.v1.FileService.Copy:output_type -> carrel.v1.FileInfo
+	61, // 61: carrel.agent.v1.FileService.Remove:output_type -> carrel.v1.RemoveFileResponse
+	57, // 62: carrel.agent.v1.FileService.MakeDirectory:output_type -> carrel.v1.FileInfo
+	62, // 63: carrel.agent.v1.FileService.Watch:output_type -> carrel.v1.FileEvent
+	59, // 64: carrel.agent.v1.FileService.DownloadArchive:output_type -> carrel.v1.FileChunk
+	63, // 65: carrel.agent.v1.FileService.UploadArchive:output_type -> carrel.v1.UploadArchiveResponse
+	64, // 66: carrel.agent.v1.NotebookService.Execute:output_type -> carrel.v1.ExecuteResponse
+	65, // 67: carrel.agent.v1.NotebookService.GetExecution:output_type -> carrel.v1.Execution
+	66, // 68: carrel.agent.v1.NotebookService.AnswerInput:output_type -> carrel.v1.AnswerInputResponse
+	67, // 69: carrel.agent.v1.NotebookService.Interrupt:output_type -> carrel.v1.InterruptResponse
+	68, // 70: carrel.agent.v1.NotebookService.GetStatus:output_type -> carrel.v1.NotebookStatus
+	69, // 71: carrel.agent.v1.NotebookService.ListKernelSpecs:output_type -> carrel.v1.ListKernelSpecsResponse
+	70, // 72: carrel.agent.v1.NotebookService.StartKernel:output_type -> carrel.v1.Kernel
+	70, // 73: carrel.agent.v1.NotebookService.RestartKernel:output_type -> carrel.v1.Kernel
+	71, // 74: carrel.agent.v1.NotebookService.ShutdownKernel:output_type -> carrel.v1.ShutdownKernelResponse
+	72, // 75: carrel.agent.v1.NotebookService.GetNotebook:output_type -> carrel.v1.Notebook
+	73, // 76: carrel.agent.v1.NotebookService.EditNotebook:output_type -> carrel.v1.EditNotebookResponse
+	74, // 77: carrel.agent.v1.NotebookService.WatchNotebooks:output_type -> carrel.v1.NotebookEvent
+	75, // 78: carrel.agent.v1.NotebookService.GetUsage:output_type -> carrel.v1.BoxUsage
+	1,  // 79: carrel.agent.v1.ForwardService.Listen:output_type -> carrel.agent.v1.ListenEvent
+	5,  // 80: carrel.agent.v1.ForwardService.ListListeners:output_type -> carrel.agent.v1.ListListenersResponse
+	8,  // 81: carrel.agent.v1.ControlService.Ready:output_type -> carrel.agent.v1.ReadyResponse
+	10, // 82: carrel.agent.v1.ControlService.Quiesce:output_type -> carrel.agent.v1.QuiesceResponse
+	12, // 83: carrel.agent.v1.ControlService.Unquiesce:output_type -> carrel.agent.v1.UnquiesceResponse
+	14, // 84: carrel.agent.v1.ControlService.Shutdown:output_type -> carrel.agent.v1.ShutdownResponse
+	16, // 85: carrel.agent.v1.ControlService.Activity:output_type -> carrel.agent.v1.ActivityResponse
+	46, // [46:86] is the sub-list for method output_type
+	6,  // [6:46] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name
@@ -1171,7 +1236,7 @@ func file_carrel_agent_v1_agent_proto_init() {
 			NumEnums:      0,
 			NumMessages:   18,
 			NumExtensions: 0,
-			NumServices:   4,
+			NumServices:   5,
 		},
 		GoTypes:           file_carrel_agent_v1_agent_proto_goTypes,
 		DependencyIndexes: file_carrel_agent_v1_agent_proto_depIdxs,

@@ -28,6 +28,8 @@ const (
 	ProcessServiceName = "carrel.agent.v1.ProcessService"
 	// FileServiceName is the fully-qualified name of the FileService service.
 	FileServiceName = "carrel.agent.v1.FileService"
+	// NotebookServiceName is the fully-qualified name of the NotebookService service.
+	NotebookServiceName = "carrel.agent.v1.NotebookService"
 	// ForwardServiceName is the fully-qualified name of the ForwardService service.
 	ForwardServiceName = "carrel.agent.v1.ForwardService"
 	// ControlServiceName is the fully-qualified name of the ControlService service.
@@ -86,6 +88,44 @@ const (
 	// FileServiceUploadArchiveProcedure is the fully-qualified name of the FileService's UploadArchive
 	// RPC.
 	FileServiceUploadArchiveProcedure = "/carrel.agent.v1.FileService/UploadArchive"
+	// NotebookServiceExecuteProcedure is the fully-qualified name of the NotebookService's Execute RPC.
+	NotebookServiceExecuteProcedure = "/carrel.agent.v1.NotebookService/Execute"
+	// NotebookServiceGetExecutionProcedure is the fully-qualified name of the NotebookService's
+	// GetExecution RPC.
+	NotebookServiceGetExecutionProcedure = "/carrel.agent.v1.NotebookService/GetExecution"
+	// NotebookServiceAnswerInputProcedure is the fully-qualified name of the NotebookService's
+	// AnswerInput RPC.
+	NotebookServiceAnswerInputProcedure = "/carrel.agent.v1.NotebookService/AnswerInput"
+	// NotebookServiceInterruptProcedure is the fully-qualified name of the NotebookService's Interrupt
+	// RPC.
+	NotebookServiceInterruptProcedure = "/carrel.agent.v1.NotebookService/Interrupt"
+	// NotebookServiceGetStatusProcedure is the fully-qualified name of the NotebookService's GetStatus
+	// RPC.
+	NotebookServiceGetStatusProcedure = "/carrel.agent.v1.NotebookService/GetStatus"
+	// NotebookServiceListKernelSpecsProcedure is the fully-qualified name of the NotebookService's
+	// ListKernelSpecs RPC.
+	NotebookServiceListKernelSpecsProcedure = "/carrel.agent.v1.NotebookService/ListKernelSpecs"
+	// NotebookServiceStartKernelProcedure is the fully-qualified name of the NotebookService's
+	// StartKernel RPC.
+	NotebookServiceStartKernelProcedure = "/carrel.agent.v1.NotebookService/StartKernel"
+	// NotebookServiceRestartKernelProcedure is the fully-qualified name of the NotebookService's
+	// RestartKernel RPC.
+	NotebookServiceRestartKernelProcedure = "/carrel.agent.v1.NotebookService/RestartKernel"
+	// NotebookServiceShutdownKernelProcedure is the fully-qualified name of the NotebookService's
+	// ShutdownKernel RPC.
+	NotebookServiceShutdownKernelProcedure = "/carrel.agent.v1.NotebookService/ShutdownKernel"
+	// NotebookServiceGetNotebookProcedure is the fully-qualified name of the NotebookService's
+	// GetNotebook RPC.
+	NotebookServiceGetNotebookProcedure = "/carrel.agent.v1.NotebookService/GetNotebook"
+	// NotebookServiceEditNotebookProcedure is the fully-qualified name of the NotebookService's
+	// EditNotebook RPC.
+	NotebookServiceEditNotebookProcedure = "/carrel.agent.v1.NotebookService/EditNotebook"
+	// NotebookServiceWatchNotebooksProcedure is the fully-qualified name of the NotebookService's
+	// WatchNotebooks RPC.
+	NotebookServiceWatchNotebooksProcedure = "/carrel.agent.v1.NotebookService/WatchNotebooks"
+	// NotebookServiceGetUsageProcedure is the fully-qualified name of the NotebookService's GetUsage
+	// RPC.
+	NotebookServiceGetUsageProcedure = "/carrel.agent.v1.NotebookService/GetUsage"
 	// ForwardServiceListenProcedure is the fully-qualified name of the ForwardService's Listen RPC.
 	ForwardServiceListenProcedure = "/carrel.agent.v1.ForwardService/Listen"
 	// ForwardServiceListListenersProcedure is the fully-qualified name of the ForwardService's
@@ -710,6 +750,388 @@ func (UnimplementedFileServiceHandler) DownloadArchive(context.Context, *connect
 
 func (UnimplementedFileServiceHandler) UploadArchive(context.Context, *connect.ClientStream[v1.UploadArchiveRequest]) (*connect.Response[v1.UploadArchiveResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.UploadArchive is not implemented"))
+}
+
+// NotebookServiceClient is a client for the carrel.agent.v1.NotebookService service.
+type NotebookServiceClient interface {
+	Execute(context.Context, *connect.Request[v1.ExecuteRequest]) (*connect.Response[v1.ExecuteResponse], error)
+	GetExecution(context.Context, *connect.Request[v1.GetExecutionRequest]) (*connect.Response[v1.Execution], error)
+	AnswerInput(context.Context, *connect.Request[v1.AnswerInputRequest]) (*connect.Response[v1.AnswerInputResponse], error)
+	Interrupt(context.Context, *connect.Request[v1.InterruptRequest]) (*connect.Response[v1.InterruptResponse], error)
+	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.NotebookStatus], error)
+	ListKernelSpecs(context.Context, *connect.Request[v1.ListKernelSpecsRequest]) (*connect.Response[v1.ListKernelSpecsResponse], error)
+	StartKernel(context.Context, *connect.Request[v1.StartKernelRequest]) (*connect.Response[v1.Kernel], error)
+	RestartKernel(context.Context, *connect.Request[v1.RestartKernelRequest]) (*connect.Response[v1.Kernel], error)
+	ShutdownKernel(context.Context, *connect.Request[v1.ShutdownKernelRequest]) (*connect.Response[v1.ShutdownKernelResponse], error)
+	GetNotebook(context.Context, *connect.Request[v1.GetNotebookRequest]) (*connect.Response[v1.Notebook], error)
+	EditNotebook(context.Context, *connect.Request[v1.EditNotebookRequest]) (*connect.Response[v1.EditNotebookResponse], error)
+	WatchNotebooks(context.Context, *connect.Request[v1.WatchNotebooksRequest]) (*connect.ServerStreamForClient[v1.NotebookEvent], error)
+	GetUsage(context.Context, *connect.Request[v1.GetUsageRequest]) (*connect.Response[v1.BoxUsage], error)
+}
+
+// NewNotebookServiceClient constructs a client for the carrel.agent.v1.NotebookService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewNotebookServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) NotebookServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	notebookServiceMethods := v11.File_carrel_agent_v1_agent_proto.Services().ByName("NotebookService").Methods()
+	return &notebookServiceClient{
+		execute: connect.NewClient[v1.ExecuteRequest, v1.ExecuteResponse](
+			httpClient,
+			baseURL+NotebookServiceExecuteProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("Execute")),
+			connect.WithClientOptions(opts...),
+		),
+		getExecution: connect.NewClient[v1.GetExecutionRequest, v1.Execution](
+			httpClient,
+			baseURL+NotebookServiceGetExecutionProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("GetExecution")),
+			connect.WithClientOptions(opts...),
+		),
+		answerInput: connect.NewClient[v1.AnswerInputRequest, v1.AnswerInputResponse](
+			httpClient,
+			baseURL+NotebookServiceAnswerInputProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("AnswerInput")),
+			connect.WithClientOptions(opts...),
+		),
+		interrupt: connect.NewClient[v1.InterruptRequest, v1.InterruptResponse](
+			httpClient,
+			baseURL+NotebookServiceInterruptProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("Interrupt")),
+			connect.WithClientOptions(opts...),
+		),
+		getStatus: connect.NewClient[v1.GetStatusRequest, v1.NotebookStatus](
+			httpClient,
+			baseURL+NotebookServiceGetStatusProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("GetStatus")),
+			connect.WithClientOptions(opts...),
+		),
+		listKernelSpecs: connect.NewClient[v1.ListKernelSpecsRequest, v1.ListKernelSpecsResponse](
+			httpClient,
+			baseURL+NotebookServiceListKernelSpecsProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("ListKernelSpecs")),
+			connect.WithClientOptions(opts...),
+		),
+		startKernel: connect.NewClient[v1.StartKernelRequest, v1.Kernel](
+			httpClient,
+			baseURL+NotebookServiceStartKernelProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("StartKernel")),
+			connect.WithClientOptions(opts...),
+		),
+		restartKernel: connect.NewClient[v1.RestartKernelRequest, v1.Kernel](
+			httpClient,
+			baseURL+NotebookServiceRestartKernelProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("RestartKernel")),
+			connect.WithClientOptions(opts...),
+		),
+		shutdownKernel: connect.NewClient[v1.ShutdownKernelRequest, v1.ShutdownKernelResponse](
+			httpClient,
+			baseURL+NotebookServiceShutdownKernelProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("ShutdownKernel")),
+			connect.WithClientOptions(opts...),
+		),
+		getNotebook: connect.NewClient[v1.GetNotebookRequest, v1.Notebook](
+			httpClient,
+			baseURL+NotebookServiceGetNotebookProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("GetNotebook")),
+			connect.WithClientOptions(opts...),
+		),
+		editNotebook: connect.NewClient[v1.EditNotebookRequest, v1.EditNotebookResponse](
+			httpClient,
+			baseURL+NotebookServiceEditNotebookProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("EditNotebook")),
+			connect.WithClientOptions(opts...),
+		),
+		watchNotebooks: connect.NewClient[v1.WatchNotebooksRequest, v1.NotebookEvent](
+			httpClient,
+			baseURL+NotebookServiceWatchNotebooksProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("WatchNotebooks")),
+			connect.WithClientOptions(opts...),
+		),
+		getUsage: connect.NewClient[v1.GetUsageRequest, v1.BoxUsage](
+			httpClient,
+			baseURL+NotebookServiceGetUsageProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("GetUsage")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// notebookServiceClient implements NotebookServiceClient.
+type notebookServiceClient struct {
+	execute         *connect.Client[v1.ExecuteRequest, v1.ExecuteResponse]
+	getExecution    *connect.Client[v1.GetExecutionRequest, v1.Execution]
+	answerInput     *connect.Client[v1.AnswerInputRequest, v1.AnswerInputResponse]
+	interrupt       *connect.Client[v1.InterruptRequest, v1.InterruptResponse]
+	getStatus       *connect.Client[v1.GetStatusRequest, v1.NotebookStatus]
+	listKernelSpecs *connect.Client[v1.ListKernelSpecsRequest, v1.ListKernelSpecsResponse]
+	startKernel     *connect.Client[v1.StartKernelRequest, v1.Kernel]
+	restartKernel   *connect.Client[v1.RestartKernelRequest, v1.Kernel]
+	shutdownKernel  *connect.Client[v1.ShutdownKernelRequest, v1.ShutdownKernelResponse]
+	getNotebook     *connect.Client[v1.GetNotebookRequest, v1.Notebook]
+	editNotebook    *connect.Client[v1.EditNotebookRequest, v1.EditNotebookResponse]
+	watchNotebooks  *connect.Client[v1.WatchNotebooksRequest, v1.NotebookEvent]
+	getUsage        *connect.Client[v1.GetUsageRequest, v1.BoxUsage]
+}
+
+// Execute calls carrel.agent.v1.NotebookService.Execute.
+func (c *notebookServiceClient) Execute(ctx context.Context, req *connect.Request[v1.ExecuteRequest]) (*connect.Response[v1.ExecuteResponse], error) {
+	return c.execute.CallUnary(ctx, req)
+}
+
+// GetExecution calls carrel.agent.v1.NotebookService.GetExecution.
+func (c *notebookServiceClient) GetExecution(ctx context.Context, req *connect.Request[v1.GetExecutionRequest]) (*connect.Response[v1.Execution], error) {
+	return c.getExecution.CallUnary(ctx, req)
+}
+
+// AnswerInput calls carrel.agent.v1.NotebookService.AnswerInput.
+func (c *notebookServiceClient) AnswerInput(ctx context.Context, req *connect.Request[v1.AnswerInputRequest]) (*connect.Response[v1.AnswerInputResponse], error) {
+	return c.answerInput.CallUnary(ctx, req)
+}
+
+// Interrupt calls carrel.agent.v1.NotebookService.Interrupt.
+func (c *notebookServiceClient) Interrupt(ctx context.Context, req *connect.Request[v1.InterruptRequest]) (*connect.Response[v1.InterruptResponse], error) {
+	return c.interrupt.CallUnary(ctx, req)
+}
+
+// GetStatus calls carrel.agent.v1.NotebookService.GetStatus.
+func (c *notebookServiceClient) GetStatus(ctx context.Context, req *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.NotebookStatus], error) {
+	return c.getStatus.CallUnary(ctx, req)
+}
+
+// ListKernelSpecs calls carrel.agent.v1.NotebookService.ListKernelSpecs.
+func (c *notebookServiceClient) ListKernelSpecs(ctx context.Context, req *connect.Request[v1.ListKernelSpecsRequest]) (*connect.Response[v1.ListKernelSpecsResponse], error) {
+	return c.listKernelSpecs.CallUnary(ctx, req)
+}
+
+// StartKernel calls carrel.agent.v1.NotebookService.StartKernel.
+func (c *notebookServiceClient) StartKernel(ctx context.Context, req *connect.Request[v1.StartKernelRequest]) (*connect.Response[v1.Kernel], error) {
+	return c.startKernel.CallUnary(ctx, req)
+}
+
+// RestartKernel calls carrel.agent.v1.NotebookService.RestartKernel.
+func (c *notebookServiceClient) RestartKernel(ctx context.Context, req *connect.Request[v1.RestartKernelRequest]) (*connect.Response[v1.Kernel], error) {
+	return c.restartKernel.CallUnary(ctx, req)
+}
+
+// ShutdownKernel calls carrel.agent.v1.NotebookService.ShutdownKernel.
+func (c *notebookServiceClient) ShutdownKernel(ctx context.Context, req *connect.Request[v1.ShutdownKernelRequest]) (*connect.Response[v1.ShutdownKernelResponse], error) {
+	return c.shutdownKernel.CallUnary(ctx, req)
+}
+
+// GetNotebook calls carrel.agent.v1.NotebookService.GetNotebook.
+func (c *notebookServiceClient) GetNotebook(ctx context.Context, req *connect.Request[v1.GetNotebookRequest]) (*connect.Response[v1.Notebook], error) {
+	return c.getNotebook.CallUnary(ctx, req)
+}
+
+// EditNotebook calls carrel.agent.v1.NotebookService.EditNotebook.
+func (c *notebookServiceClient) EditNotebook(ctx context.Context, req *connect.Request[v1.EditNotebookRequest]) (*connect.Response[v1.EditNotebookResponse], error) {
+	return c.editNotebook.CallUnary(ctx, req)
+}
+
+// WatchNotebooks calls carrel.agent.v1.NotebookService.WatchNotebooks.
+func (c *notebookServiceClient) WatchNotebooks(ctx context.Context, req *connect.Request[v1.WatchNotebooksRequest]) (*connect.ServerStreamForClient[v1.NotebookEvent], error) {
+	return c.watchNotebooks.CallServerStream(ctx, req)
+}
+
+// GetUsage calls carrel.agent.v1.NotebookService.GetUsage.
+func (c *notebookServiceClient) GetUsage(ctx context.Context, req *connect.Request[v1.GetUsageRequest]) (*connect.Response[v1.BoxUsage], error) {
+	return c.getUsage.CallUnary(ctx, req)
+}
+
+// NotebookServiceHandler is an implementation of the carrel.agent.v1.NotebookService service.
+type NotebookServiceHandler interface {
+	Execute(context.Context, *connect.Request[v1.ExecuteRequest]) (*connect.Response[v1.ExecuteResponse], error)
+	GetExecution(context.Context, *connect.Request[v1.GetExecutionRequest]) (*connect.Response[v1.Execution], error)
+	AnswerInput(context.Context, *connect.Request[v1.AnswerInputRequest]) (*connect.Response[v1.AnswerInputResponse], error)
+	Interrupt(context.Context, *connect.Request[v1.InterruptRequest]) (*connect.Response[v1.InterruptResponse], error)
+	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.NotebookStatus], error)
+	ListKernelSpecs(context.Context, *connect.Request[v1.ListKernelSpecsRequest]) (*connect.Response[v1.ListKernelSpecsResponse], error)
+	StartKernel(context.Context, *connect.Request[v1.StartKernelRequest]) (*connect.Response[v1.Kernel], error)
+	RestartKernel(context.Context, *connect.Request[v1.RestartKernelRequest]) (*connect.Response[v1.Kernel], error)
+	ShutdownKernel(context.Context, *connect.Request[v1.ShutdownKernelRequest]) (*connect.Response[v1.ShutdownKernelResponse], error)
+	GetNotebook(context.Context, *connect.Request[v1.GetNotebookRequest]) (*connect.Response[v1.Notebook], error)
+	EditNotebook(context.Context, *connect.Request[v1.EditNotebookRequest]) (*connect.Response[v1.EditNotebookResponse], error)
+	WatchNotebooks(context.Context, *connect.Request[v1.WatchNotebooksRequest], *connect.ServerStream[v1.NotebookEvent]) error
+	GetUsage(context.Context, *connect.Request[v1.GetUsageRequest]) (*connect.Response[v1.BoxUsage], error)
+}
+
+// NewNotebookServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewNotebookServiceHandler(svc NotebookServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	notebookServiceMethods := v11.File_carrel_agent_v1_agent_proto.Services().ByName("NotebookService").Methods()
+	notebookServiceExecuteHandler := connect.NewUnaryHandler(
+		NotebookServiceExecuteProcedure,
+		svc.Execute,
+		connect.WithSchema(notebookServiceMethods.ByName("Execute")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceGetExecutionHandler := connect.NewUnaryHandler(
+		NotebookServiceGetExecutionProcedure,
+		svc.GetExecution,
+		connect.WithSchema(notebookServiceMethods.ByName("GetExecution")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceAnswerInputHandler := connect.NewUnaryHandler(
+		NotebookServiceAnswerInputProcedure,
+		svc.AnswerInput,
+		connect.WithSchema(notebookServiceMethods.ByName("AnswerInput")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceInterruptHandler := connect.NewUnaryHandler(
+		NotebookServiceInterruptProcedure,
+		svc.Interrupt,
+		connect.WithSchema(notebookServiceMethods.ByName("Interrupt")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceGetStatusHandler := connect.NewUnaryHandler(
+		NotebookServiceGetStatusProcedure,
+		svc.GetStatus,
+		connect.WithSchema(notebookServiceMethods.ByName("GetStatus")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceListKernelSpecsHandler := connect.NewUnaryHandler(
+		NotebookServiceListKernelSpecsProcedure,
+		svc.ListKernelSpecs,
+		connect.WithSchema(notebookServiceMethods.ByName("ListKernelSpecs")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceStartKernelHandler := connect.NewUnaryHandler(
+		NotebookServiceStartKernelProcedure,
+		svc.StartKernel,
+		connect.WithSchema(notebookServiceMethods.ByName("StartKernel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceRestartKernelHandler := connect.NewUnaryHandler(
+		NotebookServiceRestartKernelProcedure,
+		svc.RestartKernel,
+		connect.WithSchema(notebookServiceMethods.ByName("RestartKernel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceShutdownKernelHandler := connect.NewUnaryHandler(
+		NotebookServiceShutdownKernelProcedure,
+		svc.ShutdownKernel,
+		connect.WithSchema(notebookServiceMethods.ByName("ShutdownKernel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceGetNotebookHandler := connect.NewUnaryHandler(
+		NotebookServiceGetNotebookProcedure,
+		svc.GetNotebook,
+		connect.WithSchema(notebookServiceMethods.ByName("GetNotebook")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceEditNotebookHandler := connect.NewUnaryHandler(
+		NotebookServiceEditNotebookProcedure,
+		svc.EditNotebook,
+		connect.WithSchema(notebookServiceMethods.ByName("EditNotebook")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceWatchNotebooksHandler := connect.NewServerStreamHandler(
+		NotebookServiceWatchNotebooksProcedure,
+		svc.WatchNotebooks,
+		connect.WithSchema(notebookServiceMethods.ByName("WatchNotebooks")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceGetUsageHandler := connect.NewUnaryHandler(
+		NotebookServiceGetUsageProcedure,
+		svc.GetUsage,
+		connect.WithSchema(notebookServiceMethods.ByName("GetUsage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/carrel.agent.v1.NotebookService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case NotebookServiceExecuteProcedure:
+			notebookServiceExecuteHandler.ServeHTTP(w, r)
+		case NotebookServiceGetExecutionProcedure:
+			notebookServiceGetExecutionHandler.ServeHTTP(w, r)
+		case NotebookServiceAnswerInputProcedure:
+			notebookServiceAnswerInputHandler.ServeHTTP(w, r)
+		case NotebookServiceInterruptProcedure:
+			notebookServiceInterruptHandler.ServeHTTP(w, r)
+		case NotebookServiceGetStatusProcedure:
+			notebookServiceGetStatusHandler.ServeHTTP(w, r)
+		case NotebookServiceListKernelSpecsProcedure:
+			notebookServiceListKernelSpecsHandler.ServeHTTP(w, r)
+		case NotebookServiceStartKernelProcedure:
+			notebookServiceStartKernelHandler.ServeHTTP(w, r)
+		case NotebookServiceRestartKernelProcedure:
+			notebookServiceRestartKernelHandler.ServeHTTP(w, r)
+		case NotebookServiceShutdownKernelProcedure:
+			notebookServiceShutdownKernelHandler.ServeHTTP(w, r)
+		case NotebookServiceGetNotebookProcedure:
+			notebookServiceGetNotebookHandler.ServeHTTP(w, r)
+		case NotebookServiceEditNotebookProcedure:
+			notebookServiceEditNotebookHandler.ServeHTTP(w, r)
+		case NotebookServiceWatchNotebooksProcedure:
+			notebookServiceWatchNotebooksHandler.ServeHTTP(w, r)
+		case NotebookServiceGetUsageProcedure:
+			notebookServiceGetUsageHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedNotebookServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedNotebookServiceHandler struct{}
+
+func (UnimplementedNotebookServiceHandler) Execute(context.Context, *connect.Request[v1.ExecuteRequest]) (*connect.Response[v1.ExecuteResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.Execute is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) GetExecution(context.Context, *connect.Request[v1.GetExecutionRequest]) (*connect.Response[v1.Execution], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.GetExecution is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) AnswerInput(context.Context, *connect.Request[v1.AnswerInputRequest]) (*connect.Response[v1.AnswerInputResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.AnswerInput is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) Interrupt(context.Context, *connect.Request[v1.InterruptRequest]) (*connect.Response[v1.InterruptResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.Interrupt is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.NotebookStatus], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.GetStatus is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) ListKernelSpecs(context.Context, *connect.Request[v1.ListKernelSpecsRequest]) (*connect.Response[v1.ListKernelSpecsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.ListKernelSpecs is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) StartKernel(context.Context, *connect.Request[v1.StartKernelRequest]) (*connect.Response[v1.Kernel], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.StartKernel is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) RestartKernel(context.Context, *connect.Request[v1.RestartKernelRequest]) (*connect.Response[v1.Kernel], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.RestartKernel is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) ShutdownKernel(context.Context, *connect.Request[v1.ShutdownKernelRequest]) (*connect.Response[v1.ShutdownKernelResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.ShutdownKernel is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) GetNotebook(context.Context, *connect.Request[v1.GetNotebookRequest]) (*connect.Response[v1.Notebook], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.GetNotebook is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) EditNotebook(context.Context, *connect.Request[v1.EditNotebookRequest]) (*connect.Response[v1.EditNotebookResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.EditNotebook is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) WatchNotebooks(context.Context, *connect.Request[v1.WatchNotebooksRequest], *connect.ServerStream[v1.NotebookEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.WatchNotebooks is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) GetUsage(context.Context, *connect.Request[v1.GetUsageRequest]) (*connect.Response[v1.BoxUsage], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.GetUsage is not implemented"))
 }
 
 // ForwardServiceClient is a client for the carrel.agent.v1.ForwardService service.
