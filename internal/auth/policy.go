@@ -99,9 +99,11 @@ var policy = map[string]Rule{
 	"/carrel.v1.SSHService/CreateSSHCertificate": {Need: NeedUser, Mutates: true},
 	"/carrel.v1.SSHService/GetSSHInfo":           {Need: NeedUser},
 
-	"/carrel.v1.TemplateService/PushTemplate":  {Need: NeedRole, Role: RoleAdmin, Mutates: true},
-	"/carrel.v1.TemplateService/GetTemplate":   {Need: NeedRole, Role: RoleViewer},
-	"/carrel.v1.TemplateService/ListTemplates": {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.TemplateService/PushTemplate":       {Need: NeedRole, Role: RoleAdmin, Mutates: true},
+	"/carrel.v1.TemplateService/GetTemplate":        {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.TemplateService/ListTemplates":      {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.TemplateService/UpdateTemplatePool": {Need: NeedOperator, Mutates: true},
+	"/carrel.v1.TemplateService/ListPrebuilds":      {Need: NeedRole, Role: RoleViewer},
 
 	// Building runs the maintainer scripts of packages on a node.
 	"/carrel.v1.ImageService/BuildImage":  {Need: NeedOperator, Mutates: true},

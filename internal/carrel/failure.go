@@ -19,6 +19,7 @@ const (
 	ReasonNodeLost             = "node_lost"    // the node of a live run is silent
 	ReasonNodeOffline          = "node_offline" // the node that a new run needs is silent
 	ReasonStartupFailed        = "startup_failed"
+	ReasonPrepareFailed        = "prepare_failed" // what a template's prebuild does did not succeed
 	ReasonNotRunning           = "not_running"
 	ReasonQueued               = "queued" // its node has as many boxes to start or resume as it takes at once
 )
@@ -64,6 +65,7 @@ var Remedies = map[string]Remedy{
 	ReasonNodeLost:             {Transient: true, MaxDelay: 15 * time.Second, NextStep: "Look after the node (`carrel node list`): the box and its files are on it."},
 	ReasonNodeOffline:          {Transient: true, MaxDelay: 5 * time.Second, NextStep: "Bring the node back: the box's files are on it. Carrel goes on trying."},
 	ReasonStartupFailed:        {NextStep: "Correct the template's startup commands, then start the box again."},
+	ReasonPrepareFailed:        {Transient: true, MaxDelay: MaxDelay, NextStep: "Correct what the template says under prebuild and push it again."},
 	ReasonQueued:               {Transient: true, MaxDelay: time.Second, NextStep: "Wait: it is started when its turn comes."},
 	ReasonNotRunning:           {NextStep: "Start the box with `carrel start NAME`; only a running box can be paused."},
 }

@@ -10,6 +10,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -42,7 +43,13 @@ type Template struct {
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	Labels     map[string]string      `protobuf:"bytes,13,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// What the template file says under idle.
-	Idle          *IdlePolicy `protobuf:"bytes,14,opt,name=idle,proto3" json:"idle,omitempty"`
+	Idle *IdlePolicy `protobuf:"bytes,14,opt,name=idle,proto3" json:"idle,omitempty"`
+	// What the template file says under prebuild; absent: nothing is prepared.
+	Prebuild *PrebuildRecipe `protobuf:"bytes,15,opt,name=prebuild,proto3" json:"prebuild,omitempty"`
+	// How many prepared boxes of the newest version shall wait to be taken.
+	PoolSize int32 `protobuf:"varint,16,opt,name=pool_size,json=poolSize,proto3" json:"pool_size,omitempty"`
+	// How many wait now.
+	PoolReady     int32 `protobuf:"varint,17,opt,name=pool_ready,json=poolReady,proto3" json:"pool_ready,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -175,6 +182,406 @@ func (x *Template) GetIdle() *IdlePolicy {
 	return nil
 }
 
+func (x *Template) GetPrebuild() *PrebuildRecipe {
+	if x != nil {
+		return x.Prebuild
+	}
+	return nil
+}
+
+func (x *Template) GetPoolSize() int32 {
+	if x != nil {
+		return x.PoolSize
+	}
+	return 0
+}
+
+func (x *Template) GetPoolReady() int32 {
+	if x != nil {
+		return x.PoolReady
+	}
+	return 0
+}
+
+// PrebuildRecipe says what is done once, in a box of Carrel's own, before boxes of a template are cloned from it.
+type PrebuildRecipe struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Shell commands, run one after the other as the box's user.
+	Setup []string `protobuf:"bytes,1,rep,name=setup,proto3" json:"setup,omitempty"`
+	// Name of a Jupyter kernel that is started, such as "python3"; empty: none.
+	Kernel string `protobuf:"bytes,2,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	// Code that the kernel runs, such as imports.
+	Imports string `protobuf:"bytes,3,opt,name=imports,proto3" json:"imports,omitempty"`
+	// How long all of it may take.
+	Timeout       *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrebuildRecipe) Reset() {
+	*x = PrebuildRecipe{}
+	mi := &file_carrel_v1_catalog_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrebuildRecipe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrebuildRecipe) ProtoMessage() {}
+
+func (x *PrebuildRecipe) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_catalog_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrebuildRecipe.ProtoReflect.Descriptor instead.
+func (*PrebuildRecipe) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *PrebuildRecipe) GetSetup() []string {
+	if x != nil {
+		return x.Setup
+	}
+	return nil
+}
+
+func (x *PrebuildRecipe) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *PrebuildRecipe) GetImports() string {
+	if x != nil {
+		return x.Imports
+	}
+	return ""
+}
+
+func (x *PrebuildRecipe) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+// Prebuild is a memory snapshot on one node, from which new boxes of a template are cloned.
+type Prebuild struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name and version of the template that it was made for; equal versions share one.
+	Template   string `protobuf:"bytes,1,opt,name=template,proto3" json:"template,omitempty"`
+	TemplateId string `protobuf:"bytes,2,opt,name=template_id,json=templateId,proto3" json:"template_id,omitempty"`
+	OrgId      string `protobuf:"bytes,3,opt,name=org_id,json=orgId,proto3" json:"org_id,omitempty"`
+	NodeId     string `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	NodeName   string `protobuf:"bytes,5,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	// building, ready, failed (it is tried again), replacing (ready and used, while a newer one is made).
+	State   string   `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
+	Failure *Failure `protobuf:"bytes,7,opt,name=failure,proto3" json:"failure,omitempty"`
+	// On the node's disk, in bytes.
+	SizeBytes  int64                  `protobuf:"varint,8,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it became ready.
+	ReadyTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=ready_time,json=readyTime,proto3" json:"ready_time,omitempty"`
+	// From the start of its box to its snapshot.
+	BuildTime      *durationpb.Duration `protobuf:"bytes,11,opt,name=build_time,json=buildTime,proto3" json:"build_time,omitempty"`
+	RuntimeVersion string               `protobuf:"bytes,12,opt,name=runtime_version,json=runtimeVersion,proto3" json:"runtime_version,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Prebuild) Reset() {
+	*x = Prebuild{}
+	mi := &file_carrel_v1_catalog_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Prebuild) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Prebuild) ProtoMessage() {}
+
+func (x *Prebuild) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_catalog_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Prebuild.ProtoReflect.Descriptor instead.
+func (*Prebuild) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Prebuild) GetTemplate() string {
+	if x != nil {
+		return x.Template
+	}
+	return ""
+}
+
+func (x *Prebuild) GetTemplateId() string {
+	if x != nil {
+		return x.TemplateId
+	}
+	return ""
+}
+
+func (x *Prebuild) GetOrgId() string {
+	if x != nil {
+		return x.OrgId
+	}
+	return ""
+}
+
+func (x *Prebuild) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *Prebuild) GetNodeName() string {
+	if x != nil {
+		return x.NodeName
+	}
+	return ""
+}
+
+func (x *Prebuild) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Prebuild) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
+func (x *Prebuild) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Prebuild) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Prebuild) GetReadyTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReadyTime
+	}
+	return nil
+}
+
+func (x *Prebuild) GetBuildTime() *durationpb.Duration {
+	if x != nil {
+		return x.BuildTime
+	}
+	return nil
+}
+
+func (x *Prebuild) GetRuntimeVersion() string {
+	if x != nil {
+		return x.RuntimeVersion
+	}
+	return ""
+}
+
+type UpdateTemplatePoolRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Org   string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
+	// From 0 to 100.
+	Size          int32 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateTemplatePoolRequest) Reset() {
+	*x = UpdateTemplatePoolRequest{}
+	mi := &file_carrel_v1_catalog_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateTemplatePoolRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateTemplatePoolRequest) ProtoMessage() {}
+
+func (x *UpdateTemplatePoolRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_catalog_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateTemplatePoolRequest.ProtoReflect.Descriptor instead.
+func (*UpdateTemplatePoolRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *UpdateTemplatePoolRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateTemplatePoolRequest) GetOrg() string {
+	if x != nil {
+		return x.Org
+	}
+	return ""
+}
+
+func (x *UpdateTemplatePoolRequest) GetSize() int32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type ListPrebuildsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id or name; empty: every organisation of the caller, and the system's.
+	Org string `protobuf:"bytes,1,opt,name=org,proto3" json:"org,omitempty"`
+	// Name of a template; empty: all.
+	Template string `protobuf:"bytes,2,opt,name=template,proto3" json:"template,omitempty"`
+	// Id of a node; empty: all.
+	NodeId        string `protobuf:"bytes,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPrebuildsRequest) Reset() {
+	*x = ListPrebuildsRequest{}
+	mi := &file_carrel_v1_catalog_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPrebuildsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPrebuildsRequest) ProtoMessage() {}
+
+func (x *ListPrebuildsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_catalog_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPrebuildsRequest.ProtoReflect.Descriptor instead.
+func (*ListPrebuildsRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ListPrebuildsRequest) GetOrg() string {
+	if x != nil {
+		return x.Org
+	}
+	return ""
+}
+
+func (x *ListPrebuildsRequest) GetTemplate() string {
+	if x != nil {
+		return x.Template
+	}
+	return ""
+}
+
+func (x *ListPrebuildsRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+type ListPrebuildsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prebuilds     []*Prebuild            `protobuf:"bytes,1,rep,name=prebuilds,proto3" json:"prebuilds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPrebuildsResponse) Reset() {
+	*x = ListPrebuildsResponse{}
+	mi := &file_carrel_v1_catalog_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPrebuildsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPrebuildsResponse) ProtoMessage() {}
+
+func (x *ListPrebuildsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_catalog_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPrebuildsResponse.ProtoReflect.Descriptor instead.
+func (*ListPrebuildsResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ListPrebuildsResponse) GetPrebuilds() []*Prebuild {
+	if x != nil {
+		return x.Prebuilds
+	}
+	return nil
+}
+
 type PushTemplateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Org   string                 `protobuf:"bytes,1,opt,name=org,proto3" json:"org,omitempty"`
@@ -187,7 +594,7 @@ type PushTemplateRequest struct {
 
 func (x *PushTemplateRequest) Reset() {
 	*x = PushTemplateRequest{}
-	mi := &file_carrel_v1_catalog_proto_msgTypes[1]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -199,7 +606,7 @@ func (x *PushTemplateRequest) String() string {
 func (*PushTemplateRequest) ProtoMessage() {}
 
 func (x *PushTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_catalog_proto_msgTypes[1]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -212,7 +619,7 @@ func (x *PushTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushTemplateRequest.ProtoReflect.Descriptor instead.
 func (*PushTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{1}
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PushTemplateRequest) GetOrg() string {
@@ -247,7 +654,7 @@ type GetTemplateRequest struct {
 
 func (x *GetTemplateRequest) Reset() {
 	*x = GetTemplateRequest{}
-	mi := &file_carrel_v1_catalog_proto_msgTypes[2]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -259,7 +666,7 @@ func (x *GetTemplateRequest) String() string {
 func (*GetTemplateRequest) ProtoMessage() {}
 
 func (x *GetTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_catalog_proto_msgTypes[2]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -272,7 +679,7 @@ func (x *GetTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTemplateRequest.ProtoReflect.Descriptor instead.
 func (*GetTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{2}
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetTemplateRequest) GetName() string {
@@ -302,7 +709,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_carrel_v1_catalog_proto_msgTypes[3]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -314,7 +721,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_catalog_proto_msgTypes[3]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -327,7 +734,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{3}
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListTemplatesRequest) GetOrg() string {
@@ -368,7 +775,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_carrel_v1_catalog_proto_msgTypes[4]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +787,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_catalog_proto_msgTypes[4]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +800,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{4}
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*Template {
@@ -434,7 +841,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_carrel_v1_catalog_proto_msgTypes[5]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +853,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_catalog_proto_msgTypes[5]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +866,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{5}
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Image) GetId() string {
@@ -551,7 +958,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_catalog_proto_msgTypes[6]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +970,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_catalog_proto_msgTypes[6]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +983,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{6}
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BuildImageRequest) GetOrg() string {
@@ -618,7 +1025,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_carrel_v1_catalog_proto_msgTypes[7]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +1037,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_catalog_proto_msgTypes[7]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +1050,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{7}
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ImportImageRequest) GetOrg() string {
@@ -699,7 +1106,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_carrel_v1_catalog_proto_msgTypes[8]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +1118,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_catalog_proto_msgTypes[8]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +1131,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{8}
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -752,7 +1159,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_catalog_proto_msgTypes[9]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +1171,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_catalog_proto_msgTypes[9]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +1184,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{9}
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListImagesRequest) GetOrg() string {
@@ -811,7 +1218,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_catalog_proto_msgTypes[10]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +1230,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_catalog_proto_msgTypes[10]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +1243,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{10}
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -857,7 +1264,7 @@ var File_carrel_v1_catalog_proto protoreflect.FileDescriptor
 
 const file_carrel_v1_catalog_proto_rawDesc = "" +
 	"\n" +
-	"\x17carrel/v1/catalog.proto\x12\tcarrel.v1\x1a\x16carrel/v1/common.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\x04\n" +
+	"\x17carrel/v1/catalog.proto\x12\tcarrel.v1\x1a\x16carrel/v1/common.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\x05\n" +
 	"\bTemplate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06org_id\x18\x02 \x01(\tR\x05orgId\x12\x12\n" +
@@ -874,13 +1281,51 @@ const file_carrel_v1_catalog_proto_rawDesc = "" +
 	"\vcreate_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x127\n" +
 	"\x06labels\x18\r \x03(\v2\x1f.carrel.v1.Template.LabelsEntryR\x06labels\x12)\n" +
-	"\x04idle\x18\x0e \x01(\v2\x15.carrel.v1.IdlePolicyR\x04idle\x1a6\n" +
+	"\x04idle\x18\x0e \x01(\v2\x15.carrel.v1.IdlePolicyR\x04idle\x125\n" +
+	"\bprebuild\x18\x0f \x01(\v2\x19.carrel.v1.PrebuildRecipeR\bprebuild\x12\x1b\n" +
+	"\tpool_size\x18\x10 \x01(\x05R\bpoolSize\x12\x1d\n" +
+	"\n" +
+	"pool_ready\x18\x11 \x01(\x05R\tpoolReady\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Z\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x01\n" +
+	"\x0ePrebuildRecipe\x12\x14\n" +
+	"\x05setup\x18\x01 \x03(\tR\x05setup\x12\x16\n" +
+	"\x06kernel\x18\x02 \x01(\tR\x06kernel\x12\x18\n" +
+	"\aimports\x18\x03 \x01(\tR\aimports\x123\n" +
+	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\xd2\x03\n" +
+	"\bPrebuild\x12\x1a\n" +
+	"\btemplate\x18\x01 \x01(\tR\btemplate\x12\x1f\n" +
+	"\vtemplate_id\x18\x02 \x01(\tR\n" +
+	"templateId\x12\x15\n" +
+	"\x06org_id\x18\x03 \x01(\tR\x05orgId\x12\x17\n" +
+	"\anode_id\x18\x04 \x01(\tR\x06nodeId\x12\x1b\n" +
+	"\tnode_name\x18\x05 \x01(\tR\bnodeName\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\x12,\n" +
+	"\afailure\x18\a \x01(\v2\x12.carrel.v1.FailureR\afailure\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\b \x01(\x03R\tsizeBytes\x12;\n" +
+	"\vcreate_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x129\n" +
+	"\n" +
+	"ready_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\treadyTime\x128\n" +
+	"\n" +
+	"build_time\x18\v \x01(\v2\x19.google.protobuf.DurationR\tbuildTime\x12'\n" +
+	"\x0fruntime_version\x18\f \x01(\tR\x0eruntimeVersion\"U\n" +
+	"\x19UpdateTemplatePoolRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03org\x18\x02 \x01(\tR\x03org\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x05R\x04size\"]\n" +
+	"\x14ListPrebuildsRequest\x12\x10\n" +
+	"\x03org\x18\x01 \x01(\tR\x03org\x12\x1a\n" +
+	"\btemplate\x18\x02 \x01(\tR\btemplate\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\tR\x06nodeId\"J\n" +
+	"\x15ListPrebuildsResponse\x121\n" +
+	"\tprebuilds\x18\x01 \x03(\v2\x13.carrel.v1.PrebuildR\tprebuilds\"Z\n" +
 	"\x13PushTemplateRequest\x12\x10\n" +
 	"\x03org\x18\x01 \x01(\tR\x03org\x12\x12\n" +
 	"\x04yaml\x18\x02 \x01(\tR\x04yaml\x12\x1d\n" +
@@ -936,11 +1381,13 @@ const file_carrel_v1_catalog_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"f\n" +
 	"\x12ListImagesResponse\x12(\n" +
 	"\x06images\x18\x01 \x03(\v2\x10.carrel.v1.ImageR\x06images\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xbc\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\x9e\x04\n" +
 	"\x0fTemplateService\x12]\n" +
 	"\fPushTemplate\x12\x1e.carrel.v1.PushTemplateRequest\x1a\x13.carrel.v1.Template\"\x18\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/templates\x12_\n" +
 	"\vGetTemplate\x12\x1d.carrel.v1.GetTemplateRequest\x1a\x13.carrel.v1.Template\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/templates/{name}\x12i\n" +
-	"\rListTemplates\x12\x1f.carrel.v1.ListTemplatesRequest\x1a .carrel.v1.ListTemplatesResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/templates2\x83\x03\n" +
+	"\rListTemplates\x12\x1f.carrel.v1.ListTemplatesRequest\x1a .carrel.v1.ListTemplatesResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/templates\x12u\n" +
+	"\x12UpdateTemplatePool\x12$.carrel.v1.UpdateTemplatePoolRequest\x1a\x13.carrel.v1.Template\"$\x82\xd3\xe4\x93\x02\x1e:\x01*\"\x19/v1/templates/{name}:pool\x12i\n" +
+	"\rListPrebuilds\x12\x1f.carrel.v1.ListPrebuildsRequest\x1a .carrel.v1.ListPrebuildsResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/prebuilds2\x83\x03\n" +
 	"\fImageService\x12]\n" +
 	"\n" +
 	"BuildImage\x12\x1c.carrel.v1.BuildImageRequest\x1a\x14.carrel.v1.Operation\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1/images:build\x12`\n" +
@@ -962,56 +1409,73 @@ func file_carrel_v1_catalog_proto_rawDescGZIP() []byte {
 	return file_carrel_v1_catalog_proto_rawDescData
 }
 
-var file_carrel_v1_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_carrel_v1_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_carrel_v1_catalog_proto_goTypes = []any{
-	(*Template)(nil),              // 0: carrel.v1.Template
-	(*PushTemplateRequest)(nil),   // 1: carrel.v1.PushTemplateRequest
-	(*GetTemplateRequest)(nil),    // 2: carrel.v1.GetTemplateRequest
-	(*ListTemplatesRequest)(nil),  // 3: carrel.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil), // 4: carrel.v1.ListTemplatesResponse
-	(*Image)(nil),                 // 5: carrel.v1.Image
-	(*BuildImageRequest)(nil),     // 6: carrel.v1.BuildImageRequest
-	(*ImportImageRequest)(nil),    // 7: carrel.v1.ImportImageRequest
-	(*GetImageRequest)(nil),       // 8: carrel.v1.GetImageRequest
-	(*ListImagesRequest)(nil),     // 9: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 10: carrel.v1.ListImagesResponse
-	nil,                           // 11: carrel.v1.Template.EnvEntry
-	nil,                           // 12: carrel.v1.Template.LabelsEntry
-	(*Resources)(nil),             // 13: carrel.v1.Resources
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*IdlePolicy)(nil),            // 15: carrel.v1.IdlePolicy
-	(*Failure)(nil),               // 16: carrel.v1.Failure
-	(*Operation)(nil),             // 17: carrel.v1.Operation
+	(*Template)(nil),                  // 0: carrel.v1.Template
+	(*PrebuildRecipe)(nil),            // 1: carrel.v1.PrebuildRecipe
+	(*Prebuild)(nil),                  // 2: carrel.v1.Prebuild
+	(*UpdateTemplatePoolRequest)(nil), // 3: carrel.v1.UpdateTemplatePoolRequest
+	(*ListPrebuildsRequest)(nil),      // 4: carrel.v1.ListPrebuildsRequest
+	(*ListPrebuildsResponse)(nil),     // 5: carrel.v1.ListPrebuildsResponse
+	(*PushTemplateRequest)(nil),       // 6: carrel.v1.PushTemplateRequest
+	(*GetTemplateRequest)(nil),        // 7: carrel.v1.GetTemplateRequest
+	(*ListTemplatesRequest)(nil),      // 8: carrel.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),     // 9: carrel.v1.ListTemplatesResponse
+	(*Image)(nil),                     // 10: carrel.v1.Image
+	(*BuildImageRequest)(nil),         // 11: carrel.v1.BuildImageRequest
+	(*ImportImageRequest)(nil),        // 12: carrel.v1.ImportImageRequest
+	(*GetImageRequest)(nil),           // 13: carrel.v1.GetImageRequest
+	(*ListImagesRequest)(nil),         // 14: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),        // 15: carrel.v1.ListImagesResponse
+	nil,                               // 16: carrel.v1.Template.EnvEntry
+	nil,                               // 17: carrel.v1.Template.LabelsEntry
+	(*Resources)(nil),                 // 18: carrel.v1.Resources
+	(*timestamppb.Timestamp)(nil),     // 19: google.protobuf.Timestamp
+	(*IdlePolicy)(nil),                // 20: carrel.v1.IdlePolicy
+	(*durationpb.Duration)(nil),       // 21: google.protobuf.Duration
+	(*Failure)(nil),                   // 22: carrel.v1.Failure
+	(*Operation)(nil),                 // 23: carrel.v1.Operation
 }
 var file_carrel_v1_catalog_proto_depIdxs = []int32{
-	13, // 0: carrel.v1.Template.resources:type_name -> carrel.v1.Resources
-	11, // 1: carrel.v1.Template.env:type_name -> carrel.v1.Template.EnvEntry
-	14, // 2: carrel.v1.Template.create_time:type_name -> google.protobuf.Timestamp
-	12, // 3: carrel.v1.Template.labels:type_name -> carrel.v1.Template.LabelsEntry
-	15, // 4: carrel.v1.Template.idle:type_name -> carrel.v1.IdlePolicy
-	0,  // 5: carrel.v1.ListTemplatesResponse.templates:type_name -> carrel.v1.Template
-	16, // 6: carrel.v1.Image.failure:type_name -> carrel.v1.Failure
-	14, // 7: carrel.v1.Image.create_time:type_name -> google.protobuf.Timestamp
-	5,  // 8: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	1,  // 9: carrel.v1.TemplateService.PushTemplate:input_type -> carrel.v1.PushTemplateRequest
-	2,  // 10: carrel.v1.TemplateService.GetTemplate:input_type -> carrel.v1.GetTemplateRequest
-	3,  // 11: carrel.v1.TemplateService.ListTemplates:input_type -> carrel.v1.ListTemplatesRequest
-	6,  // 12: carrel.v1.ImageService.BuildImage:input_type -> carrel.v1.BuildImageRequest
-	7,  // 13: carrel.v1.ImageService.ImportImage:input_type -> carrel.v1.ImportImageRequest
-	8,  // 14: carrel.v1.ImageService.GetImage:input_type -> carrel.v1.GetImageRequest
-	9,  // 15: carrel.v1.ImageService.ListImages:input_type -> carrel.v1.ListImagesRequest
-	0,  // 16: carrel.v1.TemplateService.PushTemplate:output_type -> carrel.v1.Template
-	0,  // 17: carrel.v1.TemplateService.GetTemplate:output_type -> carrel.v1.Template
-	4,  // 18: carrel.v1.TemplateService.ListTemplates:output_type -> carrel.v1.ListTemplatesResponse
-	17, // 19: carrel.v1.ImageService.BuildImage:output_type -> carrel.v1.Operation
-	17, // 20: carrel.v1.ImageService.ImportImage:output_type -> carrel.v1.Operation
-	5,  // 21: carrel.v1.ImageService.GetImage:output_type -> carrel.v1.Image
-	10, // 22: carrel.v1.ImageService.ListImages:output_type -> carrel.v1.ListImagesResponse
-	16, // [16:23] is the sub-list for method output_type
-	9,  // [9:16] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	18, // 0: carrel.v1.Template.resources:type_name -> carrel.v1.Resources
+	16, // 1: carrel.v1.Template.env:type_name -> carrel.v1.Template.EnvEntry
+	19, // 2: carrel.v1.Template.create_time:type_name -> google.protobuf.Timestamp
+	17, // 3: carrel.v1.Template.labels:type_name -> carrel.v1.Template.LabelsEntry
+	20, // 4: carrel.v1.Template.idle:type_name -> carrel.v1.IdlePolicy
+	1,  // 5: carrel.v1.Template.prebuild:type_name -> carrel.v1.PrebuildRecipe
+	21, // 6: carrel.v1.PrebuildRecipe.timeout:type_name -> google.protobuf.Duration
+	22, // 7: carrel.v1.Prebuild.failure:type_name -> carrel.v1.Failure
+	19, // 8: carrel.v1.Prebuild.create_time:type_name -> google.protobuf.Timestamp
+	19, // 9: carrel.v1.Prebuild.ready_time:type_name -> google.protobuf.Timestamp
+	21, // 10: carrel.v1.Prebuild.build_time:type_name -> google.protobuf.Duration
+	2,  // 11: carrel.v1.ListPrebuildsResponse.prebuilds:type_name -> carrel.v1.Prebuild
+	0,  // 12: carrel.v1.ListTemplatesResponse.templates:type_name -> carrel.v1.Template
+	22, // 13: carrel.v1.Image.failure:type_name -> carrel.v1.Failure
+	19, // 14: carrel.v1.Image.create_time:type_name -> google.protobuf.Timestamp
+	10, // 15: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	6,  // 16: carrel.v1.TemplateService.PushTemplate:input_type -> carrel.v1.PushTemplateRequest
+	7,  // 17: carrel.v1.TemplateService.GetTemplate:input_type -> carrel.v1.GetTemplateRequest
+	8,  // 18: carrel.v1.TemplateService.ListTemplates:input_type -> carrel.v1.ListTemplatesRequest
+	3,  // 19: carrel.v1.TemplateService.UpdateTemplatePool:input_type -> carrel.v1.UpdateTemplatePoolRequest
+	4,  // 20: carrel.v1.TemplateService.ListPrebuilds:input_type -> carrel.v1.ListPrebuildsRequest
+	11, // 21: carrel.v1.ImageService.BuildImage:input_type -> carrel.v1.BuildImageRequest
+	12, // 22: carrel.v1.ImageService.ImportImage:input_type -> carrel.v1.ImportImageRequest
+	13, // 23: carrel.v1.ImageService.GetImage:input_type -> carrel.v1.GetImageRequest
+	14, // 24: carrel.v1.ImageService.ListImages:input_type -> carrel.v1.ListImagesRequest
+	0,  // 25: carrel.v1.TemplateService.PushTemplate:output_type -> carrel.v1.Template
+	0,  // 26: carrel.v1.TemplateService.GetTemplate:output_type -> carrel.v1.Template
+	9,  // 27: carrel.v1.TemplateService.ListTemplates:output_type -> carrel.v1.ListTemplatesResponse
+	0,  // 28: carrel.v1.TemplateService.UpdateTemplatePool:output_type -> carrel.v1.Template
+	5,  // 29: carrel.v1.TemplateService.ListPrebuilds:output_type -> carrel.v1.ListPrebuildsResponse
+	23, // 30: carrel.v1.ImageService.BuildImage:output_type -> carrel.v1.Operation
+	23, // 31: carrel.v1.ImageService.ImportImage:output_type -> carrel.v1.Operation
+	10, // 32: carrel.v1.ImageService.GetImage:output_type -> carrel.v1.Image
+	15, // 33: carrel.v1.ImageService.ListImages:output_type -> carrel.v1.ListImagesResponse
+	25, // [25:34] is the sub-list for method output_type
+	16, // [16:25] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_catalog_proto_init() }
@@ -1026,7 +1490,7 @@ func file_carrel_v1_catalog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_catalog_proto_rawDesc), len(file_carrel_v1_catalog_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

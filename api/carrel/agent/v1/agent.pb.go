@@ -539,6 +539,87 @@ func (x *ReadyResponse) GetRestores() int64 {
 	return 0
 }
 
+type IdentifyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdentifyRequest) Reset() {
+	*x = IdentifyRequest{}
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdentifyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdentifyRequest) ProtoMessage() {}
+
+func (x *IdentifyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdentifyRequest.ProtoReflect.Descriptor instead.
+func (*IdentifyRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+type IdentifyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name that the box has now.
+	BoxName       string `protobuf:"bytes,1,opt,name=box_name,json=boxName,proto3" json:"box_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdentifyResponse) Reset() {
+	*x = IdentifyResponse{}
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdentifyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdentifyResponse) ProtoMessage() {}
+
+func (x *IdentifyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdentifyResponse.ProtoReflect.Descriptor instead.
+func (*IdentifyResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *IdentifyResponse) GetBoxName() string {
+	if x != nil {
+		return x.BoxName
+	}
+	return ""
+}
+
 type QuiesceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LeaseMillis   int64                  `protobuf:"varint,1,opt,name=lease_millis,json=leaseMillis,proto3" json:"lease_millis,omitempty"`
@@ -548,7 +629,7 @@ type QuiesceRequest struct {
 
 func (x *QuiesceRequest) Reset() {
 	*x = QuiesceRequest{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -560,7 +641,7 @@ func (x *QuiesceRequest) String() string {
 func (*QuiesceRequest) ProtoMessage() {}
 
 func (x *QuiesceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -573,7 +654,7 @@ func (x *QuiesceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *QuiesceRequest) GetLeaseMillis() int64 {
@@ -591,7 +672,7 @@ type QuiesceResponse struct {
 
 func (x *QuiesceResponse) Reset() {
 	*x = QuiesceResponse{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -603,7 +684,7 @@ func (x *QuiesceResponse) String() string {
 func (*QuiesceResponse) ProtoMessage() {}
 
 func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -616,7 +697,7 @@ func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 type UnquiesceRequest struct {
@@ -627,7 +708,7 @@ type UnquiesceRequest struct {
 
 func (x *UnquiesceRequest) Reset() {
 	*x = UnquiesceRequest{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -639,7 +720,7 @@ func (x *UnquiesceRequest) String() string {
 func (*UnquiesceRequest) ProtoMessage() {}
 
 func (x *UnquiesceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -652,7 +733,7 @@ func (x *UnquiesceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnquiesceRequest.ProtoReflect.Descriptor instead.
 func (*UnquiesceRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 type UnquiesceResponse struct {
@@ -663,7 +744,7 @@ type UnquiesceResponse struct {
 
 func (x *UnquiesceResponse) Reset() {
 	*x = UnquiesceResponse{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +756,7 @@ func (x *UnquiesceResponse) String() string {
 func (*UnquiesceResponse) ProtoMessage() {}
 
 func (x *UnquiesceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +769,7 @@ func (x *UnquiesceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnquiesceResponse.ProtoReflect.Descriptor instead.
 func (*UnquiesceResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 type ShutdownRequest struct {
@@ -700,7 +781,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +793,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +806,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ShutdownRequest) GetGraceMillis() int64 {
@@ -743,7 +824,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +836,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +849,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 type ActivityRequest struct {
@@ -779,7 +860,7 @@ type ActivityRequest struct {
 
 func (x *ActivityRequest) Reset() {
 	*x = ActivityRequest{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -791,7 +872,7 @@ func (x *ActivityRequest) String() string {
 func (*ActivityRequest) ProtoMessage() {}
 
 func (x *ActivityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -804,7 +885,7 @@ func (x *ActivityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivityRequest.ProtoReflect.Descriptor instead.
 func (*ActivityRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 type ActivityResponse struct {
@@ -821,7 +902,7 @@ type ActivityResponse struct {
 
 func (x *ActivityResponse) Reset() {
 	*x = ActivityResponse{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +914,7 @@ func (x *ActivityResponse) String() string {
 func (*ActivityResponse) ProtoMessage() {}
 
 func (x *ActivityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +927,7 @@ func (x *ActivityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivityResponse.ProtoReflect.Descriptor instead.
 func (*ActivityResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ActivityResponse) GetCommands() []*ForegroundCommand {
@@ -882,7 +963,7 @@ type ForegroundCommand struct {
 
 func (x *ForegroundCommand) Reset() {
 	*x = ForegroundCommand{}
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +975,7 @@ func (x *ForegroundCommand) String() string {
 func (*ForegroundCommand) ProtoMessage() {}
 
 func (x *ForegroundCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_carrel_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +988,7 @@ func (x *ForegroundCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForegroundCommand.ProtoReflect.Descriptor instead.
 func (*ForegroundCommand) Descriptor() ([]byte, []int) {
-	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_carrel_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ForegroundCommand) GetProcess() string {
@@ -967,7 +1048,10 @@ const file_carrel_agent_v1_agent_proto_rawDesc = "" +
 	"\rReadyResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x15\n" +
 	"\x06run_id\x18\x02 \x01(\tR\x05runId\x12\x1a\n" +
-	"\brestores\x18\x03 \x01(\x03R\brestores\"3\n" +
+	"\brestores\x18\x03 \x01(\x03R\brestores\"\x11\n" +
+	"\x0fIdentifyRequest\"-\n" +
+	"\x10IdentifyResponse\x12\x19\n" +
+	"\bbox_name\x18\x01 \x01(\tR\aboxName\"3\n" +
 	"\x0eQuiesceRequest\x12!\n" +
 	"\flease_millis\x18\x01 \x01(\x03R\vleaseMillis\"\x11\n" +
 	"\x0fQuiesceResponse\"\x12\n" +
@@ -1026,9 +1110,10 @@ const file_carrel_agent_v1_agent_proto_rawDesc = "" +
 	"\bGetUsage\x12\x1a.carrel.v1.GetUsageRequest\x1a\x13.carrel.v1.BoxUsage\"\x002\xbe\x01\n" +
 	"\x0eForwardService\x12J\n" +
 	"\x06Listen\x12\x1e.carrel.agent.v1.ListenRequest\x1a\x1c.carrel.agent.v1.ListenEvent\"\x000\x01\x12`\n" +
-	"\rListListeners\x12%.carrel.agent.v1.ListListenersRequest\x1a&.carrel.agent.v1.ListListenersResponse\"\x002\xa6\x03\n" +
+	"\rListListeners\x12%.carrel.agent.v1.ListListenersRequest\x1a&.carrel.agent.v1.ListListenersResponse\"\x002\xf9\x03\n" +
 	"\x0eControlService\x12H\n" +
-	"\x05Ready\x12\x1d.carrel.agent.v1.ReadyRequest\x1a\x1e.carrel.agent.v1.ReadyResponse\"\x00\x12N\n" +
+	"\x05Ready\x12\x1d.carrel.agent.v1.ReadyRequest\x1a\x1e.carrel.agent.v1.ReadyResponse\"\x00\x12Q\n" +
+	"\bIdentify\x12 .carrel.agent.v1.IdentifyRequest\x1a!.carrel.agent.v1.IdentifyResponse\"\x00\x12N\n" +
 	"\aQuiesce\x12\x1f.carrel.agent.v1.QuiesceRequest\x1a .carrel.agent.v1.QuiesceResponse\"\x00\x12T\n" +
 	"\tUnquiesce\x12!.carrel.agent.v1.UnquiesceRequest\x1a\".carrel.agent.v1.UnquiesceResponse\"\x00\x12Q\n" +
 	"\bShutdown\x12 .carrel.agent.v1.ShutdownRequest\x1a!.carrel.agent.v1.ShutdownResponse\"\x00\x12Q\n" +
@@ -1046,7 +1131,7 @@ func file_carrel_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_carrel_agent_v1_agent_proto_rawDescData
 }
 
-var file_carrel_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_carrel_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_carrel_agent_v1_agent_proto_goTypes = []any{
 	(*ListenRequest)(nil),              // 0: carrel.agent.v1.ListenRequest
 	(*ListenEvent)(nil),                // 1: carrel.agent.v1.ListenEvent
@@ -1057,163 +1142,167 @@ var file_carrel_agent_v1_agent_proto_goTypes = []any{
 	(*Listener)(nil),                   // 6: carrel.agent.v1.Listener
 	(*ReadyRequest)(nil),               // 7: carrel.agent.v1.ReadyRequest
 	(*ReadyResponse)(nil),              // 8: carrel.agent.v1.ReadyResponse
-	(*QuiesceRequest)(nil),             // 9: carrel.agent.v1.QuiesceRequest
-	(*QuiesceResponse)(nil),            // 10: carrel.agent.v1.QuiesceResponse
-	(*UnquiesceRequest)(nil),           // 11: carrel.agent.v1.UnquiesceRequest
-	(*UnquiesceResponse)(nil),          // 12: carrel.agent.v1.UnquiesceResponse
-	(*ShutdownRequest)(nil),            // 13: carrel.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),           // 14: carrel.agent.v1.ShutdownResponse
-	(*ActivityRequest)(nil),            // 15: carrel.agent.v1.ActivityRequest
-	(*ActivityResponse)(nil),           // 16: carrel.agent.v1.ActivityResponse
-	(*ForegroundCommand)(nil),          // 17: carrel.agent.v1.ForegroundCommand
-	(*timestamppb.Timestamp)(nil),      // 18: google.protobuf.Timestamp
-	(*v1.StartProcessRequest)(nil),     // 19: carrel.v1.StartProcessRequest
-	(*v1.AttachProcessRequest)(nil),    // 20: carrel.v1.AttachProcessRequest
-	(*v1.ListProcessesRequest)(nil),    // 21: carrel.v1.ListProcessesRequest
-	(*v1.GetProcessRequest)(nil),       // 22: carrel.v1.GetProcessRequest
-	(*v1.WriteInputRequest)(nil),       // 23: carrel.v1.WriteInputRequest
-	(*v1.SignalProcessRequest)(nil),    // 24: carrel.v1.SignalProcessRequest
-	(*v1.ResizeProcessRequest)(nil),    // 25: carrel.v1.ResizeProcessRequest
-	(*v1.StatFileRequest)(nil),         // 26: carrel.v1.StatFileRequest
-	(*v1.ListFilesRequest)(nil),        // 27: carrel.v1.ListFilesRequest
-	(*v1.ReadFileRequest)(nil),         // 28: carrel.v1.ReadFileRequest
-	(*v1.WriteFileRequest)(nil),        // 29: carrel.v1.WriteFileRequest
-	(*v1.StatUploadRequest)(nil),       // 30: carrel.v1.StatUploadRequest
-	(*v1.MoveFileRequest)(nil),         // 31: carrel.v1.MoveFileRequest
-	(*v1.CopyFileRequest)(nil),         // 32: carrel.v1.CopyFileRequest
-	(*v1.RemoveFileRequest)(nil),       // 33: carrel.v1.RemoveFileRequest
-	(*v1.MakeDirectoryRequest)(nil),    // 34: carrel.v1.MakeDirectoryRequest
-	(*v1.WatchFilesRequest)(nil),       // 35: carrel.v1.WatchFilesRequest
-	(*v1.DownloadArchiveRequest)(nil),  // 36: carrel.v1.DownloadArchiveRequest
-	(*v1.UploadArchiveRequest)(nil),    // 37: carrel.v1.UploadArchiveRequest
-	(*v1.ExecuteRequest)(nil),          // 38: carrel.v1.ExecuteRequest
-	(*v1.GetExecutionRequest)(nil),     // 39: carrel.v1.GetExecutionRequest
-	(*v1.AnswerInputRequest)(nil),      // 40: carrel.v1.AnswerInputRequest
-	(*v1.InterruptRequest)(nil),        // 41: carrel.v1.InterruptRequest
-	(*v1.GetStatusRequest)(nil),        // 42: carrel.v1.GetStatusRequest
-	(*v1.ListKernelSpecsRequest)(nil),  // 43: carrel.v1.ListKernelSpecsRequest
-	(*v1.StartKernelRequest)(nil),      // 44: carrel.v1.StartKernelRequest
-	(*v1.RestartKernelRequest)(nil),    // 45: carrel.v1.RestartKernelRequest
-	(*v1.ShutdownKernelRequest)(nil),   // 46: carrel.v1.ShutdownKernelRequest
-	(*v1.GetNotebookRequest)(nil),      // 47: carrel.v1.GetNotebookRequest
-	(*v1.EditNotebookRequest)(nil),     // 48: carrel.v1.EditNotebookRequest
-	(*v1.WatchNotebooksRequest)(nil),   // 49: carrel.v1.WatchNotebooksRequest
-	(*v1.GetUsageRequest)(nil),         // 50: carrel.v1.GetUsageRequest
-	(*v1.Process)(nil),                 // 51: carrel.v1.Process
-	(*v1.ProcessEvent)(nil),            // 52: carrel.v1.ProcessEvent
-	(*v1.ListProcessesResponse)(nil),   // 53: carrel.v1.ListProcessesResponse
-	(*v1.WriteInputResponse)(nil),      // 54: carrel.v1.WriteInputResponse
-	(*v1.SignalProcessResponse)(nil),   // 55: carrel.v1.SignalProcessResponse
-	(*v1.ResizeProcessResponse)(nil),   // 56: carrel.v1.ResizeProcessResponse
-	(*v1.FileInfo)(nil),                // 57: carrel.v1.FileInfo
-	(*v1.ListFilesResponse)(nil),       // 58: carrel.v1.ListFilesResponse
-	(*v1.FileChunk)(nil),               // 59: carrel.v1.FileChunk
-	(*v1.StatUploadResponse)(nil),      // 60: carrel.v1.StatUploadResponse
-	(*v1.RemoveFileResponse)(nil),      // 61: carrel.v1.RemoveFileResponse
-	(*v1.FileEvent)(nil),               // 62: carrel.v1.FileEvent
-	(*v1.UploadArchiveResponse)(nil),   // 63: carrel.v1.UploadArchiveResponse
-	(*v1.ExecuteResponse)(nil),         // 64: carrel.v1.ExecuteResponse
-	(*v1.Execution)(nil),               // 65: carrel.v1.Execution
-	(*v1.AnswerInputResponse)(nil),     // 66: carrel.v1.AnswerInputResponse
-	(*v1.InterruptResponse)(nil),       // 67: carrel.v1.InterruptResponse
-	(*v1.NotebookStatus)(nil),          // 68: carrel.v1.NotebookStatus
-	(*v1.ListKernelSpecsResponse)(nil), // 69: carrel.v1.ListKernelSpecsResponse
-	(*v1.Kernel)(nil),                  // 70: carrel.v1.Kernel
-	(*v1.ShutdownKernelResponse)(nil),  // 71: carrel.v1.ShutdownKernelResponse
-	(*v1.Notebook)(nil),                // 72: carrel.v1.Notebook
-	(*v1.EditNotebookResponse)(nil),    // 73: carrel.v1.EditNotebookResponse
-	(*v1.NotebookEvent)(nil),           // 74: carrel.v1.NotebookEvent
-	(*v1.BoxUsage)(nil),                // 75: carrel.v1.BoxUsage
+	(*IdentifyRequest)(nil),            // 9: carrel.agent.v1.IdentifyRequest
+	(*IdentifyResponse)(nil),           // 10: carrel.agent.v1.IdentifyResponse
+	(*QuiesceRequest)(nil),             // 11: carrel.agent.v1.QuiesceRequest
+	(*QuiesceResponse)(nil),            // 12: carrel.agent.v1.QuiesceResponse
+	(*UnquiesceRequest)(nil),           // 13: carrel.agent.v1.UnquiesceRequest
+	(*UnquiesceResponse)(nil),          // 14: carrel.agent.v1.UnquiesceResponse
+	(*ShutdownRequest)(nil),            // 15: carrel.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 16: carrel.agent.v1.ShutdownResponse
+	(*ActivityRequest)(nil),            // 17: carrel.agent.v1.ActivityRequest
+	(*ActivityResponse)(nil),           // 18: carrel.agent.v1.ActivityResponse
+	(*ForegroundCommand)(nil),          // 19: carrel.agent.v1.ForegroundCommand
+	(*timestamppb.Timestamp)(nil),      // 20: google.protobuf.Timestamp
+	(*v1.StartProcessRequest)(nil),     // 21: carrel.v1.StartProcessRequest
+	(*v1.AttachProcessRequest)(nil),    // 22: carrel.v1.AttachProcessRequest
+	(*v1.ListProcessesRequest)(nil),    // 23: carrel.v1.ListProcessesRequest
+	(*v1.GetProcessRequest)(nil),       // 24: carrel.v1.GetProcessRequest
+	(*v1.WriteInputRequest)(nil),       // 25: carrel.v1.WriteInputRequest
+	(*v1.SignalProcessRequest)(nil),    // 26: carrel.v1.SignalProcessRequest
+	(*v1.ResizeProcessRequest)(nil),    // 27: carrel.v1.ResizeProcessRequest
+	(*v1.StatFileRequest)(nil),         // 28: carrel.v1.StatFileRequest
+	(*v1.ListFilesRequest)(nil),        // 29: carrel.v1.ListFilesRequest
+	(*v1.ReadFileRequest)(nil),         // 30: carrel.v1.ReadFileRequest
+	(*v1.WriteFileRequest)(nil),        // 31: carrel.v1.WriteFileRequest
+	(*v1.StatUploadRequest)(nil),       // 32: carrel.v1.StatUploadRequest
+	(*v1.MoveFileRequest)(nil),         // 33: carrel.v1.MoveFileRequest
+	(*v1.CopyFileRequest)(nil),         // 34: carrel.v1.CopyFileRequest
+	(*v1.RemoveFileRequest)(nil),       // 35: carrel.v1.RemoveFileRequest
+	(*v1.MakeDirectoryRequest)(nil),    // 36: carrel.v1.MakeDirectoryRequest
+	(*v1.WatchFilesRequest)(nil),       // 37: carrel.v1.WatchFilesRequest
+	(*v1.DownloadArchiveRequest)(nil),  // 38: carrel.v1.DownloadArchiveRequest
+	(*v1.UploadArchiveRequest)(nil),    // 39: carrel.v1.UploadArchiveRequest
+	(*v1.ExecuteRequest)(nil),          // 40: carrel.v1.ExecuteRequest
+	(*v1.GetExecutionRequest)(nil),     // 41: carrel.v1.GetExecutionRequest
+	(*v1.AnswerInputRequest)(nil),      // 42: carrel.v1.AnswerInputRequest
+	(*v1.InterruptRequest)(nil),        // 43: carrel.v1.InterruptRequest
+	(*v1.GetStatusRequest)(nil),        // 44: carrel.v1.GetStatusRequest
+	(*v1.ListKernelSpecsRequest)(nil),  // 45: carrel.v1.ListKernelSpecsRequest
+	(*v1.StartKernelRequest)(nil),      // 46: carrel.v1.StartKernelRequest
+	(*v1.RestartKernelRequest)(nil),    // 47: carrel.v1.RestartKernelRequest
+	(*v1.ShutdownKernelRequest)(nil),   // 48: carrel.v1.ShutdownKernelRequest
+	(*v1.GetNotebookRequest)(nil),      // 49: carrel.v1.GetNotebookRequest
+	(*v1.EditNotebookRequest)(nil),     // 50: carrel.v1.EditNotebookRequest
+	(*v1.WatchNotebooksRequest)(nil),   // 51: carrel.v1.WatchNotebooksRequest
+	(*v1.GetUsageRequest)(nil),         // 52: carrel.v1.GetUsageRequest
+	(*v1.Process)(nil),                 // 53: carrel.v1.Process
+	(*v1.ProcessEvent)(nil),            // 54: carrel.v1.ProcessEvent
+	(*v1.ListProcessesResponse)(nil),   // 55: carrel.v1.ListProcessesResponse
+	(*v1.WriteInputResponse)(nil),      // 56: carrel.v1.WriteInputResponse
+	(*v1.SignalProcessResponse)(nil),   // 57: carrel.v1.SignalProcessResponse
+	(*v1.ResizeProcessResponse)(nil),   // 58: carrel.v1.ResizeProcessResponse
+	(*v1.FileInfo)(nil),                // 59: carrel.v1.FileInfo
+	(*v1.ListFilesResponse)(nil),       // 60: carrel.v1.ListFilesResponse
+	(*v1.FileChunk)(nil),               // 61: carrel.v1.FileChunk
+	(*v1.StatUploadResponse)(nil),      // 62: carrel.v1.StatUploadResponse
+	(*v1.RemoveFileResponse)(nil),      // 63: carrel.v1.RemoveFileResponse
+	(*v1.FileEvent)(nil),               // 64: carrel.v1.FileEvent
+	(*v1.UploadArchiveResponse)(nil),   // 65: carrel.v1.UploadArchiveResponse
+	(*v1.ExecuteResponse)(nil),         // 66: carrel.v1.ExecuteResponse
+	(*v1.Execution)(nil),               // 67: carrel.v1.Execution
+	(*v1.AnswerInputResponse)(nil),     // 68: carrel.v1.AnswerInputResponse
+	(*v1.InterruptResponse)(nil),       // 69: carrel.v1.InterruptResponse
+	(*v1.NotebookStatus)(nil),          // 70: carrel.v1.NotebookStatus
+	(*v1.ListKernelSpecsResponse)(nil), // 71: carrel.v1.ListKernelSpecsResponse
+	(*v1.Kernel)(nil),                  // 72: carrel.v1.Kernel
+	(*v1.ShutdownKernelResponse)(nil),  // 73: carrel.v1.ShutdownKernelResponse
+	(*v1.Notebook)(nil),                // 74: carrel.v1.Notebook
+	(*v1.EditNotebookResponse)(nil),    // 75: carrel.v1.EditNotebookResponse
+	(*v1.NotebookEvent)(nil),           // 76: carrel.v1.NotebookEvent
+	(*v1.BoxUsage)(nil),                // 77: carrel.v1.BoxUsage
 }
 var file_carrel_agent_v1_agent_proto_depIdxs = []int32{
 	2,  // 0: carrel.agent.v1.ListenEvent.listening:type_name -> carrel.agent.v1.Listening
 	3,  // 1: carrel.agent.v1.ListenEvent.accepted:type_name -> carrel.agent.v1.Accepted
 	6,  // 2: carrel.agent.v1.ListListenersResponse.listeners:type_name -> carrel.agent.v1.Listener
-	17, // 3: carrel.agent.v1.ActivityResponse.commands:type_name -> carrel.agent.v1.ForegroundCommand
-	18, // 4: carrel.agent.v1.ActivityResponse.command_time:type_name -> google.protobuf.Timestamp
-	18, // 5: carrel.agent.v1.ForegroundCommand.start_time:type_name -> google.protobuf.Timestamp
-	19, // 6: carrel.agent.v1.ProcessService.Start:input_type -> carrel.v1.StartProcessRequest
-	19, // 7: carrel.agent.v1.ProcessService.Run:input_type -> carrel.v1.StartProcessRequest
-	20, // 8: carrel.agent.v1.ProcessService.Attach:input_type -> carrel.v1.AttachProcessRequest
-	21, // 9: carrel.agent.v1.ProcessService.List:input_type -> carrel.v1.ListProcessesRequest
-	22, // 10: carrel.agent.v1.ProcessService.Get:input_type -> carrel.v1.GetProcessRequest
-	23, // 11: carrel.agent.v1.ProcessService.WriteInput:input_type -> carrel.v1.WriteInputRequest
-	24, // 12: carrel.agent.v1.ProcessService.Signal:input_type -> carrel.v1.SignalProcessRequest
-	25, // 13: carrel.agent.v1.ProcessService.Resize:input_type -> carrel.v1.ResizeProcessRequest
-	26, // 14: carrel.agent.v1.FileService.Stat:input_type -> carrel.v1.StatFileRequest
-	27, // 15: carrel.agent.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
-	28, // 16: carrel.agent.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
-	29, // 17: carrel.agent.v1.FileService.Write:input_type -> carrel.v1.WriteFileRequest
-	30, // 18: carrel.agent.v1.FileService.StatUpload:input_type -> carrel.v1.StatUploadRequest
-	31, // 19: carrel.agent.v1.FileService.Move:input_type -> carrel.v1.MoveFileRequest
-	32, // 20: carrel.agent.v1.FileService.Copy:input_type -> carrel.v1.CopyFileRequest
-	33, // 21: carrel.agent.v1.FileService.Remove:input_type -> carrel.v1.RemoveFileRequest
-	34, // 22: carrel.agent.v1.FileService.MakeDirectory:input_type -> carrel.v1.MakeDirectoryRequest
-	35, // 23: carrel.agent.v1.FileService.Watch:input_type -> carrel.v1.WatchFilesRequest
-	36, // 24: carrel.agent.v1.FileService.DownloadArchive:input_type -> carrel.v1.DownloadArchiveRequest
-	37, // 25: carrel.agent.v1.FileService.UploadArchive:input_type -> carrel.v1.UploadArchiveRequest
-	38, // 26: carrel.agent.v1.NotebookService.Execute:input_type -> carrel.v1.ExecuteRequest
-	39, // 27: carrel.agent.v1.NotebookService.GetExecution:input_type -> carrel.v1.GetExecutionRequest
-	40, // 28: carrel.agent.v1.NotebookService.AnswerInput:input_type -> carrel.v1.AnswerInputRequest
-	41, // 29: carrel.agent.v1.NotebookService.Interrupt:input_type -> carrel.v1.InterruptRequest
-	42, // 30: carrel.agent.v1.NotebookService.GetStatus:input_type -> carrel.v1.GetStatusRequest
-	43, // 31: carrel.agent.v1.NotebookService.ListKernelSpecs:input_type -> carrel.v1.ListKernelSpecsRequest
-	44, // 32: carrel.agent.v1.NotebookService.StartKernel:input_type -> carrel.v1.StartKernelRequest
-	45, // 33: carrel.agent.v1.NotebookService.RestartKernel:input_type -> carrel.v1.RestartKernelRequest
-	46, // 34: carrel.agent.v1.NotebookService.ShutdownKernel:input_type -> carrel.v1.ShutdownKernelRequest
-	47, // 35: carrel.agent.v1.NotebookService.GetNotebook:input_type -> carrel.v1.GetNotebookRequest
-	48, // 36: carrel.agent.v1.NotebookService.EditNotebook:input_type -> carrel.v1.EditNotebookRequest
-	49, // 37: carrel.agent.v1.NotebookService.WatchNotebooks:input_type -> carrel.v1.WatchNotebooksRequest
-	50, // 38: carrel.agent.v1.NotebookService.GetUsage:input_type -> carrel.v1.GetUsageRequest
+	19, // 3: carrel.agent.v1.ActivityResponse.commands:type_name -> carrel.agent.v1.ForegroundCommand
+	20, // 4: carrel.agent.v1.ActivityResponse.command_time:type_name -> google.protobuf.Timestamp
+	20, // 5: carrel.agent.v1.ForegroundCommand.start_time:type_name -> google.protobuf.Timestamp
+	21, // 6: carrel.agent.v1.ProcessService.Start:input_type -> carrel.v1.StartProcessRequest
+	21, // 7: carrel.agent.v1.ProcessService.Run:input_type -> carrel.v1.StartProcessRequest
+	22, // 8: carrel.agent.v1.ProcessService.Attach:input_type -> carrel.v1.AttachProcessRequest
+	23, // 9: carrel.agent.v1.ProcessService.List:input_type -> carrel.v1.ListProcessesRequest
+	24, // 10: carrel.agent.v1.ProcessService.Get:input_type -> carrel.v1.GetProcessRequest
+	25, // 11: carrel.agent.v1.ProcessService.WriteInput:input_type -> carrel.v1.WriteInputRequest
+	26, // 12: carrel.agent.v1.ProcessService.Signal:input_type -> carrel.v1.SignalProcessRequest
+	27, // 13: carrel.agent.v1.ProcessService.Resize:input_type -> carrel.v1.ResizeProcessRequest
+	28, // 14: carrel.agent.v1.FileService.Stat:input_type -> carrel.v1.StatFileRequest
+	29, // 15: carrel.agent.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
+	30, // 16: carrel.agent.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
+	31, // 17: carrel.agent.v1.FileService.Write:input_type -> carrel.v1.WriteFileRequest
+	32, // 18: carrel.agent.v1.FileService.StatUpload:input_type -> carrel.v1.StatUploadRequest
+	33, // 19: carrel.agent.v1.FileService.Move:input_type -> carrel.v1.MoveFileRequest
+	34, // 20: carrel.agent.v1.FileService.Copy:input_type -> carrel.v1.CopyFileRequest
+	35, // 21: carrel.agent.v1.FileService.Remove:input_type -> carrel.v1.RemoveFileRequest
+	36, // 22: carrel.agent.v1.FileService.MakeDirectory:input_type -> carrel.v1.MakeDirectoryRequest
+	37, // 23: carrel.agent.v1.FileService.Watch:input_type -> carrel.v1.WatchFilesRequest
+	38, // 24: carrel.agent.v1.FileService.DownloadArchive:input_type -> carrel.v1.DownloadArchiveRequest
+	39, // 25: carrel.agent.v1.FileService.UploadArchive:input_type -> carrel.v1.UploadArchiveRequest
+	40, // 26: carrel.agent.v1.NotebookService.Execute:input_type -> carrel.v1.ExecuteRequest
+	41, // 27: carrel.agent.v1.NotebookService.GetExecution:input_type -> carrel.v1.GetExecutionRequest
+	42, // 28: carrel.agent.v1.NotebookService.AnswerInput:input_type -> carrel.v1.AnswerInputRequest
+	43, // 29: carrel.agent.v1.NotebookService.Interrupt:input_type -> carrel.v1.InterruptRequest
+	44, // 30: carrel.agent.v1.NotebookService.GetStatus:input_type -> carrel.v1.GetStatusRequest
+	45, // 31: carrel.agent.v1.NotebookService.ListKernelSpecs:input_type -> carrel.v1.ListKernelSpecsRequest
+	46, // 32: carrel.agent.v1.NotebookService.StartKernel:input_type -> carrel.v1.StartKernelRequest
+	47, // 33: carrel.agent.v1.NotebookService.RestartKernel:input_type -> carrel.v1.RestartKernelRequest
+	48, // 34: carrel.agent.v1.NotebookService.ShutdownKernel:input_type -> carrel.v1.ShutdownKernelRequest
+	49, // 35: carrel.agent.v1.NotebookService.GetNotebook:input_type -> carrel.v1.GetNotebookRequest
+	50, // 36: carrel.agent.v1.NotebookService.EditNotebook:input_type -> carrel.v1.EditNotebookRequest
+	51, // 37: carrel.agent.v1.NotebookService.WatchNotebooks:input_type -> carrel.v1.WatchNotebooksRequest
+	52, // 38: carrel.agent.v1.NotebookService.GetUsage:input_type -> carrel.v1.GetUsageRequest
 	0,  // 39: carrel.agent.v1.ForwardService.Listen:input_type -> carrel.agent.v1.ListenRequest
 	4,  // 40: carrel.agent.v1.ForwardService.ListListeners:input_type -> carrel.agent.v1.ListListenersRequest
 	7,  // 41: carrel.agent.v1.ControlService.Ready:input_type -> carrel.agent.v1.ReadyRequest
-	9,  // 42: carrel.agent.v1.ControlService.Quiesce:input_type -> carrel.agent.v1.QuiesceRequest
-	11, // 43: carrel.agent.v1.ControlService.Unquiesce:input_type -> carrel.agent.v1.UnquiesceRequest
-	13, // 44: carrel.agent.v1.ControlService.Shutdown:input_type -> carrel.agent.v1.ShutdownRequest
-	15, // 45: carrel.agent.v1.ControlService.Activity:input_type -> carrel.agent.v1.ActivityRequest
-	51, // 46: carrel.agent.v1.ProcessService.Start:output_type -> carrel.v1.Process
-	52, // 47: carrel.agent.v1.ProcessService.Run:output_type -> carrel.v1.ProcessEvent
-	52, // 48: carrel.agent.v1.ProcessService.Attach:output_type -> carrel.v1.ProcessEvent
-	53, // 49: carrel.agent.v1.ProcessService.List:output_type -> carrel.v1.ListProcessesResponse
-	51, // 50: carrel.agent.v1.ProcessService.Get:output_type -> carrel.v1.Process
-	54, // 51: carrel.agent.v1.ProcessService.WriteInput:output_type -> carrel.v1.WriteInputResponse
-	55, // 52: carrel.agent.v1.ProcessService.Signal:output_type -> carrel.v1.SignalProcessResponse
-	56, // 53: carrel.agent.v1.ProcessService.Resize:output_type -> carrel.v1.ResizeProcessResponse
-	57, // 54: carrel.agent.v1.FileService.Stat:output_type -> carrel.v1.FileInfo
-	58, // 55: carrel.agent.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
-	59, // 56: carrel.agent.v1.FileService.Read:output_type -> carrel.v1.FileChunk
-	57, // 57: carrel.agent.v1.FileService.Write:output_type -> carrel.v1.FileInfo
-	60, // 58: carrel.agent.v1.FileService.StatUpload:output_type -> carrel.v1.StatUploadResponse
-	57, // 59: carrel.agent.v1.FileService.Move:output_type -> carrel.v1.FileInfo
-	57, // 60: carrel.agent.v1.FileService.Copy:output_type -> carrel.v1.FileInfo
-	61, // 61: carrel.agent.v1.FileService.Remove:output_type -> carrel.v1.RemoveFileResponse
-	57, // 62: carrel.agent.v1.FileService.MakeDirectory:output_type -> carrel.v1.FileInfo
-	62, // 63: carrel.agent.v1.FileService.Watch:output_type -> carrel.v1.FileEvent
-	59, // 64: carrel.agent.v1.FileService.DownloadArchive:output_type -> carrel.v1.FileChunk
-	63, // 65: carrel.agent.v1.FileService.UploadArchive:output_type -> carrel.v1.UploadArchiveResponse
-	64, // 66: carrel.agent.v1.NotebookService.Execute:output_type -> carrel.v1.ExecuteResponse
-	65, // 67: carrel.agent.v1.NotebookService.GetExecution:output_type -> carrel.v1.Execution
-	66, // 68: carrel.agent.v1.NotebookService.AnswerInput:output_type -> carrel.v1.AnswerInputResponse
-	67, // 69: carrel.agent.v1.NotebookService.Interrupt:output_type -> carrel.v1.InterruptResponse
-	68, // 70: carrel.agent.v1.NotebookService.GetStatus:output_type -> carrel.v1.NotebookStatus
-	69, // 71: carrel.agent.v1.NotebookService.ListKernelSpecs:output_type -> carrel.v1.ListKernelSpecsResponse
-	70, // 72: carrel.agent.v1.NotebookService.StartKernel:output_type -> carrel.v1.Kernel
-	70, // 73: carrel.agent.v1.NotebookService.RestartKernel:output_type -> carrel.v1.Kernel
-	71, // 74: carrel.agent.v1.NotebookService.ShutdownKernel:output_type -> carrel.v1.ShutdownKernelResponse
-	72, // 75: carrel.agent.v1.NotebookService.GetNotebook:output_type -> carrel.v1.Notebook
-	73, // 76: carrel.agent.v1.NotebookService.EditNotebook:output_type -> carrel.v1.EditNotebookResponse
-	74, // 77: carrel.agent.v1.NotebookService.WatchNotebooks:output_type -> carrel.v1.NotebookEvent
-	75, // 78: carrel.agent.v1.NotebookService.GetUsage:output_type -> carrel.v1.BoxUsage
-	1,  // 79: carrel.agent.v1.ForwardService.Listen:output_type -> carrel.agent.v1.ListenEvent
-	5,  // 80: carrel.agent.v1.ForwardService.ListListeners:output_type -> carrel.agent.v1.ListListenersResponse
-	8,  // 81: carrel.agent.v1.ControlService.Ready:output_type -> carrel.agent.v1.ReadyResponse
-	10, // 82: carrel.agent.v1.ControlService.Quiesce:output_type -> carrel.agent.v1.QuiesceResponse
-	12, // 83: carrel.agent.v1.ControlService.Unquiesce:output_type -> carrel.agent.v1.UnquiesceResponse
-	14, // 84: carrel.agent.v1.ControlService.Shutdown:output_type -> carrel.agent.v1.ShutdownResponse
-	16, // 85: carrel.agent.v1.ControlService.Activity:output_type -> carrel.agent.v1.ActivityResponse
-	46, // [46:86] is the sub-list for method output_type
-	6,  // [6:46] is the sub-list for method input_type
+	9,  // 42: carrel.agent.v1.ControlService.Identify:input_type -> carrel.agent.v1.IdentifyRequest
+	11, // 43: carrel.agent.v1.ControlService.Quiesce:input_type -> carrel.agent.v1.QuiesceRequest
+	13, // 44: carrel.agent.v1.ControlService.Unquiesce:input_type -> carrel.agent.v1.UnquiesceRequest
+	15, // 45: carrel.agent.v1.ControlService.Shutdown:input_type -> carrel.agent.v1.ShutdownRequest
+	17, // 46: carrel.agent.v1.ControlService.Activity:input_type -> carrel.agent.v1.ActivityRequest
+	53, // 47: carrel.agent.v1.ProcessService.Start:output_type -> carrel.v1.Process
+	54, // 48: carrel.agent.v1.ProcessService.Run:output_type -> carrel.v1.ProcessEvent
+	54, // 49: carrel.agent.v1.ProcessService.Attach:output_type -> carrel.v1.ProcessEvent
+	55, // 50: carrel.agent.v1.ProcessService.List:output_type -> carrel.v1.ListProcessesResponse
+	53, // 51: carrel.agent.v1.ProcessService.Get:output_type -> carrel.v1.Process
+	56, // 52: carrel.agent.v1.ProcessService.WriteInput:output_type -> carrel.v1.WriteInputResponse
+	57, // 53: carrel.agent.v1.ProcessService.Signal:output_type -> carrel.v1.SignalProcessResponse
+	58, // 54: carrel.agent.v1.ProcessService.Resize:output_type -> carrel.v1.ResizeProcessResponse
+	59, // 55: carrel.agent.v1.FileService.Stat:output_type -> carrel.v1.FileInfo
+	60, // 56: carrel.agent.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
+	61, // 57: carrel.agent.v1.FileService.Read:output_type -> carrel.v1.FileChunk
+	59, // 58: carrel.agent.v1.FileService.Write:output_type -> carrel.v1.FileInfo
+	62, // 59: carrel.agent.v1.FileService.StatUpload:output_type -> carrel.v1.StatUploadResponse
+	59, // 60: carrel.agent.v1.FileService.Move:output_type -> carrel.v1.FileInfo
+	59, // 61: carrel.agent.v1.FileService.Copy:output_type -> carrel.v1.FileInfo
+	63, // 62: carrel.agent.v1.FileService.Remove:output_type -> carrel.v1.RemoveFileResponse
+	59, // 63: carrel.agent.v1.FileService.MakeDirectory:output_type -> carrel.v1.FileInfo
+	64, // 64: carrel.agent.v1.FileService.Watch:output_type -> carrel.v1.FileEvent
+	61, // 65: carrel.agent.v1.FileService.DownloadArchive:output_type -> carrel.v1.FileChunk
+	65, // 66: carrel.agent.v1.FileService.UploadArchive:output_type -> carrel.v1.UploadArchiveResponse
+	66, // 67: carrel.agent.v1.NotebookService.Execute:output_type -> carrel.v1.ExecuteResponse
+	67, // 68: carrel.agent.v1.NotebookService.GetExecution:output_type -> carrel.v1.Execution
+	68, // 69: carrel.agent.v1.NotebookService.AnswerInput:output_type -> carrel.v1.AnswerInputResponse
+	69, // 70: carrel.agent.v1.NotebookService.Interrupt:output_type -> carrel.v1.InterruptResponse
+	70, // 71: carrel.agent.v1.NotebookService.GetStatus:output_type -> carrel.v1.NotebookStatus
+	71, // 72: carrel.agent.v1.NotebookService.ListKernelSpecs:output_type -> carrel.v1.ListKernelSpecsResponse
+	72, // 73: carrel.agent.v1.NotebookService.StartKernel:output_type -> carrel.v1.Kernel
+	72, // 74: carrel.agent.v1.NotebookService.RestartKernel:output_type -> carrel.v1.Kernel
+	73, // 75: carrel.agent.v1.NotebookService.ShutdownKernel:output_type -> carrel.v1.ShutdownKernelResponse
+	74, // 76: carrel.agent.v1.NotebookService.GetNotebook:output_type -> carrel.v1.Notebook
+	75, // 77: carrel.agent.v1.NotebookService.EditNotebook:output_type -> carrel.v1.EditNotebookResponse
+	76, // 78: carrel.agent.v1.NotebookService.WatchNotebooks:output_type -> carrel.v1.NotebookEvent
+	77, // 79: carrel.agent.v1.NotebookService.GetUsage:output_type -> carrel.v1.BoxUsage
+	1,  // 80: carrel.agent.v1.ForwardService.Listen:output_type -> carrel.agent.v1.ListenEvent
+	5,  // 81: carrel.agent.v1.ForwardService.ListListeners:output_type -> carrel.agent.v1.ListListenersResponse
+	8,  // 82: carrel.agent.v1.ControlService.Ready:output_type -> carrel.agent.v1.ReadyResponse
+	10, // 83: carrel.agent.v1.ControlService.Identify:output_type -> carrel.agent.v1.IdentifyResponse
+	12, // 84: carrel.agent.v1.ControlService.Quiesce:output_type -> carrel.agent.v1.QuiesceResponse
+	14, // 85: carrel.agent.v1.ControlService.Unquiesce:output_type -> carrel.agent.v1.UnquiesceResponse
+	16, // 86: carrel.agent.v1.ControlService.Shutdown:output_type -> carrel.agent.v1.ShutdownResponse
+	18, // 87: carrel.agent.v1.ControlService.Activity:output_type -> carrel.agent.v1.ActivityResponse
+	47, // [47:88] is the sub-list for method output_type
+	6,  // [6:47] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name
@@ -1234,7 +1323,7 @@ func file_carrel_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_agent_v1_agent_proto_rawDesc), len(file_carrel_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -436,6 +436,9 @@ type DesiredRun struct {
 	IdleSince *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=idle_since,json=idleSince,proto3" json:"idle_since,omitempty"`
 	// Signals of kind cpu are active above so many thousandths of a core; negative: never.
 	BusyCpuMillis int64 `protobuf:"varint,9,opt,name=busy_cpu_millis,json=busyCpuMillis,proto3" json:"busy_cpu_millis,omitempty"`
+	// Raised when a prepared box becomes a user's: org_id, spec.box_name and spec.env are others than before. The box's agent
+	// is told, and only then is the run reported running for generation.
+	Identity      int64 `protobuf:"varint,10,opt,name=identity,proto3" json:"identity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -533,7 +536,14 @@ func (x *DesiredRun) GetBusyCpuMillis() int64 {
 	return 0
 }
 
-// RunSpec does not change in the life of a run.
+func (x *DesiredRun) GetIdentity() int64 {
+	if x != nil {
+		return x.Identity
+	}
+	return 0
+}
+
+// RunSpec does not change in the life of a run, but for what DesiredRun.identity says.
 type RunSpec struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	BoxName     string                 `protobuf:"bytes,1,opt,name=box_name,json=boxName,proto3" json:"box_name,omitempty"`
@@ -551,7 +561,11 @@ type RunSpec struct {
 	// The snapshot to begin from; empty: a new box.
 	SnapshotId string `protobuf:"bytes,13,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
 	// Use the snapshot's memory too.
-	WithMemory    bool `protobuf:"varint,14,opt,name=with_memory,json=withMemory,proto3" json:"with_memory,omitempty"`
+	WithMemory bool `protobuf:"varint,14,opt,name=with_memory,json=withMemory,proto3" json:"with_memory,omitempty"`
+	// The snapshot is a prebuild's, of another box. If the run cannot begin from it, it begins fresh and says so.
+	Clone bool `protobuf:"varint,15,opt,name=clone,proto3" json:"clone,omitempty"`
+	// What the agent does at a fresh start before it is ready.
+	Prepare       *Preparation `protobuf:"bytes,16,opt,name=prepare,proto3" json:"prepare,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -684,6 +698,90 @@ func (x *RunSpec) GetWithMemory() bool {
 	return false
 }
 
+func (x *RunSpec) GetClone() bool {
+	if x != nil {
+		return x.Clone
+	}
+	return false
+}
+
+func (x *RunSpec) GetPrepare() *Preparation {
+	if x != nil {
+		return x.Prepare
+	}
+	return nil
+}
+
+// Preparation is a template's prebuild recipe, or the part of it that a fresh box needs.
+type Preparation struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Setup   []string               `protobuf:"bytes,1,rep,name=setup,proto3" json:"setup,omitempty"`
+	Kernel  string                 `protobuf:"bytes,2,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Imports string                 `protobuf:"bytes,3,opt,name=imports,proto3" json:"imports,omitempty"`
+	// How long all of it may take.
+	TimeoutMillis int64 `protobuf:"varint,4,opt,name=timeout_millis,json=timeoutMillis,proto3" json:"timeout_millis,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Preparation) Reset() {
+	*x = Preparation{}
+	mi := &file_carrel_link_v1_link_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Preparation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Preparation) ProtoMessage() {}
+
+func (x *Preparation) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_link_v1_link_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Preparation.ProtoReflect.Descriptor instead.
+func (*Preparation) Descriptor() ([]byte, []int) {
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Preparation) GetSetup() []string {
+	if x != nil {
+		return x.Setup
+	}
+	return nil
+}
+
+func (x *Preparation) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *Preparation) GetImports() string {
+	if x != nil {
+		return x.Imports
+	}
+	return ""
+}
+
+func (x *Preparation) GetTimeoutMillis() int64 {
+	if x != nil {
+		return x.TimeoutMillis
+	}
+	return 0
+}
+
 type Chore struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -704,7 +802,7 @@ type Chore struct {
 
 func (x *Chore) Reset() {
 	*x = Chore{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[6]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +814,7 @@ func (x *Chore) String() string {
 func (*Chore) ProtoMessage() {}
 
 func (x *Chore) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[6]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +827,7 @@ func (x *Chore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chore.ProtoReflect.Descriptor instead.
 func (*Chore) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{6}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Chore) GetId() string {
@@ -807,15 +905,18 @@ type RunReport struct {
 	// The snapshot that holds its state, for paused, stopped and failed.
 	SnapshotId string `protobuf:"bytes,11,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
 	// memory, disk or fresh: what it began from in the end.
-	StartedFrom   string `protobuf:"bytes,12,opt,name=started_from,json=startedFrom,proto3" json:"started_from,omitempty"`
-	Notice        string `protobuf:"bytes,13,opt,name=notice,proto3" json:"notice,omitempty"`
+	// Also prebuild, and pool: a prepared box that became a user's.
+	StartedFrom string `protobuf:"bytes,12,opt,name=started_from,json=startedFrom,proto3" json:"started_from,omitempty"`
+	Notice      string `protobuf:"bytes,13,opt,name=notice,proto3" json:"notice,omitempty"`
+	// Why it could not begin from the prebuild's snapshot, a reason of internal/carrel.
+	CloneFailure  string `protobuf:"bytes,14,opt,name=clone_failure,json=cloneFailure,proto3" json:"clone_failure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RunReport) Reset() {
 	*x = RunReport{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[7]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -827,7 +928,7 @@ func (x *RunReport) String() string {
 func (*RunReport) ProtoMessage() {}
 
 func (x *RunReport) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[7]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -840,7 +941,7 @@ func (x *RunReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunReport.ProtoReflect.Descriptor instead.
 func (*RunReport) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{7}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RunReport) GetRunId() string {
@@ -934,6 +1035,13 @@ func (x *RunReport) GetNotice() string {
 	return ""
 }
 
+func (x *RunReport) GetCloneFailure() string {
+	if x != nil {
+		return x.CloneFailure
+	}
+	return ""
+}
+
 type ChoreReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ChoreId       string                 `protobuf:"bytes,1,opt,name=chore_id,json=choreId,proto3" json:"chore_id,omitempty"`
@@ -949,7 +1057,7 @@ type ChoreReport struct {
 
 func (x *ChoreReport) Reset() {
 	*x = ChoreReport{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[8]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1069,7 @@ func (x *ChoreReport) String() string {
 func (*ChoreReport) ProtoMessage() {}
 
 func (x *ChoreReport) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[8]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1082,7 @@ func (x *ChoreReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChoreReport.ProtoReflect.Descriptor instead.
 func (*ChoreReport) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{8}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ChoreReport) GetChoreId() string {
@@ -1041,14 +1149,16 @@ type NodeFacts struct {
 	SnapshotIds     []string               `protobuf:"bytes,11,rep,name=snapshot_ids,json=snapshotIds,proto3" json:"snapshot_ids,omitempty"`
 	QuarantinedRuns []string               `protobuf:"bytes,12,rep,name=quarantined_runs,json=quarantinedRuns,proto3" json:"quarantined_runs,omitempty"`
 	// host:port of the proxy's data-plane listener.
-	ProxyAddress  string `protobuf:"bytes,13,opt,name=proxy_address,json=proxyAddress,proto3" json:"proxy_address,omitempty"`
+	ProxyAddress string `protobuf:"bytes,13,opt,name=proxy_address,json=proxyAddress,proto3" json:"proxy_address,omitempty"`
+	// Of the agent that new sandboxes get.
+	AgentSha256   string `protobuf:"bytes,14,opt,name=agent_sha256,json=agentSha256,proto3" json:"agent_sha256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeFacts) Reset() {
 	*x = NodeFacts{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[9]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1170,7 @@ func (x *NodeFacts) String() string {
 func (*NodeFacts) ProtoMessage() {}
 
 func (x *NodeFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[9]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1183,7 @@ func (x *NodeFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeFacts.ProtoReflect.Descriptor instead.
 func (*NodeFacts) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{9}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodeFacts) GetVersion() string {
@@ -1167,6 +1277,13 @@ func (x *NodeFacts) GetProxyAddress() string {
 	return ""
 }
 
+func (x *NodeFacts) GetAgentSha256() string {
+	if x != nil {
+		return x.AgentSha256
+	}
+	return ""
+}
+
 type ReportRequest struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Runs             []*RunReport           `protobuf:"bytes,1,rep,name=runs,proto3" json:"runs,omitempty"`
@@ -1182,7 +1299,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[10]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1194,7 +1311,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[10]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1207,7 +1324,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{10}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReportRequest) GetRuns() []*RunReport {
@@ -1257,7 +1374,7 @@ type RunActivity struct {
 
 func (x *RunActivity) Reset() {
 	*x = RunActivity{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[11]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1386,7 @@ func (x *RunActivity) String() string {
 func (*RunActivity) ProtoMessage() {}
 
 func (x *RunActivity) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[11]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1399,7 @@ func (x *RunActivity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunActivity.ProtoReflect.Descriptor instead.
 func (*RunActivity) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{11}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RunActivity) GetRunId() string {
@@ -1318,7 +1435,7 @@ type ActivitySignal struct {
 
 func (x *ActivitySignal) Reset() {
 	*x = ActivitySignal{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[12]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1447,7 @@ func (x *ActivitySignal) String() string {
 func (*ActivitySignal) ProtoMessage() {}
 
 func (x *ActivitySignal) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[12]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1460,7 @@ func (x *ActivitySignal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivitySignal.ProtoReflect.Descriptor instead.
 func (*ActivitySignal) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{12}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ActivitySignal) GetKind() string {
@@ -1382,7 +1499,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[13]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1511,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[13]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1524,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{13}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{14}
 }
 
 type CommitSnapshotRequest struct {
@@ -1432,7 +1549,7 @@ type CommitSnapshotRequest struct {
 
 func (x *CommitSnapshotRequest) Reset() {
 	*x = CommitSnapshotRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[14]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1561,7 @@ func (x *CommitSnapshotRequest) String() string {
 func (*CommitSnapshotRequest) ProtoMessage() {}
 
 func (x *CommitSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[14]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1574,7 @@ func (x *CommitSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CommitSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{14}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CommitSnapshotRequest) GetSnapshotId() string {
@@ -1548,7 +1665,7 @@ type CommitSnapshotResponse struct {
 
 func (x *CommitSnapshotResponse) Reset() {
 	*x = CommitSnapshotResponse{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[15]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1677,7 @@ func (x *CommitSnapshotResponse) String() string {
 func (*CommitSnapshotResponse) ProtoMessage() {}
 
 func (x *CommitSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[15]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1690,7 @@ func (x *CommitSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*CommitSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{15}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CommitSnapshotResponse) GetAccepted() bool {
@@ -1599,7 +1716,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[16]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1728,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[16]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1741,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{16}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RenewRequest) GetCsrPem() string {
@@ -1642,7 +1759,7 @@ type GetSecretsRequest struct {
 
 func (x *GetSecretsRequest) Reset() {
 	*x = GetSecretsRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[17]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1771,7 @@ func (x *GetSecretsRequest) String() string {
 func (*GetSecretsRequest) ProtoMessage() {}
 
 func (x *GetSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[17]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1784,7 @@ func (x *GetSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSecretsRequest.ProtoReflect.Descriptor instead.
 func (*GetSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{17}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{18}
 }
 
 type GetSecretsResponse struct {
@@ -1682,7 +1799,7 @@ type GetSecretsResponse struct {
 
 func (x *GetSecretsResponse) Reset() {
 	*x = GetSecretsResponse{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[18]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +1811,7 @@ func (x *GetSecretsResponse) String() string {
 func (*GetSecretsResponse) ProtoMessage() {}
 
 func (x *GetSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[18]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +1824,7 @@ func (x *GetSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSecretsResponse.ProtoReflect.Descriptor instead.
 func (*GetSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{18}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetSecretsResponse) GetSshHostKeys() [][]byte {
@@ -1736,7 +1853,7 @@ type WakeBoxRequest struct {
 
 func (x *WakeBoxRequest) Reset() {
 	*x = WakeBoxRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[19]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1748,7 +1865,7 @@ func (x *WakeBoxRequest) String() string {
 func (*WakeBoxRequest) ProtoMessage() {}
 
 func (x *WakeBoxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[19]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1761,7 +1878,7 @@ func (x *WakeBoxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WakeBoxRequest.ProtoReflect.Descriptor instead.
 func (*WakeBoxRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{19}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WakeBoxRequest) GetUserId() string {
@@ -1795,7 +1912,7 @@ type WakeBoxResponse struct {
 
 func (x *WakeBoxResponse) Reset() {
 	*x = WakeBoxResponse{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[20]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +1924,7 @@ func (x *WakeBoxResponse) String() string {
 func (*WakeBoxResponse) ProtoMessage() {}
 
 func (x *WakeBoxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[20]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +1937,7 @@ func (x *WakeBoxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WakeBoxResponse.ProtoReflect.Descriptor instead.
 func (*WakeBoxResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{20}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WakeBoxResponse) GetState() string {
@@ -1843,7 +1960,7 @@ type FindBoxRequest struct {
 
 func (x *FindBoxRequest) Reset() {
 	*x = FindBoxRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[21]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +1972,7 @@ func (x *FindBoxRequest) String() string {
 func (*FindBoxRequest) ProtoMessage() {}
 
 func (x *FindBoxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[21]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +1985,7 @@ func (x *FindBoxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindBoxRequest.ProtoReflect.Descriptor instead.
 func (*FindBoxRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{21}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FindBoxRequest) GetUserId() string {
@@ -1903,7 +2020,7 @@ type FindBoxResponse struct {
 
 func (x *FindBoxResponse) Reset() {
 	*x = FindBoxResponse{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[22]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +2032,7 @@ func (x *FindBoxResponse) String() string {
 func (*FindBoxResponse) ProtoMessage() {}
 
 func (x *FindBoxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[22]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +2045,7 @@ func (x *FindBoxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindBoxResponse.ProtoReflect.Descriptor instead.
 func (*FindBoxResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{22}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FindBoxResponse) GetRoute() *Route {
@@ -1954,7 +2071,7 @@ type AuditRequest struct {
 
 func (x *AuditRequest) Reset() {
 	*x = AuditRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[23]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2083,7 @@ func (x *AuditRequest) String() string {
 func (*AuditRequest) ProtoMessage() {}
 
 func (x *AuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[23]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2096,7 @@ func (x *AuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
 func (*AuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{23}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AuditRequest) GetEntries() []*AuditEntry {
@@ -2005,7 +2122,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[24]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2134,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[24]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2147,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{24}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -2076,7 +2193,7 @@ type AuditResponse struct {
 
 func (x *AuditResponse) Reset() {
 	*x = AuditResponse{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[25]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2205,7 @@ func (x *AuditResponse) String() string {
 func (*AuditResponse) ProtoMessage() {}
 
 func (x *AuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[25]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2218,7 @@ func (x *AuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
 func (*AuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{25}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{26}
 }
 
 type WatchRoutesRequest struct {
@@ -2112,7 +2229,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[26]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +2241,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[26]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2254,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{26}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{27}
 }
 
 type Route struct {
@@ -2163,7 +2280,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[27]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2175,7 +2292,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[27]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2188,7 +2305,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{27}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Route) GetBoxId() string {
@@ -2281,7 +2398,7 @@ type PortRule struct {
 
 func (x *PortRule) Reset() {
 	*x = PortRule{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[28]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2410,7 @@ func (x *PortRule) String() string {
 func (*PortRule) ProtoMessage() {}
 
 func (x *PortRule) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[28]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2423,7 @@ func (x *PortRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRule.ProtoReflect.Descriptor instead.
 func (*PortRule) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{28}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PortRule) GetPort() int32 {
@@ -2351,7 +2468,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[29]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2363,7 +2480,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[29]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2376,7 +2493,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{29}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Grant) GetUserId() string {
@@ -2447,7 +2564,7 @@ type OrgScope struct {
 
 func (x *OrgScope) Reset() {
 	*x = OrgScope{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[30]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2576,7 @@ func (x *OrgScope) String() string {
 func (*OrgScope) ProtoMessage() {}
 
 func (x *OrgScope) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[30]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2589,7 @@ func (x *OrgScope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrgScope.ProtoReflect.Descriptor instead.
 func (*OrgScope) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{30}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OrgScope) GetOrgId() string {
@@ -2516,7 +2633,7 @@ type RoutesUpdate struct {
 
 func (x *RoutesUpdate) Reset() {
 	*x = RoutesUpdate{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[31]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2528,7 +2645,7 @@ func (x *RoutesUpdate) String() string {
 func (*RoutesUpdate) ProtoMessage() {}
 
 func (x *RoutesUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[31]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2541,7 +2658,7 @@ func (x *RoutesUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutesUpdate.ProtoReflect.Descriptor instead.
 func (*RoutesUpdate) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{31}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RoutesUpdate) GetFull() bool {
@@ -2606,7 +2723,7 @@ type ExchangeTokenRequest struct {
 
 func (x *ExchangeTokenRequest) Reset() {
 	*x = ExchangeTokenRequest{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[32]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +2735,7 @@ func (x *ExchangeTokenRequest) String() string {
 func (*ExchangeTokenRequest) ProtoMessage() {}
 
 func (x *ExchangeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[32]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,7 +2748,7 @@ func (x *ExchangeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeTokenRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{32}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExchangeTokenRequest) GetToken() string {
@@ -2674,7 +2791,7 @@ type ExchangeTokenResponse struct {
 
 func (x *ExchangeTokenResponse) Reset() {
 	*x = ExchangeTokenResponse{}
-	mi := &file_carrel_link_v1_link_proto_msgTypes[33]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2803,7 @@ func (x *ExchangeTokenResponse) String() string {
 func (*ExchangeTokenResponse) ProtoMessage() {}
 
 func (x *ExchangeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_link_v1_link_proto_msgTypes[33]
+	mi := &file_carrel_link_v1_link_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2816,7 @@ func (x *ExchangeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeTokenResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{33}
+	return file_carrel_link_v1_link_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ExchangeTokenResponse) GetTicket() string {
@@ -2767,7 +2884,7 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\vticket_keys\x18\t \x03(\fR\n" +
 	"ticketKeys\x12#\n" +
 	"\rrevoked_peers\x18\n" +
-	" \x03(\tR\frevokedPeers\"\xc4\x02\n" +
+	" \x03(\tR\frevokedPeers\"\xe0\x02\n" +
 	"\n" +
 	"DesiredRun\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x15\n" +
@@ -2781,7 +2898,9 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\x04spec\x18\a \x01(\v2\x17.carrel.link.v1.RunSpecR\x04spec\x129\n" +
 	"\n" +
 	"idle_since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tidleSince\x12&\n" +
-	"\x0fbusy_cpu_millis\x18\t \x01(\x03R\rbusyCpuMillis\"\xfb\x03\n" +
+	"\x0fbusy_cpu_millis\x18\t \x01(\x03R\rbusyCpuMillis\x12\x1a\n" +
+	"\bidentity\x18\n" +
+	" \x01(\x03R\bidentity\"\xc8\x04\n" +
 	"\aRunSpec\x12\x19\n" +
 	"\bbox_name\x18\x01 \x01(\tR\aboxName\x12!\n" +
 	"\fimage_digest\x18\x02 \x01(\tR\vimageDigest\x12\x1d\n" +
@@ -2802,10 +2921,17 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\vsnapshot_id\x18\r \x01(\tR\n" +
 	"snapshotId\x12\x1f\n" +
 	"\vwith_memory\x18\x0e \x01(\bR\n" +
-	"withMemory\x1a6\n" +
+	"withMemory\x12\x14\n" +
+	"\x05clone\x18\x0f \x01(\bR\x05clone\x125\n" +
+	"\aprepare\x18\x10 \x01(\v2\x1b.carrel.link.v1.PreparationR\aprepare\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcf\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
+	"\vPreparation\x12\x14\n" +
+	"\x05setup\x18\x01 \x03(\tR\x05setup\x12\x16\n" +
+	"\x06kernel\x18\x02 \x01(\tR\x06kernel\x12\x18\n" +
+	"\aimports\x18\x03 \x01(\tR\aimports\x12%\n" +
+	"\x0etimeout_millis\x18\x04 \x01(\x03R\rtimeoutMillis\"\xcf\x01\n" +
 	"\x05Chore\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -2816,7 +2942,7 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\treference\x18\x05 \x01(\tR\treference\x12\x1a\n" +
 	"\bplatform\x18\x06 \x01(\tR\bplatform\x12\x1a\n" +
 	"\binsecure\x18\a \x01(\bR\binsecure\x12\x18\n" +
-	"\atrusted\x18\b \x01(\bR\atrusted\"\x89\x03\n" +
+	"\atrusted\x18\b \x01(\bR\atrusted\"\xae\x03\n" +
 	"\tRunReport\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12\x1a\n" +
@@ -2834,7 +2960,8 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\vsnapshot_id\x18\v \x01(\tR\n" +
 	"snapshotId\x12!\n" +
 	"\fstarted_from\x18\f \x01(\tR\vstartedFrom\x12\x16\n" +
-	"\x06notice\x18\r \x01(\tR\x06notice\"\xd7\x01\n" +
+	"\x06notice\x18\r \x01(\tR\x06notice\x12#\n" +
+	"\rclone_failure\x18\x0e \x01(\tR\fcloneFailure\"\xd7\x01\n" +
 	"\vChoreReport\x12\x19\n" +
 	"\bchore_id\x18\x01 \x01(\tR\achoreId\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\bR\x04done\x12!\n" +
@@ -2843,7 +2970,7 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\bprogress\x18\x05 \x01(\tR\bprogress\x12\x16\n" +
 	"\x06digest\x18\x06 \x01(\tR\x06digest\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\a \x01(\x03R\tsizeBytes\"\xc5\x03\n" +
+	"size_bytes\x18\a \x01(\x03R\tsizeBytes\"\xe8\x03\n" +
 	"\tNodeFacts\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12'\n" +
 	"\x0fruntime_version\x18\x02 \x01(\tR\x0eruntimeVersion\x12\x16\n" +
@@ -2860,7 +2987,8 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	" \x03(\tR\fimageDigests\x12!\n" +
 	"\fsnapshot_ids\x18\v \x03(\tR\vsnapshotIds\x12)\n" +
 	"\x10quarantined_runs\x18\f \x03(\tR\x0fquarantinedRuns\x12#\n" +
-	"\rproxy_address\x18\r \x01(\tR\fproxyAddress\"\x8e\x02\n" +
+	"\rproxy_address\x18\r \x01(\tR\fproxyAddress\x12!\n" +
+	"\fagent_sha256\x18\x0e \x01(\tR\vagentSha256\"\x8e\x02\n" +
 	"\rReportRequest\x12-\n" +
 	"\x04runs\x18\x01 \x03(\v2\x19.carrel.link.v1.RunReportR\x04runs\x123\n" +
 	"\x06chores\x18\x02 \x03(\v2\x1b.carrel.link.v1.ChoreReportR\x06chores\x12+\n" +
@@ -3021,7 +3149,7 @@ func file_carrel_link_v1_link_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_link_v1_link_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_carrel_link_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_carrel_link_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_carrel_link_v1_link_proto_goTypes = []any{
 	(Order)(0),                     // 0: carrel.link.v1.Order
 	(*JoinRequest)(nil),            // 1: carrel.link.v1.JoinRequest
@@ -3030,92 +3158,94 @@ var file_carrel_link_v1_link_proto_goTypes = []any{
 	(*DesiredSet)(nil),             // 4: carrel.link.v1.DesiredSet
 	(*DesiredRun)(nil),             // 5: carrel.link.v1.DesiredRun
 	(*RunSpec)(nil),                // 6: carrel.link.v1.RunSpec
-	(*Chore)(nil),                  // 7: carrel.link.v1.Chore
-	(*RunReport)(nil),              // 8: carrel.link.v1.RunReport
-	(*ChoreReport)(nil),            // 9: carrel.link.v1.ChoreReport
-	(*NodeFacts)(nil),              // 10: carrel.link.v1.NodeFacts
-	(*ReportRequest)(nil),          // 11: carrel.link.v1.ReportRequest
-	(*RunActivity)(nil),            // 12: carrel.link.v1.RunActivity
-	(*ActivitySignal)(nil),         // 13: carrel.link.v1.ActivitySignal
-	(*ReportResponse)(nil),         // 14: carrel.link.v1.ReportResponse
-	(*CommitSnapshotRequest)(nil),  // 15: carrel.link.v1.CommitSnapshotRequest
-	(*CommitSnapshotResponse)(nil), // 16: carrel.link.v1.CommitSnapshotResponse
-	(*RenewRequest)(nil),           // 17: carrel.link.v1.RenewRequest
-	(*GetSecretsRequest)(nil),      // 18: carrel.link.v1.GetSecretsRequest
-	(*GetSecretsResponse)(nil),     // 19: carrel.link.v1.GetSecretsResponse
-	(*WakeBoxRequest)(nil),         // 20: carrel.link.v1.WakeBoxRequest
-	(*WakeBoxResponse)(nil),        // 21: carrel.link.v1.WakeBoxResponse
-	(*FindBoxRequest)(nil),         // 22: carrel.link.v1.FindBoxRequest
-	(*FindBoxResponse)(nil),        // 23: carrel.link.v1.FindBoxResponse
-	(*AuditRequest)(nil),           // 24: carrel.link.v1.AuditRequest
-	(*AuditEntry)(nil),             // 25: carrel.link.v1.AuditEntry
-	(*AuditResponse)(nil),          // 26: carrel.link.v1.AuditResponse
-	(*WatchRoutesRequest)(nil),     // 27: carrel.link.v1.WatchRoutesRequest
-	(*Route)(nil),                  // 28: carrel.link.v1.Route
-	(*PortRule)(nil),               // 29: carrel.link.v1.PortRule
-	(*Grant)(nil),                  // 30: carrel.link.v1.Grant
-	(*OrgScope)(nil),               // 31: carrel.link.v1.OrgScope
-	(*RoutesUpdate)(nil),           // 32: carrel.link.v1.RoutesUpdate
-	(*ExchangeTokenRequest)(nil),   // 33: carrel.link.v1.ExchangeTokenRequest
-	(*ExchangeTokenResponse)(nil),  // 34: carrel.link.v1.ExchangeTokenResponse
-	nil,                            // 35: carrel.link.v1.RunSpec.EnvEntry
-	(*timestamppb.Timestamp)(nil),  // 36: google.protobuf.Timestamp
+	(*Preparation)(nil),            // 7: carrel.link.v1.Preparation
+	(*Chore)(nil),                  // 8: carrel.link.v1.Chore
+	(*RunReport)(nil),              // 9: carrel.link.v1.RunReport
+	(*ChoreReport)(nil),            // 10: carrel.link.v1.ChoreReport
+	(*NodeFacts)(nil),              // 11: carrel.link.v1.NodeFacts
+	(*ReportRequest)(nil),          // 12: carrel.link.v1.ReportRequest
+	(*RunActivity)(nil),            // 13: carrel.link.v1.RunActivity
+	(*ActivitySignal)(nil),         // 14: carrel.link.v1.ActivitySignal
+	(*ReportResponse)(nil),         // 15: carrel.link.v1.ReportResponse
+	(*CommitSnapshotRequest)(nil),  // 16: carrel.link.v1.CommitSnapshotRequest
+	(*CommitSnapshotResponse)(nil), // 17: carrel.link.v1.CommitSnapshotResponse
+	(*RenewRequest)(nil),           // 18: carrel.link.v1.RenewRequest
+	(*GetSecretsRequest)(nil),      // 19: carrel.link.v1.GetSecretsRequest
+	(*GetSecretsResponse)(nil),     // 20: carrel.link.v1.GetSecretsResponse
+	(*WakeBoxRequest)(nil),         // 21: carrel.link.v1.WakeBoxRequest
+	(*WakeBoxResponse)(nil),        // 22: carrel.link.v1.WakeBoxResponse
+	(*FindBoxRequest)(nil),         // 23: carrel.link.v1.FindBoxRequest
+	(*FindBoxResponse)(nil),        // 24: carrel.link.v1.FindBoxResponse
+	(*AuditRequest)(nil),           // 25: carrel.link.v1.AuditRequest
+	(*AuditEntry)(nil),             // 26: carrel.link.v1.AuditEntry
+	(*AuditResponse)(nil),          // 27: carrel.link.v1.AuditResponse
+	(*WatchRoutesRequest)(nil),     // 28: carrel.link.v1.WatchRoutesRequest
+	(*Route)(nil),                  // 29: carrel.link.v1.Route
+	(*PortRule)(nil),               // 30: carrel.link.v1.PortRule
+	(*Grant)(nil),                  // 31: carrel.link.v1.Grant
+	(*OrgScope)(nil),               // 32: carrel.link.v1.OrgScope
+	(*RoutesUpdate)(nil),           // 33: carrel.link.v1.RoutesUpdate
+	(*ExchangeTokenRequest)(nil),   // 34: carrel.link.v1.ExchangeTokenRequest
+	(*ExchangeTokenResponse)(nil),  // 35: carrel.link.v1.ExchangeTokenResponse
+	nil,                            // 36: carrel.link.v1.RunSpec.EnvEntry
+	(*timestamppb.Timestamp)(nil),  // 37: google.protobuf.Timestamp
 }
 var file_carrel_link_v1_link_proto_depIdxs = []int32{
 	5,  // 0: carrel.link.v1.DesiredSet.runs:type_name -> carrel.link.v1.DesiredRun
-	7,  // 1: carrel.link.v1.DesiredSet.chores:type_name -> carrel.link.v1.Chore
+	8,  // 1: carrel.link.v1.DesiredSet.chores:type_name -> carrel.link.v1.Chore
 	0,  // 2: carrel.link.v1.DesiredRun.order:type_name -> carrel.link.v1.Order
 	6,  // 3: carrel.link.v1.DesiredRun.spec:type_name -> carrel.link.v1.RunSpec
-	36, // 4: carrel.link.v1.DesiredRun.idle_since:type_name -> google.protobuf.Timestamp
-	35, // 5: carrel.link.v1.RunSpec.env:type_name -> carrel.link.v1.RunSpec.EnvEntry
-	36, // 6: carrel.link.v1.RunReport.time:type_name -> google.protobuf.Timestamp
-	8,  // 7: carrel.link.v1.ReportRequest.runs:type_name -> carrel.link.v1.RunReport
-	9,  // 8: carrel.link.v1.ReportRequest.chores:type_name -> carrel.link.v1.ChoreReport
-	10, // 9: carrel.link.v1.ReportRequest.facts:type_name -> carrel.link.v1.NodeFacts
-	12, // 10: carrel.link.v1.ReportRequest.activities:type_name -> carrel.link.v1.RunActivity
-	13, // 11: carrel.link.v1.RunActivity.signals:type_name -> carrel.link.v1.ActivitySignal
-	36, // 12: carrel.link.v1.ActivitySignal.time:type_name -> google.protobuf.Timestamp
-	36, // 13: carrel.link.v1.CommitSnapshotRequest.time:type_name -> google.protobuf.Timestamp
-	28, // 14: carrel.link.v1.FindBoxResponse.route:type_name -> carrel.link.v1.Route
-	25, // 15: carrel.link.v1.AuditRequest.entries:type_name -> carrel.link.v1.AuditEntry
-	36, // 16: carrel.link.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	29, // 17: carrel.link.v1.Route.ports:type_name -> carrel.link.v1.PortRule
-	36, // 18: carrel.link.v1.Grant.expire_time:type_name -> google.protobuf.Timestamp
-	31, // 19: carrel.link.v1.Grant.orgs:type_name -> carrel.link.v1.OrgScope
-	36, // 20: carrel.link.v1.Grant.issue_time:type_name -> google.protobuf.Timestamp
-	28, // 21: carrel.link.v1.RoutesUpdate.routes:type_name -> carrel.link.v1.Route
-	30, // 22: carrel.link.v1.RoutesUpdate.grants:type_name -> carrel.link.v1.Grant
-	36, // 23: carrel.link.v1.ExchangeTokenResponse.expire_time:type_name -> google.protobuf.Timestamp
-	28, // 24: carrel.link.v1.ExchangeTokenResponse.route:type_name -> carrel.link.v1.Route
-	1,  // 25: carrel.link.v1.JoinService.Join:input_type -> carrel.link.v1.JoinRequest
-	3,  // 26: carrel.link.v1.NodeLink.WatchDesired:input_type -> carrel.link.v1.WatchDesiredRequest
-	11, // 27: carrel.link.v1.NodeLink.Report:input_type -> carrel.link.v1.ReportRequest
-	15, // 28: carrel.link.v1.NodeLink.CommitSnapshot:input_type -> carrel.link.v1.CommitSnapshotRequest
-	17, // 29: carrel.link.v1.NodeLink.Renew:input_type -> carrel.link.v1.RenewRequest
-	27, // 30: carrel.link.v1.GatewayLink.WatchRoutes:input_type -> carrel.link.v1.WatchRoutesRequest
-	33, // 31: carrel.link.v1.GatewayLink.ExchangeToken:input_type -> carrel.link.v1.ExchangeTokenRequest
-	17, // 32: carrel.link.v1.GatewayLink.Renew:input_type -> carrel.link.v1.RenewRequest
-	18, // 33: carrel.link.v1.GatewayLink.GetSecrets:input_type -> carrel.link.v1.GetSecretsRequest
-	20, // 34: carrel.link.v1.GatewayLink.WakeBox:input_type -> carrel.link.v1.WakeBoxRequest
-	22, // 35: carrel.link.v1.GatewayLink.FindBox:input_type -> carrel.link.v1.FindBoxRequest
-	24, // 36: carrel.link.v1.GatewayLink.Audit:input_type -> carrel.link.v1.AuditRequest
-	2,  // 37: carrel.link.v1.JoinService.Join:output_type -> carrel.link.v1.JoinResponse
-	4,  // 38: carrel.link.v1.NodeLink.WatchDesired:output_type -> carrel.link.v1.DesiredSet
-	14, // 39: carrel.link.v1.NodeLink.Report:output_type -> carrel.link.v1.ReportResponse
-	16, // 40: carrel.link.v1.NodeLink.CommitSnapshot:output_type -> carrel.link.v1.CommitSnapshotResponse
-	2,  // 41: carrel.link.v1.NodeLink.Renew:output_type -> carrel.link.v1.JoinResponse
-	32, // 42: carrel.link.v1.GatewayLink.WatchRoutes:output_type -> carrel.link.v1.RoutesUpdate
-	34, // 43: carrel.link.v1.GatewayLink.ExchangeToken:output_type -> carrel.link.v1.ExchangeTokenResponse
-	2,  // 44: carrel.link.v1.GatewayLink.Renew:output_type -> carrel.link.v1.JoinResponse
-	19, // 45: carrel.link.v1.GatewayLink.GetSecrets:output_type -> carrel.link.v1.GetSecretsResponse
-	21, // 46: carrel.link.v1.GatewayLink.WakeBox:output_type -> carrel.link.v1.WakeBoxResponse
-	23, // 47: carrel.link.v1.GatewayLink.FindBox:output_type -> carrel.link.v1.FindBoxResponse
-	26, // 48: carrel.link.v1.GatewayLink.Audit:output_type -> carrel.link.v1.AuditResponse
-	37, // [37:49] is the sub-list for method output_type
-	25, // [25:37] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	37, // 4: carrel.link.v1.DesiredRun.idle_since:type_name -> google.protobuf.Timestamp
+	36, // 5: carrel.link.v1.RunSpec.env:type_name -> carrel.link.v1.RunSpec.EnvEntry
+	7,  // 6: carrel.link.v1.RunSpec.prepare:type_name -> carrel.link.v1.Preparation
+	37, // 7: carrel.link.v1.RunReport.time:type_name -> google.protobuf.Timestamp
+	9,  // 8: carrel.link.v1.ReportRequest.runs:type_name -> carrel.link.v1.RunReport
+	10, // 9: carrel.link.v1.ReportRequest.chores:type_name -> carrel.link.v1.ChoreReport
+	11, // 10: carrel.link.v1.ReportRequest.facts:type_name -> carrel.link.v1.NodeFacts
+	13, // 11: carrel.link.v1.ReportRequest.activities:type_name -> carrel.link.v1.RunActivity
+	14, // 12: carrel.link.v1.RunActivity.signals:type_name -> carrel.link.v1.ActivitySignal
+	37, // 13: carrel.link.v1.ActivitySignal.time:type_name -> google.protobuf.Timestamp
+	37, // 14: carrel.link.v1.CommitSnapshotRequest.time:type_name -> google.protobuf.Timestamp
+	29, // 15: carrel.link.v1.FindBoxResponse.route:type_name -> carrel.link.v1.Route
+	26, // 16: carrel.link.v1.AuditRequest.entries:type_name -> carrel.link.v1.AuditEntry
+	37, // 17: carrel.link.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	30, // 18: carrel.link.v1.Route.ports:type_name -> carrel.link.v1.PortRule
+	37, // 19: carrel.link.v1.Grant.expire_time:type_name -> google.protobuf.Timestamp
+	32, // 20: carrel.link.v1.Grant.orgs:type_name -> carrel.link.v1.OrgScope
+	37, // 21: carrel.link.v1.Grant.issue_time:type_name -> google.protobuf.Timestamp
+	29, // 22: carrel.link.v1.RoutesUpdate.routes:type_name -> carrel.link.v1.Route
+	31, // 23: carrel.link.v1.RoutesUpdate.grants:type_name -> carrel.link.v1.Grant
+	37, // 24: carrel.link.v1.ExchangeTokenResponse.expire_time:type_name -> google.protobuf.Timestamp
+	29, // 25: carrel.link.v1.ExchangeTokenResponse.route:type_name -> carrel.link.v1.Route
+	1,  // 26: carrel.link.v1.JoinService.Join:input_type -> carrel.link.v1.JoinRequest
+	3,  // 27: carrel.link.v1.NodeLink.WatchDesired:input_type -> carrel.link.v1.WatchDesiredRequest
+	12, // 28: carrel.link.v1.NodeLink.Report:input_type -> carrel.link.v1.ReportRequest
+	16, // 29: carrel.link.v1.NodeLink.CommitSnapshot:input_type -> carrel.link.v1.CommitSnapshotRequest
+	18, // 30: carrel.link.v1.NodeLink.Renew:input_type -> carrel.link.v1.RenewRequest
+	28, // 31: carrel.link.v1.GatewayLink.WatchRoutes:input_type -> carrel.link.v1.WatchRoutesRequest
+	34, // 32: carrel.link.v1.GatewayLink.ExchangeToken:input_type -> carrel.link.v1.ExchangeTokenRequest
+	18, // 33: carrel.link.v1.GatewayLink.Renew:input_type -> carrel.link.v1.RenewRequest
+	19, // 34: carrel.link.v1.GatewayLink.GetSecrets:input_type -> carrel.link.v1.GetSecretsRequest
+	21, // 35: carrel.link.v1.GatewayLink.WakeBox:input_type -> carrel.link.v1.WakeBoxRequest
+	23, // 36: carrel.link.v1.GatewayLink.FindBox:input_type -> carrel.link.v1.FindBoxRequest
+	25, // 37: carrel.link.v1.GatewayLink.Audit:input_type -> carrel.link.v1.AuditRequest
+	2,  // 38: carrel.link.v1.JoinService.Join:output_type -> carrel.link.v1.JoinResponse
+	4,  // 39: carrel.link.v1.NodeLink.WatchDesired:output_type -> carrel.link.v1.DesiredSet
+	15, // 40: carrel.link.v1.NodeLink.Report:output_type -> carrel.link.v1.ReportResponse
+	17, // 41: carrel.link.v1.NodeLink.CommitSnapshot:output_type -> carrel.link.v1.CommitSnapshotResponse
+	2,  // 42: carrel.link.v1.NodeLink.Renew:output_type -> carrel.link.v1.JoinResponse
+	33, // 43: carrel.link.v1.GatewayLink.WatchRoutes:output_type -> carrel.link.v1.RoutesUpdate
+	35, // 44: carrel.link.v1.GatewayLink.ExchangeToken:output_type -> carrel.link.v1.ExchangeTokenResponse
+	2,  // 45: carrel.link.v1.GatewayLink.Renew:output_type -> carrel.link.v1.JoinResponse
+	20, // 46: carrel.link.v1.GatewayLink.GetSecrets:output_type -> carrel.link.v1.GetSecretsResponse
+	22, // 47: carrel.link.v1.GatewayLink.WakeBox:output_type -> carrel.link.v1.WakeBoxResponse
+	24, // 48: carrel.link.v1.GatewayLink.FindBox:output_type -> carrel.link.v1.FindBoxResponse
+	27, // 49: carrel.link.v1.GatewayLink.Audit:output_type -> carrel.link.v1.AuditResponse
+	38, // [38:50] is the sub-list for method output_type
+	26, // [26:38] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_carrel_link_v1_link_proto_init() }
@@ -3129,7 +3259,7 @@ func file_carrel_link_v1_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_link_v1_link_proto_rawDesc), len(file_carrel_link_v1_link_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

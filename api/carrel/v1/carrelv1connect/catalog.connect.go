@@ -44,6 +44,12 @@ const (
 	// TemplateServiceListTemplatesProcedure is the fully-qualified name of the TemplateService's
 	// ListTemplates RPC.
 	TemplateServiceListTemplatesProcedure = "/carrel.v1.TemplateService/ListTemplates"
+	// TemplateServiceUpdateTemplatePoolProcedure is the fully-qualified name of the TemplateService's
+	// UpdateTemplatePool RPC.
+	TemplateServiceUpdateTemplatePoolProcedure = "/carrel.v1.TemplateService/UpdateTemplatePool"
+	// TemplateServiceListPrebuildsProcedure is the fully-qualified name of the TemplateService's
+	// ListPrebuilds RPC.
+	TemplateServiceListPrebuildsProcedure = "/carrel.v1.TemplateService/ListPrebuilds"
 	// ImageServiceBuildImageProcedure is the fully-qualified name of the ImageService's BuildImage RPC.
 	ImageServiceBuildImageProcedure = "/carrel.v1.ImageService/BuildImage"
 	// ImageServiceImportImageProcedure is the fully-qualified name of the ImageService's ImportImage
@@ -60,6 +66,10 @@ type TemplateServiceClient interface {
 	PushTemplate(context.Context, *connect.Request[v1.PushTemplateRequest]) (*connect.Response[v1.Template], error)
 	GetTemplate(context.Context, *connect.Request[v1.GetTemplateRequest]) (*connect.Response[v1.Template], error)
 	ListTemplates(context.Context, *connect.Request[v1.ListTemplatesRequest]) (*connect.Response[v1.ListTemplatesResponse], error)
+	// UpdateTemplatePool sets how many prepared boxes of a template wait to be taken. For platform operators.
+	UpdateTemplatePool(context.Context, *connect.Request[v1.UpdateTemplatePoolRequest]) (*connect.Response[v1.Template], error)
+	// ListPrebuilds shows the prebuilds of templates: where they are, how large, and why there is none.
+	ListPrebuilds(context.Context, *connect.Request[v1.ListPrebuildsRequest]) (*connect.Response[v1.ListPrebuildsResponse], error)
 }
 
 // NewTemplateServiceClient constructs a client for the carrel.v1.TemplateService service. By
@@ -91,14 +101,28 @@ func NewTemplateServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(templateServiceMethods.ByName("ListTemplates")),
 			connect.WithClientOptions(opts...),
 		),
+		updateTemplatePool: connect.NewClient[v1.UpdateTemplatePoolRequest, v1.Template](
+			httpClient,
+			baseURL+TemplateServiceUpdateTemplatePoolProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("UpdateTemplatePool")),
+			connect.WithClientOptions(opts...),
+		),
+		listPrebuilds: connect.NewClient[v1.ListPrebuildsRequest, v1.ListPrebuildsResponse](
+			httpClient,
+			baseURL+TemplateServiceListPrebuildsProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("ListPrebuilds")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // templateServiceClient implements TemplateServiceClient.
 type templateServiceClient struct {
-	pushTemplate  *connect.Client[v1.PushTemplateRequest, v1.Template]
-	getTemplate   *connect.Client[v1.GetTemplateRequest, v1.Template]
-	listTemplates *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
+	pushTemplate       *connect.Client[v1.PushTemplateRequest, v1.Template]
+	getTemplate        *connect.Client[v1.GetTemplateRequest, v1.Template]
+	listTemplates      *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
+	updateTemplatePool *connect.Client[v1.UpdateTemplatePoolRequest, v1.Template]
+	listPrebuilds      *connect.Client[v1.ListPrebuildsRequest, v1.ListPrebuildsResponse]
 }
 
 // PushTemplate calls carrel.v1.TemplateService.PushTemplate.
@@ -116,11 +140,25 @@ func (c *templateServiceClient) ListTemplates(ctx context.Context, req *connect.
 	return c.listTemplates.CallUnary(ctx, req)
 }
 
+// UpdateTemplatePool calls carrel.v1.TemplateService.UpdateTemplatePool.
+func (c *templateServiceClient) UpdateTemplatePool(ctx context.Context, req *connect.Request[v1.UpdateTemplatePoolRequest]) (*connect.Response[v1.Template], error) {
+	return c.updateTemplatePool.CallUnary(ctx, req)
+}
+
+// ListPrebuilds calls carrel.v1.TemplateService.ListPrebuilds.
+func (c *templateServiceClient) ListPrebuilds(ctx context.Context, req *connect.Request[v1.ListPrebuildsRequest]) (*connect.Response[v1.ListPrebuildsResponse], error) {
+	return c.listPrebuilds.CallUnary(ctx, req)
+}
+
 // TemplateServiceHandler is an implementation of the carrel.v1.TemplateService service.
 type TemplateServiceHandler interface {
 	PushTemplate(context.Context, *connect.Request[v1.PushTemplateRequest]) (*connect.Response[v1.Template], error)
 	GetTemplate(context.Context, *connect.Request[v1.GetTemplateRequest]) (*connect.Response[v1.Template], error)
 	ListTemplates(context.Context, *connect.Request[v1.ListTemplatesRequest]) (*connect.Response[v1.ListTemplatesResponse], error)
+	// UpdateTemplatePool sets how many prepared boxes of a template wait to be taken. For platform operators.
+	UpdateTemplatePool(context.Context, *connect.Request[v1.UpdateTemplatePoolRequest]) (*connect.Response[v1.Template], error)
+	// ListPrebuilds shows the prebuilds of templates: where they are, how large, and why there is none.
+	ListPrebuilds(context.Context, *connect.Request[v1.ListPrebuildsRequest]) (*connect.Response[v1.ListPrebuildsResponse], error)
 }
 
 // NewTemplateServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -148,6 +186,18 @@ func NewTemplateServiceHandler(svc TemplateServiceHandler, opts ...connect.Handl
 		connect.WithSchema(templateServiceMethods.ByName("ListTemplates")),
 		connect.WithHandlerOptions(opts...),
 	)
+	templateServiceUpdateTemplatePoolHandler := connect.NewUnaryHandler(
+		TemplateServiceUpdateTemplatePoolProcedure,
+		svc.UpdateTemplatePool,
+		connect.WithSchema(templateServiceMethods.ByName("UpdateTemplatePool")),
+		connect.WithHandlerOptions(opts...),
+	)
+	templateServiceListPrebuildsHandler := connect.NewUnaryHandler(
+		TemplateServiceListPrebuildsProcedure,
+		svc.ListPrebuilds,
+		connect.WithSchema(templateServiceMethods.ByName("ListPrebuilds")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.v1.TemplateService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case TemplateServicePushTemplateProcedure:
@@ -156,6 +206,10 @@ func NewTemplateServiceHandler(svc TemplateServiceHandler, opts ...connect.Handl
 			templateServiceGetTemplateHandler.ServeHTTP(w, r)
 		case TemplateServiceListTemplatesProcedure:
 			templateServiceListTemplatesHandler.ServeHTTP(w, r)
+		case TemplateServiceUpdateTemplatePoolProcedure:
+			templateServiceUpdateTemplatePoolHandler.ServeHTTP(w, r)
+		case TemplateServiceListPrebuildsProcedure:
+			templateServiceListPrebuildsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -175,6 +229,14 @@ func (UnimplementedTemplateServiceHandler) GetTemplate(context.Context, *connect
 
 func (UnimplementedTemplateServiceHandler) ListTemplates(context.Context, *connect.Request[v1.ListTemplatesRequest]) (*connect.Response[v1.ListTemplatesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.TemplateService.ListTemplates is not implemented"))
+}
+
+func (UnimplementedTemplateServiceHandler) UpdateTemplatePool(context.Context, *connect.Request[v1.UpdateTemplatePoolRequest]) (*connect.Response[v1.Template], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.TemplateService.UpdateTemplatePool is not implemented"))
+}
+
+func (UnimplementedTemplateServiceHandler) ListPrebuilds(context.Context, *connect.Request[v1.ListPrebuildsRequest]) (*connect.Response[v1.ListPrebuildsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.TemplateService.ListPrebuilds is not implemented"))
 }
 
 // ImageServiceClient is a client for the carrel.v1.ImageService service.

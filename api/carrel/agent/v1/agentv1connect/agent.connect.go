@@ -133,6 +133,8 @@ const (
 	ForwardServiceListListenersProcedure = "/carrel.agent.v1.ForwardService/ListListeners"
 	// ControlServiceReadyProcedure is the fully-qualified name of the ControlService's Ready RPC.
 	ControlServiceReadyProcedure = "/carrel.agent.v1.ControlService/Ready"
+	// ControlServiceIdentifyProcedure is the fully-qualified name of the ControlService's Identify RPC.
+	ControlServiceIdentifyProcedure = "/carrel.agent.v1.ControlService/Identify"
 	// ControlServiceQuiesceProcedure is the fully-qualified name of the ControlService's Quiesce RPC.
 	ControlServiceQuiesceProcedure = "/carrel.agent.v1.ControlService/Quiesce"
 	// ControlServiceUnquiesceProcedure is the fully-qualified name of the ControlService's Unquiesce
@@ -1236,8 +1238,11 @@ func (UnimplementedForwardServiceHandler) ListListeners(context.Context, *connec
 
 // ControlServiceClient is a client for the carrel.agent.v1.ControlService service.
 type ControlServiceClient interface {
-	// Ready answers when the agent has taken its identity (after a start or a restore).
+	// Ready answers when the agent has taken its identity (after a start or a restore) and done what its identity tells it to
+	// prepare. When that failed it answers FAILED_PRECONDITION with the reason prepare_failed.
 	Ready(context.Context, *connect.Request[v11.ReadyRequest]) (*connect.Response[v11.ReadyResponse], error)
+	// Identify has the agent take the identity that is there now, of the same run: a prepared box became a user's.
+	Identify(context.Context, *connect.Request[v11.IdentifyRequest]) (*connect.Response[v11.IdentifyResponse], error)
 	// Quiesce syncs file systems and takes no new starts until Unquiesce or the end of the lease.
 	Quiesce(context.Context, *connect.Request[v11.QuiesceRequest]) (*connect.Response[v11.QuiesceResponse], error)
 	Unquiesce(context.Context, *connect.Request[v11.UnquiesceRequest]) (*connect.Response[v11.UnquiesceResponse], error)
@@ -1262,6 +1267,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceReadyProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("Ready")),
+			connect.WithClientOptions(opts...),
+		),
+		identify: connect.NewClient[v11.IdentifyRequest, v11.IdentifyResponse](
+			httpClient,
+			baseURL+ControlServiceIdentifyProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Identify")),
 			connect.WithClientOptions(opts...),
 		),
 		quiesce: connect.NewClient[v11.QuiesceRequest, v11.QuiesceResponse](
@@ -1294,6 +1305,7 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 // controlServiceClient implements ControlServiceClient.
 type controlServiceClient struct {
 	ready     *connect.Client[v11.ReadyRequest, v11.ReadyResponse]
+	identify  *connect.Client[v11.IdentifyRequest, v11.IdentifyResponse]
 	quiesce   *connect.Client[v11.QuiesceRequest, v11.QuiesceResponse]
 	unquiesce *connect.Client[v11.UnquiesceRequest, v11.UnquiesceResponse]
 	shutdown  *connect.Client[v11.ShutdownRequest, v11.ShutdownResponse]
@@ -1303,6 +1315,11 @@ type controlServiceClient struct {
 // Ready calls carrel.agent.v1.ControlService.Ready.
 func (c *controlServiceClient) Ready(ctx context.Context, req *connect.Request[v11.ReadyRequest]) (*connect.Response[v11.ReadyResponse], error) {
 	return c.ready.CallUnary(ctx, req)
+}
+
+// Identify calls carrel.agent.v1.ControlService.Identify.
+func (c *controlServiceClient) Identify(ctx context.Context, req *connect.Request[v11.IdentifyRequest]) (*connect.Response[v11.IdentifyResponse], error) {
+	return c.identify.CallUnary(ctx, req)
 }
 
 // Quiesce calls carrel.agent.v1.ControlService.Quiesce.
@@ -1327,8 +1344,11 @@ func (c *controlServiceClient) Activity(ctx context.Context, req *connect.Reques
 
 // ControlServiceHandler is an implementation of the carrel.agent.v1.ControlService service.
 type ControlServiceHandler interface {
-	// Ready answers when the agent has taken its identity (after a start or a restore).
+	// Ready answers when the agent has taken its identity (after a start or a restore) and done what its identity tells it to
+	// prepare. When that failed it answers FAILED_PRECONDITION with the reason prepare_failed.
 	Ready(context.Context, *connect.Request[v11.ReadyRequest]) (*connect.Response[v11.ReadyResponse], error)
+	// Identify has the agent take the identity that is there now, of the same run: a prepared box became a user's.
+	Identify(context.Context, *connect.Request[v11.IdentifyRequest]) (*connect.Response[v11.IdentifyResponse], error)
 	// Quiesce syncs file systems and takes no new starts until Unquiesce or the end of the lease.
 	Quiesce(context.Context, *connect.Request[v11.QuiesceRequest]) (*connect.Response[v11.QuiesceResponse], error)
 	Unquiesce(context.Context, *connect.Request[v11.UnquiesceRequest]) (*connect.Response[v11.UnquiesceResponse], error)
@@ -1349,6 +1369,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceReadyProcedure,
 		svc.Ready,
 		connect.WithSchema(controlServiceMethods.ByName("Ready")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceIdentifyHandler := connect.NewUnaryHandler(
+		ControlServiceIdentifyProcedure,
+		svc.Identify,
+		connect.WithSchema(controlServiceMethods.ByName("Identify")),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceQuiesceHandler := connect.NewUnaryHandler(
@@ -1379,6 +1405,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		switch r.URL.Path {
 		case ControlServiceReadyProcedure:
 			controlServiceReadyHandler.ServeHTTP(w, r)
+		case ControlServiceIdentifyProcedure:
+			controlServiceIdentifyHandler.ServeHTTP(w, r)
 		case ControlServiceQuiesceProcedure:
 			controlServiceQuiesceHandler.ServeHTTP(w, r)
 		case ControlServiceUnquiesceProcedure:
@@ -1398,6 +1426,10 @@ type UnimplementedControlServiceHandler struct{}
 
 func (UnimplementedControlServiceHandler) Ready(context.Context, *connect.Request[v11.ReadyRequest]) (*connect.Response[v11.ReadyResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.ControlService.Ready is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Identify(context.Context, *connect.Request[v11.IdentifyRequest]) (*connect.Response[v11.IdentifyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.ControlService.Identify is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) Quiesce(context.Context, *connect.Request[v11.QuiesceRequest]) (*connect.Response[v11.QuiesceResponse], error) {
