@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	linkv1 "carrel.dev/carrel/api/carrel/link/v1"
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/node/disk"
@@ -68,13 +70,25 @@ func (d *Daemon) openNetworks(ctx context.Context, live []netpool.Network) error
 	}
 	pool, err := netpool.Open(ctx, netpool.Config{
 		Instance: d.cfg.InstanceID, RunDir: d.cfg.RunDir, Range: d.cfg.NetRange, Ready: d.cfg.NetReady,
-		AllowUnfiltered: d.cfg.AllowUnfiltered, Logger: d.log,
+		AllowUnfiltered: d.cfg.AllowUnfiltered, DialerUID: d.proxyUID(), Logger: d.log,
 	}, live)
 	if err != nil {
 		return err
 	}
 	d.nets = pool
 	return nil
+}
+
+// proxyUID is the user that owns the directory of the proxy's socket, as which the proxy runs; nil: there is no such directory, and the
+// proxy reaches boxes by their agents alone until the node starts again.
+func (d *Daemon) proxyUID() *int {
+	var s unix.Stat_t
+	if err := unix.Stat(filepath.Dir(d.cfg.ProxySocket), &s); err != nil {
+		d.log.Warn("the proxy's user is not known, so it reaches ports of boxes by their agents alone", "error", err)
+		return nil
+	}
+	uid := int(s.Uid)
+	return &uid
 }
 
 // sweep removes files that nothing names any more. With a damaged ledger it is not known what is named, and

@@ -16,10 +16,11 @@ import (
 // and address of the host; what does not fit an entry is dropped before the machine looks at it.
 //
 //	chain pre (prerouting, raw):   interface of ours: only (interface, source, destination) of the set, TCP
-//	                               from the agent's port that opens no connection; all else is dropped
+//	                               that opens no connection; all else is dropped
 //	chain in (input):              interface of ours: only what belongs to a connection that the host opened
 //	chain fwd (forward):           nothing from or to an interface of ours
-//	chain out (output):            to an interface of ours only TCP to the agent's port
+//	chain out (output):            to an interface of ours only TCP: to the agent's port, which wants a key, from everybody; to other
+//	                               ports from the proxy's user, and what goes on with a connection that this user opened
 type firewall struct {
 	table *nftables.Table
 	set   *nftables.Set
@@ -32,7 +33,7 @@ type firewall struct {
 
 const interfaceBytes = 16 // IFNAMSIZ
 
-func newFirewall(tag string, live []Network) (*firewall, error) {
+func newFirewall(tag string, dialer *int, live []Network) (*firewall, error) {
 	c, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("nftables: %w", err)
@@ -74,19 +75,22 @@ func newFirewall(tag string, live []Network) (*firewall, error) {
 	rule(pre, ours, notEqual(meta(expr.MetaKeyNFPROTO), []byte{unix.NFPROTO_IPV4}), drop)
 	rule(pre, ours, f.notInSet(), drop)
 	rule(pre, ours, notEqual(meta(expr.MetaKeyL4PROTO), []byte{unix.IPPROTO_TCP}), drop)
-	rule(pre, ours, notEqual(transport(0, 2), binaryutil.BigEndian.PutUint16(AgentPort)), drop)
 	const syn, synAck = 0x02, 0x12
 	rule(pre, ours, equal(slices.Concat(transport(13, 1), mask(synAck)), []byte{syn}), drop)
 	established := binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED)
-	rule(in, ours, []expr.Any{
+	state := []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: established, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
-	}, drop)
+	}
+	rule(in, ours, equal(state, make([]byte, 4)), drop)
 	rule(fwd, ours, drop)
 	rule(fwd, to, drop)
-	rule(out, to, equal(meta(expr.MetaKeyNFPROTO), []byte{unix.NFPROTO_IPV4}), equal(meta(expr.MetaKeyL4PROTO), []byte{unix.IPPROTO_TCP}),
-		equal(transport(2, 2), binaryutil.BigEndian.PutUint16(AgentPort)), accept)
+	tcp := slices.Concat(to, equal(meta(expr.MetaKeyNFPROTO), []byte{unix.NFPROTO_IPV4}), equal(meta(expr.MetaKeyL4PROTO), []byte{unix.IPPROTO_TCP}))
+	rule(out, tcp, equal(transport(2, 2), binaryutil.BigEndian.PutUint16(AgentPort)), accept)
+	if dialer != nil {
+		rule(out, tcp, equal(meta(expr.MetaKeySKUID), binaryutil.NativeEndian.PutUint32(uint32(*dialer))), accept)
+		rule(out, tcp, notEqual(state, make([]byte, 4)), accept) // a socket that was closed has no user any more
+	}
 	rule(out, to, drop)
 	if err := c.Flush(); err != nil {
 		return nil, fmt.Errorf("nftables: set up the table %s: %w", f.table.Name, err)

@@ -44,6 +44,8 @@ type Config struct {
 	Range string
 	// Ready is how many networks wait ahead of use; 0: 4.
 	Ready int
+	// DialerUID is the user whose processes may connect to every TCP port of a box, the node's proxy; nil: to the agent's alone, as everybody.
+	DialerUID *int
 	// AllowUnfiltered gives out networks on a machine without nftables. Boxes then reach the host.
 	AllowUnfiltered bool
 	Logger          *slog.Logger
@@ -114,7 +116,7 @@ func Open(ctx context.Context, cfg Config, live []Network) (*Pool, error) {
 	if err := p.sweep(ctx, live); err != nil {
 		return nil, fmt.Errorf("open network pool: %w", err)
 	}
-	p.fw, p.noFW = newFirewall(p.tag, live)
+	p.fw, p.noFW = newFirewall(p.tag, cfg.DialerUID, live)
 	if p.noFW != nil {
 		cfg.Logger.Error("there is no firewall between boxes and this machine", "error", p.noFW, "networks_are_given_out", cfg.AllowUnfiltered)
 	}

@@ -2,6 +2,7 @@ package netpool
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,11 +26,13 @@ import (
 const patience = time.Minute
 
 // open makes the pool of an instance that is named for the test, and takes it away at the end.
-func open(t *testing.T, instance, runDir string, live []Network) *Pool {
+func open(t *testing.T, instance, runDir string, live []Network, change ...func(*Config)) *Pool {
 	t.Helper()
-	p, err := Open(t.Context(), Config{
-		Instance: instance, RunDir: runDir, Range: "100.125.0.0/20", Ready: 2, Logger: slog.New(slog.DiscardHandler),
-	}, live)
+	config := Config{Instance: instance, RunDir: runDir, Range: "100.125.0.0/20", Ready: 2, Logger: slog.New(slog.DiscardHandler)}
+	for _, f := range change {
+		f(&config)
+	}
+	p, err := Open(t.Context(), config, live)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, p.Remove(context.Background()))
@@ -142,7 +146,7 @@ func TestHostReachesTheAgentAndTheBoxReachesNothing(t *testing.T) {
 	require.NoError(t, c.Close())
 
 	_, err = net.DialTimeout("tcp", a.Box+":8080", 200*time.Millisecond)
-	require.Error(t, err, "the host reaches a port that is not the agent's")
+	require.Error(t, err, "everybody on the host reaches a port that is not the agent's")
 
 	host, err := net.Listen("tcp4", "0.0.0.0:0")
 	require.NoError(t, err)
@@ -173,6 +177,117 @@ func TestHostReachesTheAgentAndTheBoxReachesNothing(t *testing.T) {
 	require.NoError(t, host.(*net.TCPListener).SetDeadline(time.Now().Add(50*time.Millisecond)))
 	_, err = host.Accept()
 	require.True(t, errors.Is(err, os.ErrDeadlineExceeded), "a connection from a box arrived")
+}
+
+// dialAs opens a connection from the host as another user, says hello, and gives the answer and the connection's own port.
+func dialAs(t *testing.T, uid int, address string, patience time.Duration) (port int, err error) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		done <- func() error {
+			runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETFSUID, uintptr(uid), 0, 0); errno != 0 {
+				return errno
+			}
+			to, err := net.ResolveTCPAddr("tcp4", address)
+			if err != nil {
+				return err
+			}
+			s, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(s)
+			limit := unix.NsecToTimeval(patience.Nanoseconds())
+			_ = unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit)
+			_ = unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)
+			if err := unix.Connect(s, &unix.SockaddrInet4{Port: to.Port, Addr: [4]byte(to.IP.To4())}); err != nil {
+				return err
+			}
+			if name, err := unix.Getsockname(s); err == nil {
+				port = name.(*unix.SockaddrInet4).Port
+			}
+			if _, err := unix.Write(s, []byte("hello")); err != nil {
+				return err
+			}
+			got := make([]byte, 5)
+			n, err := unix.Read(s, got)
+			if err == nil && string(got[:n]) != "hello" {
+				err = fmt.Errorf("answered %q", got[:n])
+			}
+			return err
+		}()
+	}()
+	return port, <-done
+}
+
+func TestTheProxysUserReachesEveryPortAndTheBoxStillNothing(t *testing.T) {
+	if testing.Short() {
+		return // needs root
+	}
+	const user = 64_123
+	dialer := user
+	p := open(t, t.Name(), t.TempDir(), nil, func(c *Config) { c.DialerUID = &dialer })
+	a, err := p.Take(t.Context())
+	require.NoError(t, err)
+	listen(t, a, 8080)
+	_, err = dialAs(t, user, a.Box+":8080", patience)
+	require.NoError(t, err)
+	_, err = dialAs(t, user+1, a.Box+":8080", 200*time.Millisecond)
+	require.ErrorIs(t, err, syscall.EINPROGRESS, "another user reaches the port")
+	_, err = dialAs(t, user, a.Box+":8081", patience)
+	require.ErrorIs(t, err, syscall.ECONNREFUSED, "a refusal comes back at once")
+
+	host, err := net.Listen("tcp4", "0.0.0.0:0")
+	require.NoError(t, err)
+	defer host.Close()
+	port := host.Addr().(*net.TCPAddr).Port
+	for _, from := range []int{0, 9999} {
+		require.ErrorIs(t, dialFrom(t, a, a.Host, port, from), syscall.EINPROGRESS, "the box reaches the host")
+	}
+	// What opens nothing but pretends to go on with a connection gets no answer either: a reset would come back from the host's kernel.
+	require.NoError(t, sendACK(t, a, port))
+	require.ErrorIs(t, dialFrom(t, a, a.Host, port, 9999), syscall.EINPROGRESS)
+}
+
+// sendACK sends the host a segment that belongs to no connection, and gives an error when anything comes back.
+func sendACK(t *testing.T, n Network, port int) error {
+	t.Helper()
+	return inNamespace(enter(t, n), func() error {
+		s, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(s)
+		_ = unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 200_000})
+		host, box := net.ParseIP(n.Host).To4(), net.ParseIP(n.Box).To4()
+		segment := make([]byte, 20)
+		binary.BigEndian.PutUint16(segment, 9998)
+		binary.BigEndian.PutUint16(segment[2:], uint16(port))
+		segment[12], segment[13] = 5<<4, 0x10 // 20 bytes of header, ACK
+		sum := uint32(unix.IPPROTO_TCP + len(segment))
+		for _, part := range [][]byte{host, box, segment} {
+			for i := 0; i < len(part); i += 2 {
+				sum += uint32(binary.BigEndian.Uint16(part[i:]))
+			}
+		}
+		for sum > 0xffff {
+			sum = sum>>16 + sum&0xffff
+		}
+		binary.BigEndian.PutUint16(segment[16:], ^uint16(sum))
+		if err := unix.Sendto(s, segment, 0, &unix.SockaddrInet4{Addr: [4]byte(host)}); err != nil {
+			return err
+		}
+		answer := make([]byte, 128)
+		got, _, err := unix.Recvfrom(s, answer, 0)
+		if errors.Is(err, unix.EAGAIN) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return fmt.Errorf("the host answered with %d bytes: %x", got, answer[:got])
+	})
 }
 
 func TestNetworksInUseSurviveARestart(t *testing.T) {
