@@ -45,7 +45,9 @@ type Config struct {
 	OutputBytes int64
 	// KeepAlive is how long a stream of events may be silent; 0: 10 seconds.
 	KeepAlive time.Duration
-	Log       *slog.Logger
+	// Warmer keeps warm kernels; nil: there are none, and preparing one fails.
+	Warmer Warmer
+	Log    *slog.Logger
 
 	// For tests; nil and 0: the real thing.
 	memory       *memorySource
@@ -69,6 +71,7 @@ type Agent struct {
 	wg        sync.WaitGroup // everything that ends with its process or connection
 
 	refreshing sync.Mutex // one refresh at a time
+	prepared   preparation
 
 	mu        sync.Mutex // guards what follows
 	identity  identity.Identity
@@ -116,6 +119,7 @@ func New(config Config) (*Agent, error) {
 		config: config, log: config.Log, now: time.Now, listener: listener, reaper: newReaper(config.Init), processes: newTable(),
 		identity: id, base: environment(config.Env), conns: map[*boxConn]struct{}{}, waiting: map[bool]int{},
 	}
+	a.prepared.done = make(chan struct{})
 	a.budget.left = config.OutputBytes
 	if address, ok := listener.Addr().(*net.TCPAddr); ok {
 		a.port = address.Port
@@ -156,6 +160,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.log.Info("the agent is ready", "version", a.config.Version, "run", id.RunID, "box", id.BoxID, "address", a.listener.Addr().String())
 	parts.Go(func() { a.serve(work) })
 	a.startUp()
+	parts.Go(func() { a.prepare(work) })
 
 	<-ctx.Done()
 	grace, cancel := context.WithTimeout(work, a.config.Grace)
@@ -209,7 +214,7 @@ func (a *Agent) current() (identity.Identity, map[string]string) {
 }
 
 // refresh takes the identity that is there now. When it is that of another run, the box was restored: what
-// belonged to the run before ends here.
+// belonged to the run before ends here. When it is another one of the same run, a prepared box became a user's.
 func (a *Agent) refresh() error {
 	a.refreshing.Lock()
 	defer a.refreshing.Unlock()
@@ -219,7 +224,7 @@ func (a *Agent) refresh() error {
 	}
 	before, _ := a.current()
 	if id.RunID == before.RunID && id.Key == before.Key {
-		return nil
+		return a.renamed(id, before)
 	}
 	base := a.base
 	if a.config.Init {
@@ -245,11 +250,36 @@ func (a *Agent) refresh() error {
 		p.resumed(a.now())
 	}
 	if a.config.Init {
-		if err := a.applyIdentity(id); err != nil {
+		if err := a.applyIdentity(id, before); err != nil {
 			a.log.Error("the identity could not be applied completely", "error", err, "run", id.RunID)
 		}
 	}
 	a.log.Info("took the identity of another run", "run", id.RunID, "before", before.RunID, "connections_closed", len(stale))
+	if id.BoxID != before.BoxID {
+		if err := a.adopt(); err != nil {
+			a.log.Error("a warm kernel could not be made this box's", "error", err, "run", id.RunID)
+		}
+	}
+	return nil
+}
+
+// renamed takes another name and environment for the same run.
+func (a *Agent) renamed(id, before identity.Identity) error {
+	if id.BoxName == before.BoxName && maps.Equal(id.Env, before.Env) {
+		return nil
+	}
+	a.mu.Lock()
+	a.identity = id
+	a.mu.Unlock()
+	if a.config.Init {
+		if err := errors.Join(setHostname(id.BoxName), a.applyIdentity(id, before)); err != nil {
+			a.log.Error("the identity could not be applied completely", "error", err, "run", id.RunID)
+		}
+	}
+	if err := a.adopt(); err != nil {
+		return fmt.Errorf("make a warm kernel this box's: %w", err)
+	}
+	a.log.Info("took another name", "run", id.RunID, "name", id.BoxName, "before", before.BoxName)
 	return nil
 }
 

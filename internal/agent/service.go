@@ -211,13 +211,28 @@ type controlService struct {
 	a *Agent
 }
 
-func (s controlService) Ready(context.Context, *connect.Request[agentv1.ReadyRequest]) (*connect.Response[agentv1.ReadyResponse], error) {
+func (s controlService) Ready(ctx context.Context, _ *connect.Request[agentv1.ReadyRequest]) (*connect.Response[agentv1.ReadyResponse], error) {
 	if err := s.a.refresh(); err != nil {
-		return nil, &carrel.Error{Code: carrel.CodeUnavailable, Reason: "no_identity", Message: "the agent could not take its identity", Cause: err}
+		return nil, noIdentity(err)
+	}
+	if err := s.a.awaitPrepared(ctx); err != nil {
+		return nil, err
 	}
 	s.a.mu.Lock()
 	defer s.a.mu.Unlock()
 	return connect.NewResponse(&agentv1.ReadyResponse{Version: s.a.config.Version, RunId: s.a.identity.RunID, Restores: s.a.restores}), nil
+}
+
+func noIdentity(err error) error {
+	return &carrel.Error{Code: carrel.CodeUnavailable, Reason: "no_identity", Message: "the agent could not take its identity", Cause: err}
+}
+
+func (s controlService) Identify(context.Context, *connect.Request[agentv1.IdentifyRequest]) (*connect.Response[agentv1.IdentifyResponse], error) {
+	if err := s.a.refresh(); err != nil {
+		return nil, noIdentity(err)
+	}
+	id, _ := s.a.current()
+	return connect.NewResponse(&agentv1.IdentifyResponse{BoxName: id.BoxName}), nil
 }
 
 func (s controlService) Quiesce(ctx context.Context, request *connect.Request[agentv1.QuiesceRequest]) (*connect.Response[agentv1.QuiesceResponse], error) {

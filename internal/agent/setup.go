@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -18,12 +19,12 @@ import (
 // setUp prepares the box before its first process. What fails does not keep the rest from being done.
 func (a *Agent) setUp() error {
 	id, _ := a.current()
-	return errors.Join(a.setUpUser(), a.setUpHome(), a.applyIdentity(id), loopbackUp())
+	return errors.Join(a.setUpUser(), a.setUpHome(), a.applyIdentity(id, identity.Identity{}), loopbackUp())
 }
 
-// applyIdentity does what depends on the identity, also after a restore.
-func (a *Agent) applyIdentity(id identity.Identity) error {
-	return errors.Join(a.setUpNames(id.BoxName), a.setUpSudo(id.Sudo), limitProcesses(id.Processes))
+// applyIdentity does what depends on the identity, also after a restore; before is the one that it takes the place of.
+func (a *Agent) applyIdentity(id, before identity.Identity) error {
+	return errors.Join(a.setUpNames(id.BoxName), a.setUpMachine(id.BoxID, before.BoxID), a.setUpSudo(id.Sudo), limitProcesses(id.Processes))
 }
 
 func (a *Agent) etc(name string) string { return filepath.Join(a.config.Root, "etc", name) }
@@ -221,6 +222,23 @@ func limitProcesses(limit int64) error {
 	value := unix.Rlimit{Cur: uint64(limit), Max: uint64(limit)}
 	if err := unix.Setrlimit(unix.RLIMIT_NPROC, &value); err != nil {
 		return fmt.Errorf("limit processes to %d: %w", limit, err)
+	}
+	return nil
+}
+
+// openFiles is how many files a command may have open until it asks for more, which it may up to its hard limit.
+const openFiles = 65536
+
+// limitFiles sets the limit that commands inherit. Go has raised the agent's own, and would lower it again at each start.
+func limitFiles() error {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("limit open files: %w", err)
+	}
+	limit.Cur = min(limit.Max, openFiles)
+	// That of package syscall: it tells Go that the limit is wanted so.
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("limit open files: %w", err)
 	}
 	return nil
 }

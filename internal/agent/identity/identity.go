@@ -21,8 +21,8 @@ const (
 	Directory = "/.carrel/identity"
 	// FileName is the file in it.
 	FileName = "identity.json"
-	// maxSize of the file, in bytes: four times the largest environment.
-	maxSize = 256 << 10
+	// maxSize of the file, in bytes: the largest environment, startup and set-up commands, with room for their quoting.
+	maxSize = 4 << 20
 )
 
 // Identity is what an agent is told of its run.
@@ -41,6 +41,19 @@ type Identity struct {
 	Sudo bool `json:"sudo,omitempty"`
 	// Startup are shell commands, run as the user at each cold start.
 	Startup []string `json:"startup,omitempty"`
+	// Prepare is done at a fresh start, before the box is ready; nil: nothing.
+	Prepare *Preparation `json:"prepare,omitempty"`
+}
+
+// Preparation says what is done before a box is ready: set-up commands, then a kernel is started and runs code.
+type Preparation struct {
+	// Setup are shell commands, run as the user, one after the other.
+	Setup []string `json:"setup,omitempty"`
+	// Kernel is the name of a Jupyter kernel; empty: none. Imports is code for it.
+	Kernel  string `json:"kernel,omitempty"`
+	Imports string `json:"imports,omitempty"`
+	// TimeoutMillis is how long all of it may take.
+	TimeoutMillis int64 `json:"timeout_millis"`
 }
 
 var (
@@ -89,6 +102,23 @@ func (id Identity) Validate() error {
 	for _, command := range id.Startup {
 		if command == "" || strings.ContainsRune(command, 0) {
 			return errors.New("identity: a startup command is empty or has a zero byte")
+		}
+	}
+	return id.Prepare.validate()
+}
+
+func (p *Preparation) validate() error {
+	switch {
+	case p == nil:
+		return nil
+	case len(p.Setup) > 64:
+		return fmt.Errorf("identity: %d set-up commands; at most 64 are run", len(p.Setup))
+	case p.TimeoutMillis <= 0:
+		return fmt.Errorf("identity: preparing may take %d ms; it must be more", p.TimeoutMillis)
+	}
+	for _, command := range p.Setup {
+		if command == "" || strings.ContainsRune(command, 0) {
+			return errors.New("identity: a set-up command is empty or has a zero byte")
 		}
 	}
 	return nil
