@@ -33,6 +33,8 @@ type Template struct {
 	Labels  map[string]string
 	// Idle is what the file says of boxes that nobody uses; what it does not say is zero.
 	Idle carrel.IdlePolicy
+	// Prebuild is what is prepared before boxes are made; nil: nothing.
+	Prebuild *carrel.Prebuild
 }
 
 // file is the YAML schema.
@@ -46,6 +48,7 @@ type file struct {
 	Startup     []string          `yaml:"startup"`
 	Labels      map[string]string `yaml:"labels"`
 	Idle        idle              `yaml:"idle"`
+	Prebuild    *prebuild         `yaml:"prebuild"`
 }
 
 type resources struct {
@@ -103,6 +106,9 @@ func Parse(data []byte) (*Template, error) {
 		return nil, err
 	}
 	if t.Idle, err = f.Idle.read(doc); err != nil {
+		return nil, err
+	}
+	if t.Prebuild, err = f.Prebuild.read(doc); err != nil {
 		return nil, err
 	}
 	for _, check := range []struct {
