@@ -69,8 +69,9 @@ func TestInputThatIsRefused(t *testing.T) {
 }
 
 func TestAWriteWaitsAtMostAsLongAsItsRequest(t *testing.T) {
-	r, w, err := pipe(false)
+	fd, w, err := pipeIn()
 	require.NoError(t, err)
+	r := os.NewFile(uintptr(fd), "reader")
 	defer r.Close()
 	in := newInput(w, false)
 	defer w.Close()

@@ -98,6 +98,14 @@ func (r *reaper) run(ctx context.Context) error {
 	}
 }
 
+// look takes the end of a child, if there is one. It is for who has a reason to expect one, and then need not wait until the signal
+// has come through.
+func (r *reaper) look() {
+	if r.all {
+		r.reapOne()
+	}
+}
+
 // reapOne takes the end of one child, whichever it is, and reports whether there was one.
 func (r *reaper) reapOne() bool {
 	r.mu.Lock()

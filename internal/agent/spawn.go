@@ -6,14 +6,15 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
+	"carrel.dev/carrel/internal/agent/vfork"
 	"carrel.dev/carrel/internal/carrel"
 )
 
@@ -198,22 +199,19 @@ func (c command) spawn(r *reaper, ended func(unix.WaitStatus)) (spawned, int, er
 	if err != nil {
 		return spawned{}, 0, err
 	}
-	attr := &syscall.ProcAttr{Dir: c.cwd, Env: c.env, Sys: &syscall.SysProcAttr{Setsid: true, Setctty: c.pty != nil}}
-	if os.Geteuid() == 0 {
-		attr.Sys.Credential = &syscall.Credential{Uid: c.account.uid, Gid: c.account.gid, Groups: c.account.groups}
-	}
-	for _, file := range theirs {
-		attr.Files = append(attr.Files, file.Fd())
+	program := vfork.Command{Path: c.path, Args: c.argv(), Env: c.env, Dir: c.cwd, Files: theirs, Terminal: c.pty != nil}
+	if isRoot() {
+		program.Credential = &syscall.Credential{Uid: c.account.uid, Gid: c.account.gid, Groups: c.account.groups}
 	}
 	pid, err := r.start(func() (int, error) {
-		pid, err := syscall.ForkExec(c.path, c.argv(), attr)
+		pid, err := vfork.Start(program)
 		if errors.Is(err, unix.ENOEXEC) { // a script without #!: what a shell does
-			pid, err = syscall.ForkExec("/bin/sh", append([]string{"sh", c.path}, c.args[1:]...), attr)
+			program.Path, program.Args = "/bin/sh", append([]string{"sh", c.path}, c.args[1:]...)
+			pid, err = vfork.Start(program)
 		}
 		return pid, err
 	}, ended)
-	runtime.KeepAlive(theirs)
-	closeOnce(theirs)
+	theirs.close()
 	if err != nil {
 		ours.close()
 		return spawned{}, 0, c.explain(err)
@@ -221,12 +219,34 @@ func (c command) spawn(r *reaper, ended func(unix.WaitStatus)) (spawned, int, er
 	return ours, pid, nil
 }
 
+// isRoot does not change.
+var isRoot = sync.OnceValue(func() bool { return os.Geteuid() == 0 })
+
+// theirFiles are the file descriptors that a program gets. They are numbers and not files of package os, each of which costs four
+// system calls more.
+type theirFiles [3]int
+
+// close closes each once, but never the one that all programs share.
+func (f theirFiles) close() {
+	null, _ := nothing()
+	for i, fd := range f {
+		if fd > 0 && fd != null && !slices.Contains(f[:i], fd) {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// nothing is /dev/null, which is opened once: it has no position, and whoever gets it can do nothing to the others with it.
+var nothing = sync.OnceValues(func() (int, error) {
+	return unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+})
+
 // open makes the ends of the program's standard files: ours, and in order theirs.
-func (c command) open() (ours spawned, theirs []*os.File, err error) {
+func (c command) open() (ours spawned, theirs theirFiles, err error) {
 	defer func() {
 		if err != nil {
 			ours.close()
-			closeOnce(theirs)
+			theirs.close()
 			err = fmt.Errorf("open the standard files of a process: %w", err)
 			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOSPC) {
 				err = &carrel.Error{Code: carrel.CodeExhausted, Reason: "too_many_processes", Message: "the box has no files or terminals left for another process; end some", Cause: err}
@@ -236,37 +256,32 @@ func (c command) open() (ours spawned, theirs []*os.File, err error) {
 	if c.pty != nil {
 		master, slave, err := openTerminal(c.pty, c.modes, c.account.uid)
 		if err != nil {
-			return ours, nil, err
+			return ours, theirs, err
 		}
-		ours, theirs = spawned{stdout: master}, []*os.File{slave, slave, slave}
+		ours, theirs = spawned{stdout: master}, theirFiles{slave, slave, slave}
 		return ours, theirs, nil
 	}
-	var in *os.File
 	if c.stdin {
-		in, ours.stdin, err = pipe(false)
+		theirs[0], ours.stdin, err = pipeIn()
 	} else {
-		in, err = os.Open(os.DevNull)
+		theirs[0], err = nothing()
 	}
 	if err != nil {
 		return ours, theirs, err
 	}
-	theirs = append(theirs, in)
-	for _, file := range []**os.File{&ours.stdout, &ours.stderr} {
-		reader, writer, err := pipe(true)
-		if err != nil {
+	for i, file := range []**os.File{&ours.stdout, &ours.stderr} {
+		if *file, theirs[i+1], err = pipeOut(); err != nil {
 			return ours, theirs, err
 		}
-		*file = reader
-		theirs = append(theirs, writer)
 	}
 	return ours, theirs, nil
 }
 
 // openTerminal makes a terminal: the agent's end, which does not block, and the one of the program.
-func openTerminal(size *unix.Winsize, modes []byte, uid uint32) (master, slave *os.File, err error) {
+func openTerminal(size *unix.Winsize, modes []byte, uid uint32) (master *os.File, slave int, err error) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, nil, fmt.Errorf("open a terminal: %w", err)
+		return nil, 0, fmt.Errorf("open a terminal: %w", err)
 	}
 	master = os.NewFile(uintptr(fd), "terminal")
 	defer func() {
@@ -276,28 +291,28 @@ func openTerminal(size *unix.Winsize, modes []byte, uid uint32) (master, slave *
 	}()
 	number, err := unix.IoctlGetUint32(fd, unix.TIOCGPTN)
 	if err != nil {
-		return nil, nil, fmt.Errorf("number of a terminal: %w", err)
+		return nil, 0, fmt.Errorf("number of a terminal: %w", err)
 	}
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		return nil, nil, fmt.Errorf("unlock a terminal: %w", err)
+		return nil, 0, fmt.Errorf("unlock a terminal: %w", err)
 	}
 	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, size); err != nil {
-		return nil, nil, fmt.Errorf("size of a terminal: %w", err)
+		return nil, 0, fmt.Errorf("size of a terminal: %w", err)
 	}
 	if err := setModes(fd, modes); err != nil {
-		return nil, nil, fmt.Errorf("modes of a terminal: %w", err)
+		return nil, 0, fmt.Errorf("modes of a terminal: %w", err)
 	}
 	name := fmt.Sprintf("/dev/pts/%d", number)
 	other, err := unix.Open(name, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, nil, fmt.Errorf("open %s: %w", name, err)
+		return nil, 0, fmt.Errorf("open %s: %w", name, err)
 	}
 	if os.Geteuid() == 0 {
 		// As after any login: group 5 is tty. Programs that were started with the terminal open do not need it.
 		_ = unix.Fchown(other, int(uid), 5)
 		_ = unix.Fchmod(other, 0o620)
 	}
-	return master, os.NewFile(uintptr(other), name), nil
+	return master, other, nil
 }
 
 // resize tells a terminal and the programs on it a new size.
@@ -313,33 +328,39 @@ func resize(master *os.File, size *unix.Winsize) error {
 	return setErr
 }
 
-// pipe makes a pipe of which the agent's end, the reader or the writer, does not block.
-func pipe(readerIsOurs bool) (reader, writer *os.File, err error) {
+// pipeOut makes a pipe from the program to us. Our end does not block.
+func pipeOut() (ours *os.File, theirs int, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, err
+		return nil, 0, err
 	}
-	if !readerIsOurs {
-		_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
+	if ours, err = unblocked(fds, 0); err != nil {
+		return nil, 0, err
 	}
-	mine := fds[1]
-	if readerIsOurs {
-		mine = fds[0]
-	}
-	if err := unix.SetNonblock(mine, true); err != nil {
-		_ = unix.Close(fds[0])
-		_ = unix.Close(fds[1])
-		return nil, nil, err
-	}
-	return os.NewFile(uintptr(fds[0]), "reader"), os.NewFile(uintptr(fds[1]), "writer"), nil
+	return ours, fds[1], nil
 }
 
-func closeOnce(files []*os.File) {
-	for i, file := range files {
-		if !slices.Contains(files[:i], file) {
-			file.Close()
-		}
+// pipeIn makes a pipe from us to the program. Our end does not block.
+func pipeIn() (theirs int, ours *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return 0, nil, err
 	}
+	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
+	if ours, err = unblocked(fds, 1); err != nil {
+		return 0, nil, err
+	}
+	return fds[0], ours, nil
+}
+
+// unblocked makes a file of our end of a new pipe, which has no flags yet. If it fails the pipe is closed.
+func unblocked(fds [2]int, which int) (*os.File, error) {
+	if _, err := unix.FcntlInt(uintptr(fds[which]), unix.F_SETFL, unix.O_NONBLOCK); err != nil {
+		_ = unix.Close(fds[0])
+		_ = unix.Close(fds[1])
+		return nil, err
+	}
+	return os.NewFile(uintptr(fds[which]), "pipe"), nil
 }
 
 // explain says why a program could not be started.

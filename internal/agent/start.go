@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -160,9 +161,16 @@ func (a *Agent) permit(name string) (account, error) {
 func (a *Agent) keep(p *process, files spawned, exited <-chan struct{}) {
 	var pumps sync.WaitGroup
 	outputs := []*os.File{stdout: files.stdout, stderr: files.stderr}
+	var open atomic.Int32
 	for stream, file := range outputs {
 		if file != nil {
-			pumps.Go(func() { p.pump(stream, file, a.abandon) })
+			open.Add(1)
+			pumps.Go(func() {
+				p.pump(stream, file, a.abandon)
+				if open.Add(-1) == 0 {
+					a.reaper.look() // nobody has its output open any more: most likely it has ended
+				}
+			})
 		}
 	}
 	<-exited

@@ -1,12 +1,14 @@
 package agent
 
 import (
-	"bufio"
 	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"carrel.dev/carrel/internal/carrel"
 )
@@ -18,6 +20,9 @@ const (
 	boxHome = "/home/carrel"
 	// maxEtc bounds what is read of a file in /etc, in bytes.
 	maxEtc = 4 << 20
+	// maxCachedEtc is the largest file that is remembered, in bytes; maxCachedFiles is how many are.
+	maxCachedEtc   = 64 << 10
+	maxCachedFiles = 16
 )
 
 // account is a user as a process needs it.
@@ -74,16 +79,62 @@ func lookupUser(root, name string) (account, error) {
 // etcLines gives the fields of each line of a file such as /etc/passwd; none if it cannot be read.
 func etcLines(path string) func(yield func([]string) bool) {
 	return func(yield func([]string) bool) {
-		file, err := os.Open(path)
-		if err != nil {
-			return
-		}
-		defer file.Close()
-		lines := bufio.NewScanner(io.LimitReader(file, maxEtc))
-		for lines.Scan() {
-			if !yield(strings.Split(lines.Text(), ":")) {
+		for line := range strings.Lines(etc.read(path)) {
+			if !yield(strings.Split(strings.TrimRight(line, "\r\n"), ":")) {
 				return
 			}
 		}
 	}
+}
+
+// etcCache remembers small files that every command needs, for as long as they do not change. It is safe for concurrent use.
+type etcCache struct {
+	mu    sync.Mutex
+	files map[string]etcFile
+}
+
+type etcFile struct {
+	is   etcIdentity
+	text string
+}
+
+// etcIdentity of a file changes whenever its content does.
+type etcIdentity struct {
+	device, inode    uint64
+	size             int64
+	written, changed unix.Timespec
+}
+
+var etc etcCache
+
+// read gives the text of a file, "" if it cannot be read.
+func (c *etcCache) read(path string) string {
+	// Before it is read: what is written meanwhile is then seen the next time.
+	var stat unix.Stat_t
+	if err := unix.Stat(path, &stat); err != nil {
+		return ""
+	}
+	is := etcIdentity{stat.Dev, stat.Ino, stat.Size, stat.Mtim, stat.Ctim}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if known, ok := c.files[path]; ok && known.is == is {
+		return known.text
+	}
+	delete(c.files, path)
+	file, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, maxEtc))
+	if err != nil {
+		return ""
+	}
+	if len(data) <= maxCachedEtc && len(c.files) < maxCachedFiles {
+		if c.files == nil {
+			c.files = map[string]etcFile{}
+		}
+		c.files[path] = etcFile{is, string(data)}
+	}
+	return string(data)
 }
