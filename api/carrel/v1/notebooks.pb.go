@@ -2402,6 +2402,7 @@ type NotebookEvent struct {
 	//	*NotebookEvent_Gap
 	//	*NotebookEvent_Live
 	//	*NotebookEvent_KeepAlive
+	//	*NotebookEvent_Unsaved
 	Event         isNotebookEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2621,6 +2622,15 @@ func (x *NotebookEvent) GetKeepAlive() bool {
 	return false
 }
 
+func (x *NotebookEvent) GetUnsaved() string {
+	if x != nil {
+		if x, ok := x.Event.(*NotebookEvent_Unsaved); ok {
+			return x.Unsaved
+		}
+	}
+	return ""
+}
+
 type isNotebookEvent_Event interface {
 	isNotebookEvent_Event()
 }
@@ -2693,6 +2703,11 @@ type NotebookEvent_KeepAlive struct {
 	KeepAlive bool `protobuf:"varint,24,opt,name=keep_alive,json=keepAlive,proto3,oneof"`
 }
 
+type NotebookEvent_Unsaved struct {
+	// Sent when this changed: why the notebook's last change is not in the file yet, for people; empty: it is. As Notebook.unsaved.
+	Unsaved string `protobuf:"bytes,25,opt,name=unsaved,proto3,oneof"`
+}
+
 func (*NotebookEvent_Queued) isNotebookEvent_Event() {}
 
 func (*NotebookEvent_Started) isNotebookEvent_Event() {}
@@ -2722,6 +2737,8 @@ func (*NotebookEvent_Gap) isNotebookEvent_Event() {}
 func (*NotebookEvent_Live) isNotebookEvent_Event() {}
 
 func (*NotebookEvent_KeepAlive) isNotebookEvent_Event() {}
+
+func (*NotebookEvent_Unsaved) isNotebookEvent_Event() {}
 
 type ExecutionStarted struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -3411,7 +3428,7 @@ const file_carrel_v1_notebooks_proto_rawDesc = "" +
 	"\x03org\x18\x02 \x01(\tR\x03org\x12\x14\n" +
 	"\x05after\x18\x03 \x01(\tR\x05after\x12\x12\n" +
 	"\x04path\x18\x04 \x01(\tR\x04path\x12\x1c\n" +
-	"\texecution\x18\x05 \x01(\tR\texecution\"\x91\a\n" +
+	"\texecution\x18\x05 \x01(\tR\texecution\"\xad\a\n" +
 	"\rNotebookEvent\x12\x16\n" +
 	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
@@ -3435,7 +3452,8 @@ const file_carrel_v1_notebooks_proto_rawDesc = "" +
 	"\x03gap\x18\x16 \x01(\bH\x00R\x03gap\x12\x14\n" +
 	"\x04live\x18\x17 \x01(\bH\x00R\x04live\x12\x1f\n" +
 	"\n" +
-	"keep_alive\x18\x18 \x01(\bH\x00R\tkeepAliveB\a\n" +
+	"keep_alive\x18\x18 \x01(\bH\x00R\tkeepAlive\x12\x1a\n" +
+	"\aunsaved\x18\x19 \x01(\tH\x00R\aunsavedB\a\n" +
 	"\x05event\";\n" +
 	"\x10ExecutionStarted\x12'\n" +
 	"\x0fexecution_count\x18\x01 \x01(\x05R\x0eexecutionCount\"\x90\x01\n" +
@@ -3677,6 +3695,7 @@ func file_carrel_v1_notebooks_proto_init() {
 		(*NotebookEvent_Gap)(nil),
 		(*NotebookEvent_Live)(nil),
 		(*NotebookEvent_KeepAlive)(nil),
+		(*NotebookEvent_Unsaved)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
