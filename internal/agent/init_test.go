@@ -112,11 +112,14 @@ func TestPID1PreparesTheBox(t *testing.T) {
 		return // only root can make the namespace
 	}
 	b, _ := startInit(t, func(id *identity.Identity) { id.Sudo = true })
-	s := b.run(sh("id -u; cat .profile; stat -c %U:%a .; ps -o ppid= -p $$ | tr -d ' '"))
+	s := b.run(sh("id -u; cat .profile; stat -c %U:%a .; ps -o ppid= -p $$ | tr -d ' '; ulimit -Sn"))
 	lines := strings.Split(s.out[stdout].String(), "\n")
 	require.Equal(t, "1000", lines[0], s.out[stderr].String())
 	require.Equal(t, "# hello", lines[1])
 	require.Equal(t, "1", lines[3])
+	var files unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &files))
+	require.Equal(t, fmt.Sprint(min(openFiles, files.Max)), lines[4], "Go raises this limit for itself alone")
 	read := func(name string) string {
 		data, err := os.ReadFile(filepath.Join(b.dir, "etc", name))
 		require.NoError(t, err)

@@ -19,7 +19,7 @@ import (
 // setUp prepares the box before its first process. What fails does not keep the rest from being done.
 func (a *Agent) setUp() error {
 	id, _ := a.current()
-	return errors.Join(a.setUpUser(), a.setUpHome(), a.applyIdentity(id, identity.Identity{}), loopbackUp())
+	return errors.Join(a.setUpUser(), a.setUpHome(), a.applyIdentity(id, identity.Identity{}), limitFiles(), loopbackUp())
 }
 
 // applyIdentity does what depends on the identity, also after a restore; before is the one that it takes the place of.
