@@ -208,7 +208,7 @@ func (r *Reconciler) assign(ctx context.Context, lease store.Lease, assigns []st
 			if s.box.Run == nil || s.box.Run.AnsweredGeneration() < s.box.Generation {
 				r.metrics.lag.Observe(now.Sub(s.box.IntentAt).Seconds())
 			}
-			log.Info("run assigned", "run", result.Run, "epoch", result.Epoch, "snapshot", s.assign.Snapshot, "memory", s.assign.WithMemory)
+			log.Info("run assigned", "run", result.Run, "epoch", result.Epoch, "snapshot", s.assign.Snapshot, "memory", s.assign.WithMemory, "prebuild", s.assign.Clone)
 		case errors.Is(result.Err, store.ErrNoRoom):
 			r.metrics.steps.WithLabelValues(string(stepAssign), "no_room").Inc()
 			r.fleets.forget()

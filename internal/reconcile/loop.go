@@ -115,6 +115,10 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error {
+		(&duty{r: r, name: "prepare", label: "prepare", every: r.cfg.Poll, topics: []string{store.TopicPrepare, store.TopicImages}, tick: r.tickPrepare}).run(ctx)
+		return nil
+	})
+	g.Go(func() error {
 		(&duty{r: r, name: "prune", label: "prune", every: 60 * r.cfg.Poll, tick: r.tickPrune}).run(ctx)
 		return nil
 	})

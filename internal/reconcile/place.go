@@ -51,7 +51,7 @@ func (m *machine) online(now time.Time) bool {
 
 // diskNeed is what a box still needs of the node's disk: where its files are, it has its room already.
 func (m *machine) diskNeed(b *store.Box) int64 {
-	if b.HomeNode == m.ID {
+	if b.HomeNode == m.ID && b.Purpose != carrel.PurposePrebuild {
 		return 0
 	}
 	return b.Resources.DiskBytes()
@@ -112,8 +112,9 @@ func (m *machine) lacks(what string, need, free, all int64, unit func(int64) str
 
 // placement is where a box goes, or why it cannot go anywhere.
 type placement struct {
-	node    *machine // nil: nowhere
-	why     string   // why this node, for the event
+	node    *machine          // nil: nowhere
+	why     string            // why this node, for the event
+	clone   carrel.SnapshotID // of a prebuild there that it begins from
 	reason  string
 	message string
 	next    string // empty: what the table of remedies says
@@ -128,6 +129,9 @@ func place(b *store.Box, now time.Time, f *fleet) placement {
 	if b.Snapshot != nil {
 		return placeAtFiles(b, now, f)
 	}
+	if b.Purpose == carrel.PurposePrebuild {
+		f = f.only(b.HomeNode)
+	}
 	var best *machine
 	var bestScore float64
 	refusals := map[*machine]*refusal{}
@@ -141,7 +145,12 @@ func place(b *store.Box, now time.Time, f *fleet) placement {
 		}
 	}
 	if best != nil {
-		return placement{node: best, why: fmt.Sprintf("placed on %s, the best of %d of %d nodes that have room", best.Name, len(f.nodes)-len(refusals), len(f.nodes))}
+		p := placement{node: best, why: fmt.Sprintf("placed on %s, the best of %d of %d nodes that have room", best.Name, len(f.nodes)-len(refusals), len(f.nodes))}
+		if made := best.prebuild(b); made != nil {
+			p.clone = made.Snapshot
+			p.why += "; cloned from a prebuild of " + made.TemplateName
+		}
+		return p
 	}
 	return explain(b, f, refusals)
 }
@@ -185,7 +194,38 @@ func (m *machine) score(b *store.Box) float64 {
 		share(m.FreeCPUMillis-b.Resources.CPUMillis, m.FreeCPUMillis+m.UsedCPUMillis),
 		share(m.FreeDiskBytes-m.diskNeed(b), m.FreeDiskBytes+m.ReservedDiskBytes),
 	)
-	return left - 0.02*float64(min(m.orgs[b.Org], 25))
+	left -= 0.02 * float64(min(m.orgs[b.Org], 25))
+	if m.prebuild(b) != nil {
+		left += prebuildWorth
+	}
+	return left
+}
+
+// prebuildWorth is what a prebuild on a node counts: as much as half of the node being free. So a node that is nearly full does not get every
+// box of a template because it was the first to prepare it.
+const prebuildWorth = 0.5
+
+// prebuild is the newest from which a box may begin here; nil: none. Only the first run of a box begins from one: whatever went wrong with that
+// does not go wrong twice.
+func (m *machine) prebuild(b *store.Box) *store.Prebuild {
+	if b.Run != nil || b.Snapshot != nil || b.Purpose == carrel.PurposePrebuild {
+		return nil
+	}
+	for i := range slices.Backward(m.Prebuilds) {
+		if m.Prebuilds[i].Usable(b, &m.Node) {
+			return &m.Prebuilds[i]
+		}
+	}
+	return nil
+}
+
+// only is the fleet with one node, or none if that is not known.
+func (f *fleet) only(id carrel.NodeID) *fleet {
+	one := &fleet{byID: map[carrel.NodeID]*machine{}}
+	if m := f.byID[id]; m != nil {
+		one.nodes, one.byID[id] = []*machine{m}, m
+	}
+	return one
 }
 
 func share(part, all int64) float64 {

@@ -95,7 +95,7 @@ func planAssign(b *store.Box, now time.Time, f *fleet) step {
 	p.node.take(b)
 	a := store.AssignRun{
 		Box: b.ID, Node: p.node.ID, Epoch: v.Epoch, Generation: v.Generation,
-		WithMemory: v.StartsWithMemory(), Message: p.why,
+		WithMemory: v.StartsWithMemory(), Clone: p.clone, Message: p.why,
 	}
 	if v.Snapshot != nil {
 		a.Snapshot = v.Snapshot.ID

@@ -73,7 +73,7 @@ func (b *Box) markedIdle() bool { return !b.IdleSince.IsZero() && b.Live() }
 func (t *tx) setLooks(ctx context.Context, boxes []*Box) error {
 	p := db.SetLooksParams{Now: t.now}
 	for _, b := range boxes {
-		if !b.Live() || b.Run.Phase != carrel.PhaseRunning {
+		if !b.Live() || b.Run.Phase != carrel.PhaseRunning || b.Purpose != carrel.PurposeUser {
 			continue
 		}
 		p.Boxes, p.Orgs = append(p.Boxes, string(b.ID)), append(p.Orgs, string(b.Org))

@@ -21,6 +21,9 @@ type AssignRun struct {
 	// Snapshot to begin from: the newest of the box, on this node. Empty: the box has none.
 	Snapshot   carrel.SnapshotID
 	WithMemory bool
+	// Clone is the snapshot of a prebuild on this node, with whose memory a box begins that has no snapshot of its own. Empty: it
+	// begins fresh.
+	Clone carrel.SnapshotID
 	// Message of the event, such as why this node was taken; empty: a plain one.
 	Message string
 }
@@ -63,6 +66,10 @@ func (s *Store) AssignRuns(ctx context.Context, lease Lease, as []AssignRun) ([]
 		if _, err := t.LockBoxes(ctx, boxIDs); err != nil {
 			return fmt.Errorf("lock the boxes: %w", err)
 		}
+		clones, err := t.lockClones(ctx, as)
+		if err != nil {
+			return err
+		}
 		// The node's row orders everything that takes room on it, so the sums below are true until the commit.
 		if _, err := t.LockNodes(ctx, nodeIDs); err != nil {
 			return fmt.Errorf("lock the nodes: %w", err)
@@ -90,7 +97,7 @@ func (s *Store) AssignRuns(ctx context.Context, lease Lease, as []AssignRun) ([]
 			}
 		}
 		for i, a := range as {
-			results[i], err = t.assign(ctx, cluster, a, boxes[a.Box], nodes[a.Node])
+			results[i], err = t.assign(ctx, cluster, a, boxes[a.Box], nodes[a.Node], clones[a.Clone])
 			if err != nil {
 				return fmt.Errorf("assign box %s: %w", a.Box, err)
 			}
@@ -102,7 +109,7 @@ func (s *Store) AssignRuns(ctx context.Context, lease Lease, as []AssignRun) ([]
 }
 
 // assign makes one run if box and node are as they must be. Both are locked; the node is kept true for those that follow.
-func (t *tx) assign(ctx context.Context, cluster Cluster, a AssignRun, b *Box, n *Node) (AssignResult, error) {
+func (t *tx) assign(ctx context.Context, cluster Cluster, a AssignRun, b *Box, n *Node, clone db.LockClonesRow) (AssignResult, error) {
 	refuse := func(err error, why string) (AssignResult, error) {
 		return AssignResult{Err: fmt.Errorf("%w: %s", err, why)}, nil
 	}
@@ -119,6 +126,8 @@ func (t *tx) assign(ctx context.Context, cluster Cluster, a AssignRun, b *Box, n
 		return refuse(ErrChanged, "the box has another snapshot, or has it on another node")
 	case a.WithMemory && (!b.HasMemory() || b.Snapshot.BootGeneration < b.BootGeneration):
 		return refuse(ErrChanged, "the snapshot's memory cannot be used")
+	case a.Clone != "" && (b.Snapshot != nil || !b.Cloneable || clone.ID != a.Clone || clone.NodeID != a.Node || clone.Recipe != b.Recipe):
+		return refuse(ErrChanged, "the box cannot begin from this prebuild")
 	case n == nil || !n.Schedulable || n.FactsAt.IsZero():
 		return refuse(ErrNoRoom, "the node takes no runs")
 	}
@@ -130,7 +139,7 @@ func (t *tx) assign(ctx context.Context, cluster Cluster, a AssignRun, b *Box, n
 		return refuse(ErrNoRoom, "the node does not hold the image")
 	}
 	disk := b.Resources.DiskBytes()
-	if b.HomeNode == n.ID {
+	if b.HomeNode == n.ID && b.Purpose != carrel.PurposePrebuild {
 		disk = 0 // it is reserved already
 	}
 	switch {
@@ -145,12 +154,15 @@ func (t *tx) assign(ctx context.Context, cluster Cluster, a AssignRun, b *Box, n
 	n.FreeCPUMillis -= spec.Resources.CPUMillis
 	n.FreeDiskBytes -= disk
 
-	run := carrel.NewRunID()
+	run, from := carrel.NewRunID(), a.Snapshot
+	if a.Clone != "" {
+		from = a.Clone
+	}
 	// Epochs are ordered by (incarnation, n): those of a later incarnation are above all earlier ones.
 	epoch := max(b.Epoch, (cluster.Incarnation-1)<<40) + 1
 	err = t.InsertRun(ctx, db.InsertRunParams{
 		ID: run, OrgID: b.Org, BoxID: b.ID, NodeID: n.ID, Epoch: epoch, BootGeneration: b.BootGeneration, Spec: encode(spec),
-		CpuMillis: spec.Resources.CPUMillis, MemoryBytes: spec.Resources.MemoryBytes, FromSnapshot: a.Snapshot, WithMemory: a.WithMemory,
+		CpuMillis: spec.Resources.CPUMillis, MemoryBytes: spec.Resources.MemoryBytes, FromSnapshot: from, WithMemory: a.WithMemory,
 		CreatedAt: t.now, Generation: b.Generation,
 		Phases: encode([]carrel.PhaseAt{{Phase: carrel.PhaseAssigned, At: t.now, Generation: b.Generation}}),
 	})
@@ -180,7 +192,7 @@ func (t *tx) runSpec(ctx context.Context, a AssignRun, b *Box) (RunSpec, error) 
 			return spec, fmt.Errorf("read the spec of the snapshot's run: %w", err)
 		}
 		err = decode(data, &spec, "a run's spec")
-		spec.BoxName = b.Name
+		spec.BoxName, spec.Clone, spec.Prepare = b.Name, false, nil
 		return spec, err
 	}
 	row, err := t.TemplateByID(ctx, b.TemplateID)
@@ -191,7 +203,34 @@ func (t *tx) runSpec(ctx context.Context, a AssignRun, b *Box) (RunSpec, error) 
 		return spec, fmt.Errorf("read the template: %w", err)
 	}
 	tpl, err := templateOf(templateRow(row))
-	return RunSpec{
-		BoxName: b.Name, ImageDigest: b.ImageDigest, Resources: b.Resources, Env: b.Env, Sudo: tpl.Sudo, Startup: tpl.Startup,
-	}, err
+	spec = RunSpec{BoxName: b.Name, ImageDigest: b.ImageDigest, Resources: b.Resources, Env: b.Env, Sudo: tpl.Sudo, Startup: tpl.Startup, Clone: a.Clone != ""}
+	if a.Snapshot == "" {
+		spec.Prepare = tpl.Prebuild
+		if b.Purpose == carrel.PurposeUser {
+			spec.Prepare = tpl.Prebuild.ForFresh()
+		}
+	}
+	return spec, err
+}
+
+// lockClones keeps the prebuilds' snapshots that boxes are to begin from until the commit.
+func (t *tx) lockClones(ctx context.Context, as []AssignRun) (map[carrel.SnapshotID]db.LockClonesRow, error) {
+	var ids []string
+	for _, a := range as {
+		if a.Clone != "" {
+			ids = append(ids, string(a.Clone))
+		}
+	}
+	if len(ids) == 0 {
+		return nil, nil //nolint:nilnil // an empty map
+	}
+	rows, err := t.LockClones(ctx, ids)
+	if err != nil {
+		return nil, fmt.Errorf("lock the prebuilds: %w", err)
+	}
+	found := map[carrel.SnapshotID]db.LockClonesRow{}
+	for _, r := range rows {
+		found[r.ID] = r
+	}
+	return found, nil
 }

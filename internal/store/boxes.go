@@ -129,6 +129,9 @@ func (s *Store) ResolveBox(ctx context.Context, scope Scope, org carrel.OrgID, r
 		if err == nil {
 			box, err = t.box(ctx, id)
 		}
+		if err == nil && box.Purpose != carrel.PurposeUser {
+			box, err = nil, pgx.ErrNoRows
+		}
 		if errors.Is(err, pgx.ErrNoRows) {
 			return carrel.NotFound("box", ref)
 		}
@@ -309,7 +312,7 @@ func (s *Store) ChangedBoxes(ctx context.Context, scope Scope, org carrel.OrgID,
 		if since, mark, err = t.mark(ctx, since); err != nil {
 			return err
 		}
-		boxes, err = t.boxes(ctx, `where ($1 = '' or b.org_id = $1) and ($2 = '' or b.id = $2)
+		boxes, err = t.boxes(ctx, `where b.purpose = '' and ($1 = '' or b.org_id = $1) and ($2 = '' or b.id = $2)
 			and (b.changed_xid >= $3 or $3 = 0) and ($3 > 0 or b.deleted_at is null) order by b.id`, string(org), string(box), since)
 		return err
 	})

@@ -15,12 +15,13 @@ import (
 // selectBoxes reads boxes with the newest of their runs and of their snapshots; conditions on b and t follow it. It is
 // the only place that knows how a Box is put together.
 const selectBoxes = `
-select b.id, b.org_id, b.owner_id, b.name, t.name, b.template_id, t.version, b.image_digest, b.resources, b.labels, b.env, b.region,
+select b.id, b.org_id, coalesce(b.owner_id, ''), b.name, t.name, b.template_id, t.version, b.image_digest, b.resources, b.labels, b.env, b.region,
 	b.etag, coalesce(b.home_node, ''), b.created_at, b.updated_at, b.intent_at, b.deleted_at, b.touched,
 	b.intent, b.generation, b.boot_generation, b.epoch, b.failure, b.intent_by, b.idle_since, b.idle, t.idle, b.awake_until, b.awake_by,
 	r.id, r.node_id, r.epoch, r.boot_generation, r.with_memory, r.phase, r.generation, r.reason, r.message, r.transient, r.failed_order,
 	r.phases, r.created_at, r.ended_at, r.started_from, r.notice,
-	s.id, s.node_id, s.kind, s.memory_retired_at is not null, s.boot_generation, s.taken_at
+	s.id, s.node_id, s.kind, s.memory_retired_at is not null, s.boot_generation, s.taken_at,
+	b.purpose, t.recipe, t.prebuild is not null and b.resources - 'cpu_millis' = t.resources - 'cpu_millis', coalesce(r.from_snapshot, ''), t.org_id
 from boxes b
 join templates t on t.id = b.template_id
 left join runs r on r.box_id = b.id and r.epoch = b.epoch
@@ -55,7 +56,8 @@ func scanBox(row pgx.CollectableRow) (*Box, error) {
 		&b.Intent, &b.Generation, &b.BootGeneration, &b.Epoch, &failure, &b.IntentBy, &idleSince, &idle, &templateIdle, &awakeUntil, &b.AwakeBy,
 		&runID, &runNode, &runEpoch, &runBoot, &withMemory, &phase, &runGeneration, &reason, &message, &transient, &order,
 		&phases, &runCreated, &runEnded, &startedFrom, &notice,
-		&snapshotID, &snapshotNode, &snapshotKind, &memoryRetired, &snapshotBoot, &snapshotAt)
+		&snapshotID, &snapshotNode, &snapshotKind, &memoryRetired, &snapshotBoot, &snapshotAt,
+		&b.Purpose, &b.Recipe, &b.Cloneable, &b.RunFrom, &b.TemplateOrg)
 	if err != nil {
 		return nil, fmt.Errorf("read a box: %w", err)
 	}

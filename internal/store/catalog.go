@@ -41,6 +41,7 @@ func (s *Store) PushTemplate(ctx context.Context, scope Scope, request Request, 
 		}
 		pushed = tpl
 		pushed.ID, pushed.Version, pushed.CreatedAt = carrel.NewTemplateID(), 1, t.now
+		pushed.Recipe = recipeOf(tpl)
 		switch row, err := t.NewestTemplate(ctx, tpl.Org, tpl.Name, 0); {
 		case err == nil:
 			newest, err := templateOf(templateRow(row))
@@ -59,7 +60,7 @@ func (s *Store) PushTemplate(ctx context.Context, scope Scope, request Request, 
 			ID: pushed.ID, OrgID: tpl.Org, Name: tpl.Name, Version: pushed.Version, Description: tpl.Description, Image: tpl.Image,
 			ImageDigest: tpl.ImageDigest, Resources: encode(tpl.Resources), Env: encodeMap(tpl.Env), Labels: encodeMap(tpl.Labels),
 			Sudo: tpl.Sudo, Startup: encodeList(tpl.Startup), CreatedBy: scope.User, CreatedAt: t.now, RequestID: request.ID, RequestHash: request.Hash,
-			Idle: encode(tpl.Idle),
+			Idle: encode(tpl.Idle), Prebuild: encodePrebuild(tpl.Prebuild), Recipe: pushed.Recipe,
 		})
 		if err != nil {
 			return fmt.Errorf("insert the template: %w", err)
@@ -67,6 +68,7 @@ func (s *Store) PushTemplate(ctx context.Context, scope Scope, request Request, 
 		if err := t.audit(ctx, tpl.Org, string(pushed.ID), fmt.Sprintf("%s@%d", tpl.Name, pushed.Version)); err != nil {
 			return err
 		}
+		t.wake(TopicPrepare)
 		row, err := t.TemplateByID(ctx, pushed.ID)
 		if err != nil {
 			return fmt.Errorf("read the template again: %w", err)
@@ -80,7 +82,7 @@ func (s *Store) PushTemplate(ctx context.Context, scope Scope, request Request, 
 // sameTemplate compares what a template says, not when it was pushed.
 func sameTemplate(a, b Template) bool {
 	plain := func(t Template) Template {
-		t.ID, t.Version, t.CreatedAt = "", 0, a.CreatedAt
+		t.ID, t.Version, t.CreatedAt, t.Recipe = "", 0, a.CreatedAt, ""
 		if len(t.Env) == 0 {
 			t.Env = nil
 		}
@@ -100,9 +102,14 @@ type templateRow db.NewestTemplateRow
 func templateOf(r templateRow) (Template, error) {
 	t := Template{
 		ID: r.ID, Org: r.OrgID, Name: r.Name, Version: r.Version, Description: r.Description, Image: r.Image, ImageDigest: r.ImageDigest,
-		Sudo: r.Sudo, CreatedAt: r.CreatedAt.UTC(),
+		Sudo: r.Sudo, Recipe: r.Recipe, CreatedAt: r.CreatedAt.UTC(),
 	}
-	return t, errors.Join(decode(r.Resources, &t.Resources, "resources"), decode(r.Env, &t.Env, "env"),
+	var err error
+	if len(r.Prebuild) > 0 {
+		t.Prebuild = &carrel.Prebuild{}
+		err = decode(r.Prebuild, t.Prebuild, "a prebuild")
+	}
+	return t, errors.Join(err, decode(r.Resources, &t.Resources, "resources"), decode(r.Env, &t.Env, "env"),
 		decode(r.Labels, &t.Labels, "labels"), decode(r.Startup, &t.Startup, "startup commands"), decode(r.Idle, &t.Idle, "an idle policy"))
 }
 

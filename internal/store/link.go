@@ -199,6 +199,8 @@ type DesiredRun struct {
 	WithMemory bool
 	// IdleSince is the time after which use of the box undoes the order; zero: nothing does.
 	IdleSince time.Time
+	// Identity is raised when the box becomes a user's.
+	Identity int64
 	// BusyCPUMillis is the CPU above which the box counts as working; carrel.NeverCPU: none does.
 	BusyCPUMillis int64
 }
@@ -256,7 +258,7 @@ func desiredRun(r db.DesiredRunsRow) (DesiredRun, error) {
 	}
 	run := DesiredRun{
 		Run: r.ID, Box: r.BoxID, Org: r.OrgID, Epoch: r.Epoch, Order: view.OrderOf(), Generation: r.BoxGeneration, Phase: r.Phase,
-		Snapshot: r.FromSnapshot, WithMemory: r.WithMemory,
+		Snapshot: r.FromSnapshot, Identity: r.Identity,
 	}
 	if run.Order == carrel.OrderPause || run.Order == carrel.OrderStop {
 		run.IdleSince = timeOf(r.IdleSince)
@@ -266,7 +268,9 @@ func desiredRun(r db.DesiredRunsRow) (DesiredRun, error) {
 		return run, err
 	}
 	run.BusyCPUMillis = sources.Policy().BusyCPUMillis
-	return run, decode(r.Spec, &run.Spec, "a run's spec")
+	err := decode(r.Spec, &run.Spec, "a run's spec")
+	run.WithMemory = r.WithMemory || run.Spec.Clone
+	return run, err
 }
 
 type choreRow db.DueChoresRow

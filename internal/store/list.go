@@ -119,6 +119,7 @@ func (l *ListBoxes) condition(order listOrder, after *cursor, limit int) (string
 	if len(l.Labels) > 0 {
 		add("b.labels @> $%d::jsonb", string(encodeMap(l.Labels)))
 	}
+	where = append(where, "b.purpose = ''")
 	if !l.ShowDeleted {
 		where = append(where, "b.deleted_at is null")
 	}

@@ -94,8 +94,21 @@ func (s *Store) BoxesOnSilentNodes(ctx context.Context, before time.Time, limit 
 func (s *Store) Nodes(ctx context.Context) ([]Node, error) {
 	var nodes []Node
 	err := s.read(ctx, "Nodes", SystemScope(), func(t *tx) (err error) {
-		nodes, err = t.nodes(ctx, "")
-		return err
+		if nodes, err = t.nodes(ctx, ""); err != nil {
+			return err
+		}
+		prebuilds, err := t.prebuilds(ctx)
+		if err != nil {
+			return err
+		}
+		for i := range nodes {
+			for _, p := range prebuilds {
+				if p.Node == nodes[i].ID && p.Snapshot != "" {
+					nodes[i].Prebuilds = append(nodes[i].Prebuilds, p)
+				}
+			}
+		}
+		return nil
 	})
 	return nodes, err
 }
@@ -134,6 +147,9 @@ func (s *Store) RecordFailure(ctx context.Context, lease Lease, box carrel.BoxID
 			due = timePtr(f.RetryAt)
 		}
 		t.wake(TopicWatch)
+		if f.Reason == carrel.ReasonNoRoom || b.Purpose != carrel.PurposeUser {
+			t.wake(TopicPrepare) // a warm pool may give way
+		}
 		if b.Failure == nil || b.Failure.Reason != f.Reason || b.Failure.Generation != f.Generation || b.Failure.Transient != f.Transient {
 			if err := t.event(ctx, b.Org, b.ID, "", "failed", f.Message, "reconcile"); err != nil {
 				return err

@@ -39,6 +39,8 @@ type RunReport struct {
 	Snapshot    carrel.SnapshotID
 	StartedFrom string
 	Notice      string
+	// CloneFailure is the reason for which it could not begin from a prebuild.
+	CloneFailure string
 }
 
 // ChoreReport is how far a chore is.
@@ -140,6 +142,9 @@ func (t *tx) recordRuns(ctx context.Context, node carrel.NodeID, reports []RunRe
 			continue
 		}
 		if run.apply(report, t.now) {
+			if err := t.condemn(ctx, run, report); err != nil {
+				return err
+			}
 			continue
 		}
 		t.s.log.Debug("report passed over", "node", node, "run", report.Run, "sequence", report.Sequence, "phase", report.Phase)
@@ -163,6 +168,9 @@ func (t *tx) recordRuns(ctx context.Context, node carrel.NodeID, reports []RunRe
 		return err
 	}
 	for _, b := range list {
+		if b.Purpose != carrel.PurposeUser {
+			t.wake(TopicPrepare)
+		}
 		if err := t.SetNextDue(ctx, b.ID, t.dueAfter(&b.BoxView), t.now); err != nil {
 			return fmt.Errorf("touch box %s: %w", b.ID, err)
 		}
@@ -243,6 +251,10 @@ func eventOf(row *db.LockRunsRow) (runEvent, bool) {
 			message = "the box runs, resumed with its memory"
 		case "disk":
 			message = "the box runs, started from its files"
+		case "prebuild":
+			message = "the box runs, cloned from its template's prebuild"
+		case "pool":
+			message = "the box runs, taken from its template's warm pool"
 		}
 		if row.Notice != "" {
 			message += "; " + row.Notice

@@ -75,7 +75,7 @@ func (s *Store) routes(ctx context.Context, since int64) ([]Route, int64, error)
 			return err
 		}
 		mark = next
-		routes, err = t.routes(ctx, "(b.changed_xid >= $1 and $1 > 0) or (r.id is not null and $1 = 0)", from)
+		routes, err = t.routes(ctx, "b.purpose = '' and ((b.changed_xid >= $1 and $1 > 0) or (r.id is not null and $1 = 0))", from)
 		return err
 	})
 	return routes, mark, err

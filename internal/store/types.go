@@ -108,7 +108,10 @@ type Template struct {
 	Sudo        bool
 	Startup     []string
 	Idle        carrel.IdlePolicy // what the file says
-	CreatedAt   time.Time
+	Prebuild    *carrel.Prebuild  // nil: nothing is prepared
+	// Recipe is a hash of all that a prepared box depends on. PushTemplate makes it.
+	Recipe    string
+	CreatedAt time.Time
 }
 
 // Image is an immutable root file system, or the attempt to make one.
@@ -166,26 +169,33 @@ type Box struct {
 	Template        string
 	TemplateID      carrel.TemplateID
 	TemplateVersion int32
+	TemplateOrg     carrel.OrgID
 	ImageDigest     string
 	Resources       carrel.Resources
 	Labels          map[string]string
 	Env             map[string]string
 	Region          string
-	Idle            carrel.IdlePolicy // what it says itself
-	TemplateIdle    carrel.IdlePolicy
-	AwakeUntil      time.Time // zero: nobody asked for that
-	AwakeBy         string
-	ETag            string        // changes with every change by a user
-	HomeNode        carrel.NodeID // where its files are; empty: nowhere yet
-	CreatedAt       time.Time
-	UpdatedAt       time.Time
-	IntentAt        time.Time // when the intent changed last
-	DeletedAt       time.Time // zero: it is not gone yet
+	// Purpose is why Carrel made it; empty: it is a user's.
+	Purpose carrel.Purpose
+	// Recipe of its template. Cloneable: a prebuild of that recipe is like a fresh start of this box.
+	Recipe       string
+	Cloneable    bool
+	Idle         carrel.IdlePolicy // what it says itself
+	TemplateIdle carrel.IdlePolicy
+	AwakeUntil   time.Time // zero: nobody asked for that
+	AwakeBy      string
+	ETag         string        // changes with every change by a user
+	HomeNode     carrel.NodeID // where its files are; empty: nowhere yet
+	CreatedAt    time.Time
+	UpdatedAt    time.Time
+	IntentAt     time.Time // when the intent changed last
+	DeletedAt    time.Time // zero: it is not gone yet
 	// Of the newest run.
 	RunCreatedAt time.Time
 	RunEndedAt   time.Time
 	StartedFrom  string
 	Notice       string
+	RunFrom      carrel.SnapshotID // it was told to begin from this
 	// Touched rises with every write to the box or one of its runs; writes of reconcilers are conditional on it.
 	Touched int64
 }
@@ -204,7 +214,8 @@ type Run struct {
 	EndedAt     time.Time
 }
 
-// RunSpec does not change in the life of a run. A run with memory has the spec of the run whose memory it is.
+// RunSpec does not change in the life of a run, but for name and environment when a prepared box becomes a user's. A run with memory has the
+// spec of the run whose memory it is.
 type RunSpec struct {
 	BoxName     string            `json:"box_name"`
 	ImageDigest string            `json:"image_digest"`
@@ -212,6 +223,10 @@ type RunSpec struct {
 	Env         map[string]string `json:"env,omitempty"`
 	Sudo        bool              `json:"sudo,omitempty"`
 	Startup     []string          `json:"startup,omitempty"`
+	// Clone: it begins from the memory of a prebuild, another box's.
+	Clone bool `json:"clone,omitempty"`
+	// Prepare is done at a fresh start before the box is ready.
+	Prepare *carrel.Prebuild `json:"prepare,omitempty"`
 }
 
 // Event is what happened to a box, for its people.
@@ -313,6 +328,7 @@ type NodeFacts struct {
 	Snapshots       []carrel.SnapshotID `json:"snapshots,omitempty"`
 	QuarantinedRuns []string            `json:"quarantined_runs,omitempty"`
 	ProxyAddress    string              `json:"proxy_address,omitempty"`
+	AgentSHA256     string              `json:"agent_sha256,omitempty"`
 }
 
 // Node is a machine: what an administrator wants of it, what it said of itself, and what is reserved on it.
@@ -338,6 +354,8 @@ type Node struct {
 	FreeCPUMillis   int64
 	FreeMemoryBytes int64
 	FreeDiskBytes   int64
+	// Prebuilds that are ready, the oldest first; read by Nodes alone.
+	Prebuilds []Prebuild
 }
 
 // Gateway is a machine at the edge.

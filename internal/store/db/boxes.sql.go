@@ -13,7 +13,7 @@ import (
 )
 
 const boxOfName = `-- name: BoxOfName :one
-select id from boxes where org_id = $1 and name = $2 and deleted_at is null
+select id from boxes where org_id = $1 and name = $2 and deleted_at is null and purpose = ''
 order by (intent <> 'deleted') desc, created_at desc limit 1
 `
 
@@ -60,7 +60,7 @@ func (q *Queries) BoxesOfRuns(ctx context.Context, ids []string) ([]carrel.BoxID
 }
 
 const countBoxes = `-- name: CountBoxes :one
-select count(*) from (select 1 from boxes where org_id = $1 and intent <> 'deleted' limit $2::int) as counted
+select count(*) from (select 1 from boxes where org_id = $1 and intent <> 'deleted' and purpose = '' limit $2::int) as counted
 `
 
 func (q *Queries) CountBoxes(ctx context.Context, orgID carrel.OrgID, most int32) (int64, error) {

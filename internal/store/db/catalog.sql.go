@@ -281,8 +281,8 @@ func (q *Queries) InsertImage(ctx context.Context, arg InsertImageParams) error 
 
 const insertTemplate = `-- name: InsertTemplate :exec
 insert into templates (id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup,
-	created_by, created_at, request_id, request_hash, idle)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+	created_by, created_at, request_id, request_hash, idle, prebuild, recipe)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
 `
 
 type InsertTemplateParams struct {
@@ -303,6 +303,8 @@ type InsertTemplateParams struct {
 	RequestID   string
 	RequestHash []byte
 	Idle        []byte
+	Prebuild    []byte
+	Recipe      string
 }
 
 func (q *Queries) InsertTemplate(ctx context.Context, arg InsertTemplateParams) error {
@@ -324,6 +326,8 @@ func (q *Queries) InsertTemplate(ctx context.Context, arg InsertTemplateParams) 
 		arg.RequestID,
 		arg.RequestHash,
 		arg.Idle,
+		arg.Prebuild,
+		arg.Recipe,
 	)
 	return err
 }
@@ -391,7 +395,7 @@ func (q *Queries) ListImages(ctx context.Context, org string, afterID string, af
 }
 
 const listTemplates = `-- name: ListTemplates :many
-select t.id, t.org_id, t.name, t.version, t.description, t.image, t.image_digest, t.resources, t.env, t.labels, t.sudo, t.startup, t.idle, t.created_at
+select t.id, t.org_id, t.name, t.version, t.description, t.image, t.image_digest, t.resources, t.env, t.labels, t.sudo, t.startup, t.idle, t.prebuild, t.recipe, t.created_at
 from templates t
 where ($1::text = '' or t.org_id = $1::text or t.org_id = (select system_org from cluster))
 	and ($2::boolean or not exists
@@ -423,6 +427,8 @@ type ListTemplatesRow struct {
 	Sudo        bool
 	Startup     []byte
 	Idle        []byte
+	Prebuild    []byte
+	Recipe      string
 	CreatedAt   time.Time
 }
 
@@ -456,6 +462,8 @@ func (q *Queries) ListTemplates(ctx context.Context, arg ListTemplatesParams) ([
 			&i.Sudo,
 			&i.Startup,
 			&i.Idle,
+			&i.Prebuild,
+			&i.Recipe,
 			&i.CreatedAt,
 		); err != nil {
 			return nil, err
@@ -503,7 +511,7 @@ func (q *Queries) LockTemplateName(ctx context.Context, org string, name string)
 }
 
 const newestTemplate = `-- name: NewestTemplate :one
-select id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup, idle, created_at
+select id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup, idle, prebuild, recipe, created_at
 from templates where org_id = $1 and name = $2 and ($3::int = 0 or version = $3::int)
 order by version desc limit 1
 `
@@ -522,6 +530,8 @@ type NewestTemplateRow struct {
 	Sudo        bool
 	Startup     []byte
 	Idle        []byte
+	Prebuild    []byte
+	Recipe      string
 	CreatedAt   time.Time
 }
 
@@ -542,6 +552,8 @@ func (q *Queries) NewestTemplate(ctx context.Context, orgID carrel.OrgID, name s
 		&i.Sudo,
 		&i.Startup,
 		&i.Idle,
+		&i.Prebuild,
+		&i.Recipe,
 		&i.CreatedAt,
 	)
 	return i, err
@@ -621,7 +633,7 @@ func (q *Queries) ProgressImage(ctx context.Context, iD carrel.ImageID, progress
 }
 
 const templateByID = `-- name: TemplateByID :one
-select id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup, idle, created_at
+select id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup, idle, prebuild, recipe, created_at
 from templates where id = $1
 `
 
@@ -639,6 +651,8 @@ type TemplateByIDRow struct {
 	Sudo        bool
 	Startup     []byte
 	Idle        []byte
+	Prebuild    []byte
+	Recipe      string
 	CreatedAt   time.Time
 }
 
@@ -659,6 +673,8 @@ func (q *Queries) TemplateByID(ctx context.Context, id carrel.TemplateID) (Templ
 		&i.Sudo,
 		&i.Startup,
 		&i.Idle,
+		&i.Prebuild,
+		&i.Recipe,
 		&i.CreatedAt,
 	)
 	return i, err

@@ -25,7 +25,7 @@ func (q *Queries) AddNodeImages(ctx context.Context, nodeID carrel.NodeID, diges
 }
 
 const countBoxesAt = `-- name: CountBoxesAt :one
-select count(*) from boxes where home_node = $1::text and deleted_at is null
+select count(*) from boxes where home_node = $1::text and deleted_at is null and purpose = ''
 `
 
 func (q *Queries) CountBoxesAt(ctx context.Context, nodeID string) (int64, error) {
@@ -288,7 +288,8 @@ const nodesWithUse = `-- name: NodesWithUse :many
 select n.id, n.name, n.region, n.schedulable, n.facts, n.facts_at, n.last_seen, n.revision, n.created_at, n.removed_at,
 	coalesce((select array_agg(i.digest order by i.digest) from node_images i where i.node_id = n.id), '{}')::text[] as images,
 	r.runs, r.waking, r.cpu_millis, r.memory_bytes,
-	((select coalesce(sum(b.disk_bytes), 0) from boxes b where b.home_node = n.id and b.deleted_at is null)
+	((select coalesce(sum(b.disk_bytes), 0) from boxes b where b.home_node = n.id and b.deleted_at is null
+			and (b.purpose <> 'prebuild' or exists (select 1 from runs p where p.box_id = b.id and p.ended_at is null)))
 		+ (select coalesce(sum(s.size_bytes), 0) from snapshots s where s.node_id = n.id and s.doomed_at is not null))::bigint as disk_bytes
 from nodes n, lateral (
 	select count(*) as runs, count(*) filter (where r.from_snapshot <> '' and r.phase in ('assigned', 'starting')) as waking, coalesce(sum(r.cpu_millis), 0)::bigint as cpu_millis, coalesce(sum(r.memory_bytes), 0)::bigint as memory_bytes

@@ -14,7 +14,7 @@ import (
 
 const desiredRuns = `-- name: DesiredRuns :many
 select r.id, r.box_id, r.org_id, r.epoch, r.boot_generation, r.spec, r.from_snapshot, r.with_memory, r.phase, r.generation, r.failed_order,
-	b.intent, b.generation as box_generation, b.boot_generation as box_boot_generation, b.idle_since, b.idle, t.idle as template_idle
+	b.intent, b.generation as box_generation, b.boot_generation as box_boot_generation, b.idle_since, b.idle, t.idle as template_idle, b.identity
 from runs r join boxes b on b.id = r.box_id join templates t on t.id = b.template_id
 where r.node_id = $1 and r.ended_at is null order by r.id
 `
@@ -37,6 +37,7 @@ type DesiredRunsRow struct {
 	IdleSince         *time.Time
 	Idle              []byte
 	TemplateIdle      []byte
+	Identity          int64
 }
 
 func (q *Queries) DesiredRuns(ctx context.Context, nodeID carrel.NodeID) ([]DesiredRunsRow, error) {
@@ -66,6 +67,7 @@ func (q *Queries) DesiredRuns(ctx context.Context, nodeID carrel.NodeID) ([]Desi
 			&i.IdleSince,
 			&i.Idle,
 			&i.TemplateIdle,
+			&i.Identity,
 		); err != nil {
 			return nil, err
 		}
@@ -319,7 +321,7 @@ func (q *Queries) InsertSnapshot(ctx context.Context, arg InsertSnapshotParams) 
 
 const lockRuns = `-- name: LockRuns :many
 select id, org_id, box_id, node_id, epoch, phase, generation, sequence, reason, message, transient, failed_order, phases,
-	saved_snapshot, started_from, notice, ended_at
+	saved_snapshot, started_from, notice, ended_at, from_snapshot
 from runs where id = any ($1::text[]) and node_id = $2 order by id for no key update
 `
 
@@ -341,6 +343,7 @@ type LockRunsRow struct {
 	StartedFrom   string
 	Notice        string
 	EndedAt       *time.Time
+	FromSnapshot  carrel.SnapshotID
 }
 
 func (q *Queries) LockRuns(ctx context.Context, ids []string, nodeID carrel.NodeID) ([]LockRunsRow, error) {
@@ -370,6 +373,7 @@ func (q *Queries) LockRuns(ctx context.Context, ids []string, nodeID carrel.Node
 			&i.StartedFrom,
 			&i.Notice,
 			&i.EndedAt,
+			&i.FromSnapshot,
 		); err != nil {
 			return nil, err
 		}

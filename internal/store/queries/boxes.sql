@@ -4,7 +4,7 @@ insert into boxes (id, org_id, created_at, template_id, name, owner_id, image_di
 values ($1, $2, @now, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 'running', @now, 1, 1, @now, @now);
 
 -- name: CountBoxes :one
-select count(*) from (select 1 from boxes where org_id = @org_id and intent <> 'deleted' limit @most::int) as counted;
+select count(*) from (select 1 from boxes where org_id = @org_id and intent <> 'deleted' and purpose = '' limit @most::int) as counted;
 
 -- name: LockBox :one
 select id, org_id from boxes where id = $1 for no key update;
@@ -13,7 +13,7 @@ select id, org_id from boxes where id = $1 for no key update;
 select id from boxes where id = any (@ids::text[]) order by id for no key update;
 
 -- name: BoxOfName :one
-select id from boxes where org_id = $1 and name = $2 and deleted_at is null
+select id from boxes where org_id = $1 and name = $2 and deleted_at is null and purpose = ''
 order by (intent <> 'deleted') desc, created_at desc limit 1;
 
 -- name: BoxOfRun :one

@@ -6,20 +6,20 @@ select id, request_hash from templates where org_id = $1 and created_by = $2 and
 
 -- name: InsertTemplate :exec
 insert into templates (id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup,
-	created_by, created_at, request_id, request_hash, idle)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17);
+	created_by, created_at, request_id, request_hash, idle, prebuild, recipe)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19);
 
 -- name: NewestTemplate :one
-select id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup, idle, created_at
+select id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup, idle, prebuild, recipe, created_at
 from templates where org_id = $1 and name = $2 and (sqlc.arg(version)::int = 0 or version = sqlc.arg(version)::int)
 order by version desc limit 1;
 
 -- name: TemplateByID :one
-select id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup, idle, created_at
+select id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup, idle, prebuild, recipe, created_at
 from templates where id = $1;
 
 -- name: ListTemplates :many
-select t.id, t.org_id, t.name, t.version, t.description, t.image, t.image_digest, t.resources, t.env, t.labels, t.sudo, t.startup, t.idle, t.created_at
+select t.id, t.org_id, t.name, t.version, t.description, t.image, t.image_digest, t.resources, t.env, t.labels, t.sudo, t.startup, t.idle, t.prebuild, t.recipe, t.created_at
 from templates t
 where (@org::text = '' or t.org_id = @org::text or t.org_id = (select system_org from cluster))
 	and (@all_versions::boolean or not exists

@@ -10,7 +10,7 @@ from runs where id = $1;
 
 -- name: LockRuns :many
 select id, org_id, box_id, node_id, epoch, phase, generation, sequence, reason, message, transient, failed_order, phases,
-	saved_snapshot, started_from, notice, ended_at
+	saved_snapshot, started_from, notice, ended_at, from_snapshot
 from runs where id = any (@ids::text[]) and node_id = @node_id order by id for no key update;
 
 -- name: SaveRun :exec
@@ -23,7 +23,7 @@ select r.spec from runs r join snapshots s on s.run_id = r.id where s.id = $1;
 
 -- name: DesiredRuns :many
 select r.id, r.box_id, r.org_id, r.epoch, r.boot_generation, r.spec, r.from_snapshot, r.with_memory, r.phase, r.generation, r.failed_order,
-	b.intent, b.generation as box_generation, b.boot_generation as box_boot_generation, b.idle_since, b.idle, t.idle as template_idle
+	b.intent, b.generation as box_generation, b.boot_generation as box_boot_generation, b.idle_since, b.idle, t.idle as template_idle, b.identity
 from runs r join boxes b on b.id = r.box_id join templates t on t.id = b.template_id
 where r.node_id = $1 and r.ended_at is null order by r.id;
 
