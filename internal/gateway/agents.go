@@ -11,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 
 	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
+	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
 )
 
@@ -37,6 +38,7 @@ type agentConn struct {
 	agentv1connect.ProcessServiceClient
 	forwards  agentv1connect.ForwardServiceClient
 	files     agentv1connect.FileServiceClient
+	notebooks agentv1connect.NotebookServiceClient // its events too: they wait in the box, but for agentWindow of them
 	transport *http.Transport
 	bulk      *http.Transport // for files
 
@@ -44,6 +46,7 @@ type agentConn struct {
 	pass  pass       // the newest that came: tunnels are opened with it
 	used  int        // calls under way
 	since time.Time  // of the last call's end
+	clock clock      // of the box
 }
 
 // agentPool keeps the connections to agents for the next call.
@@ -80,6 +83,22 @@ func (p *agentPool) get(t pass) (conn *agentConn, done func()) {
 	}
 }
 
+// lasting gives what a connection is made again with for streams that are open: a ticket ends long before they do, and what the gateway knows of
+// their user goes on (guard ends them when it does not).
+func (p *agentPool) lasting(t pass) pass {
+	if p.gateway.now().Before(t.Expires) {
+		return t
+	}
+	scope := auth.ScopeExec
+	if t.view() {
+		scope = auth.ScopeView
+	}
+	if granted, err := p.gateway.passOf(t.User, t.Box, scope); err == nil && granted.Epoch == t.Epoch {
+		return granted
+	}
+	return t
+}
+
 func (c *agentConn) closeIdle() {
 	c.transport.CloseIdleConnections()
 	c.bulk.CloseIdleConnections()
@@ -95,7 +114,7 @@ func (p *agentPool) open(box carrel.BoxID, user carrel.UserID) *agentConn {
 			conn.mu.Lock()
 			newest := conn.pass
 			conn.mu.Unlock()
-			return p.gateway.reach(ctx, newest, "agent")
+			return p.gateway.reach(ctx, p.lasting(newest), "agent")
 		},
 		DisableCompression:     true,
 		IdleConnTimeout:        agentIdle,
@@ -118,6 +137,7 @@ func (p *agentPool) open(box carrel.BoxID, user carrel.UserID) *agentConn {
 	}
 	conn.ProcessServiceClient = agentv1connect.NewProcessServiceClient(over, to, limits...)
 	conn.forwards = agentv1connect.NewForwardServiceClient(over, to, limits...)
+	conn.notebooks = agentv1connect.NewNotebookServiceClient(over, to, append(limits, connect.WithReadMaxBytes(maxNotebookMessage))...)
 	conn.files = agentv1connect.NewFileServiceClient(&http.Client{Transport: conn.bulk, CheckRedirect: noRedirects}, to, limits...)
 	return conn
 }

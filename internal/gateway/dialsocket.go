@@ -46,7 +46,7 @@ func (g *Gateway) serveDial(w http.ResponseWriter, r *http.Request, box string) 
 		return err
 	}
 	defer inner.Close()
-	conn := acceptSocket(w, r, dialProtocol, maxDialFrame)
+	conn := acceptSocket(w, r, maxDialFrame, dialProtocol)
 	if conn == nil {
 		return nil
 	}

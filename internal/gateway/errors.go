@@ -133,6 +133,9 @@ func (i errorInterceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc
 	}
 }
 
+// reasonAgentFailed: the agent in the box answered, and not as it should.
+const reasonAgentFailed = "agent_failed"
+
 const maxAgentMessage = 1024 // bytes of an agent's error that are passed on
 
 // fromAgent makes an error of a call to a box's agent fit to be shown. What an agent says is said by whoever
@@ -158,7 +161,7 @@ func fromAgent(ctx context.Context, box carrel.BoxID, err error) error {
 	said := &carrel.Error{Code: e.Code, Reason: e.Reason, Message: clip(e.Message), RetryAfter: min(e.RetryAfter, time.Minute)}
 	switch e.Code {
 	case carrel.CodeUnauthorized, carrel.CodeInternal:
-		said.Code, said.Reason = carrel.CodeUnavailable, "agent_failed"
+		said.Code, said.Reason = carrel.CodeUnavailable, reasonAgentFailed
 		said.Message = "the agent in the box failed: " + said.Message
 	}
 	if said.Reason == client.ReasonBoxNotRunning || len(said.Reason) > 64 {

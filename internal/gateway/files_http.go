@@ -205,7 +205,7 @@ func (f *rawFile) look(call *fileCall) (*carrelv1.FileInfo, error) {
 }
 
 func errNoAnswer(box carrel.BoxID) error {
-	return errUnavailable("agent_failed", nil, "the agent in box %s did not answer as it must", box)
+	return errUnavailable(reasonAgentFailed, nil, "the agent in box %s did not answer as it must", box)
 }
 
 // send streams a part of a file.

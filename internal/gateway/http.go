@@ -48,6 +48,12 @@ func (g *Gateway) newHandler() http.Handler {
 	filing := &files{g}
 	fileProcedures, fileHandler := carrelv1connect.NewFileServiceHandler(filing,
 		connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(maxFileMessage), connect.WithCompressMinBytes(1<<30))
+	notebookProcedures, notebookHandler := carrelv1connect.NewNotebookServiceHandler(&notebooks{g},
+		connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(maxNotebookRequest), connect.WithCompressMinBytes(1<<30))
+	notebookREST, err := rest.NewTranscoder([]*vanguard.Service{vanguard.NewService(notebookProcedures, notebookHandler)}, maxNotebookMessage)
+	if err != nil {
+		panic("gateway: the notebook service's schema cannot be transcoded: " + err.Error()) // a fault of the build
+	}
 	transcoder, err := rest.NewTranscoder([]*vanguard.Service{vanguard.NewService(procedures, service), vanguard.NewService(fileProcedures, fileHandler), vanguard.NewService(portProcedures, portHandler)}, 0)
 	if err != nil {
 		panic("gateway: the process service's schema cannot be transcoded: " + err.Error()) // a fault of the build
@@ -92,8 +98,20 @@ func (g *Gateway) newHandler() http.Handler {
 			filing.serveRaw(w, r)
 		case strings.HasPrefix(p, portProcedures):
 			portHandler.ServeHTTP(w, r)
+		case strings.HasPrefix(p, notebookProcedures):
+			notebookHandler.ServeHTTP(w, r)
+		case notebookPath.MatchString(p):
+			notebookREST.ServeHTTP(w, r)
 		case socketPath.MatchString(p):
 			g.serveSocket(w, r)
+		case sessionPath.MatchString(p):
+			if under, err := g.underBox(r); err != nil {
+				writeError(w, r, own(r.Context(), g.log, r.Header.Get(headerRequestID), err))
+			} else if rawFilePath.MatchString(under.URL.Path) {
+				filing.serveRaw(w, under)
+			} else {
+				g.serveSocket(w, under)
+			}
 		case processPath.MatchString(p), filePath.MatchString(p), portPath.MatchString(p):
 			transcoder.ServeHTTP(w, r)
 		case strings.HasPrefix(p, "/carrel.") && !strings.HasPrefix(p, "/carrel.v1."):

@@ -71,21 +71,29 @@ func (s portService) ListBoxListeners(ctx context.Context, req *connect.Request[
 	}
 	agent, done := g.agents.get(allowed)
 	defer done()
+	answer, err := s.ports.listeners(ctx, agent, allowed.Box, s.ports.originOf(req.Header()))
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(answer), nil
+}
+
+// listeners asks a box on which ports its programs listen.
+func (p *ports) listeners(ctx context.Context, agent *agentConn, box carrel.BoxID, origin *url.URL) (*carrelv1.ListBoxListenersResponse, error) {
 	resp, err := agent.forwards.ListListeners(ctx, connect.NewRequest(&agentv1.ListListenersRequest{}))
 	if err != nil {
-		return nil, fromAgent(ctx, allowed.Box, err)
+		return nil, fromAgent(ctx, box, err)
 	}
-	origin := s.ports.originOf(req.Header())
 	answer := &carrelv1.ListBoxListenersResponse{}
 	for _, l := range resp.Msg.GetListeners() {
-		ref := portRef{Box: allowed.Box, Port: int(l.GetPort())}
+		ref := portRef{Box: box, Port: int(l.GetPort())}
 		if ref.Port < 1 || ref.Port > 65535 || slices.ContainsFunc(answer.Listeners, func(b *carrelv1.BoxListener) bool { return int(b.Port) == ref.Port }) {
 			continue
 		}
 		answer.Listeners = append(answer.Listeners, &carrelv1.BoxListener{
-			Port: int32(ref.Port), Process: clip(l.GetProcess()), Pid: l.GetPid(), Url: s.ports.urlOf(origin, ref).String(),
+			Port: int32(ref.Port), Process: clip(l.GetProcess()), Pid: l.GetPid(), Url: p.urlOf(origin, ref).String(),
 		})
 	}
 	slices.SortFunc(answer.Listeners, func(a, b *carrelv1.BoxListener) int { return int(a.Port - b.Port) })
-	return connect.NewResponse(answer), nil
+	return answer, nil
 }

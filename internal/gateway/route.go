@@ -280,6 +280,23 @@ func (t *routeTable) named(name string) []route {
 	return found
 }
 
+// ofRun gives the box whose newest run that is known has an id, and whether it is the live one.
+func (t *routeTable) ofRun(run carrel.RunID) (r route, live, known bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range t.routes {
+		if r.Run == run {
+			return r, true, true
+		}
+	}
+	for _, r := range t.gone {
+		if r.Run == run {
+			return r, false, true
+		}
+	}
+	return route{}, false, false
+}
+
 // port is the rule of a port of a box that has a run; a port without one is private.
 func (t *routeTable) port(box carrel.BoxID, port int) (portRule, bool) {
 	t.mu.Lock()

@@ -2,9 +2,9 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"sync"
-	"time"
 
 	"github.com/coder/websocket"
 	"google.golang.org/protobuf/proto"
@@ -20,47 +20,25 @@ const (
 	// maxTerminalFrame is the largest frame from a client, in bytes, maxChannels how many processes one socket looks at.
 	maxTerminalFrame = 256 << 10
 	maxChannels      = 32
-	// terminalQuiet is after how long without anything else a keep-alive is sent.
-	terminalQuiet = 20 * time.Second
 	// maxActs is how many signals and sizes of one socket are under way at once.
 	maxActs = 8
 )
 
-// terminal is one WebSocket with its channels.
-type terminal struct {
-	g     *Gateway
-	conn  *websocket.Conn
-	pass  pass
-	agent agentv1connect.ProcessServiceClient
-	ctx   context.Context // ends with the socket
-	acts  chan struct{}   // one value for each act under way
-	parts sync.WaitGroup
-
-	mu       sync.Mutex // guards what follows
-	channels map[uint32]*channel
-	last     uint32 // the highest channel so far
-	quiet    *time.Timer
-}
+// errSocketClosed is what those get who write to a socket that has ended.
+var errSocketClosed = errors.New("the socket is closed")
 
 // serveTerminal serves GET /v1/boxes/{box}/terminal until the client closes it, its right ends or it stalls. An error is for
 // the answer; nil: there has been one.
 func (g *Gateway) serveTerminal(w http.ResponseWriter, r *http.Request, box string) error {
-	// Who may type is asked for that; who may not, may look.
-	p, err := g.socketPass(r, box, auth.ScopeExec)
-	if r.URL.Query().Has("view") || carrel.CodeOf(err) == carrel.CodeDenied {
-		p, err = g.socketPass(r, box, auth.ScopeView)
+	if !isSocket(r) {
+		_, err := g.socketPass(r, box, auth.ScopeView)
+		return err
 	}
+	p, err := g.viewerPass(r, box)
 	if err != nil {
 		return err
 	}
-	if r.URL.Query().Has("view") {
-		p.Scopes = []string{auth.ScopeView}
-	}
-	// A ticket of an earlier run, or of a box that does not run, is told before there is a socket.
-	if _, err := g.routes.find(r.Context(), p.Box, p.Epoch, routePatience); err != nil {
-		return err
-	}
-	conn := acceptSocket(w, r, terminalProtocol, maxTerminalFrame)
+	conn := acceptSocket(promptly{w}, r, maxTerminalFrame, terminalProtocol)
 	if conn == nil {
 		return nil
 	}
@@ -76,61 +54,66 @@ func (g *Gateway) serveTerminal(w http.ResponseWriter, r *http.Request, box stri
 	defer done()
 	g.metrics.terminals.Inc()
 	defer g.metrics.terminals.Dec()
-	newTerminal(ctx, g, conn, p, agent).serve(cancel)
-	return nil
+	return serveTerminals(ctx, cancel, g, conn, p, agent)
 }
 
-func newTerminal(ctx context.Context, g *Gateway, conn *websocket.Conn, p pass, agent agentv1connect.ProcessServiceClient) *terminal {
-	return &terminal{g: g, conn: conn, pass: p, agent: agent, ctx: ctx, acts: make(chan struct{}, maxActs), channels: map[uint32]*channel{}}
-}
-
-// serve returns when the socket is closed and everything that belongs to it has ended. cancel ends t.ctx.
-func (t *terminal) serve(cancel context.CancelCauseFunc) {
-	t.quiet = time.AfterFunc(terminalQuiet, t.keepAlive)
-	closed := make(chan struct{})
-	stop := context.AfterFunc(t.ctx, func() {
-		defer close(closed)
-		closeSocket(t.conn, context.Cause(t.ctx))
-	})
-	err := t.read()
-	if stop() {
-		cancel(nil)
-		closeSocket(t.conn, err)
-	} else {
-		<-closed
+// viewerPass is the pass of a socket or stream on which those who may type do and others look; ?view asks to look only. A ticket of
+// an earlier run, or of a box that does not run, is told before there is an answer.
+func (g *Gateway) viewerPass(r *http.Request, box string) (pass, error) {
+	view := r.URL.Query().Has("view")
+	p, err := g.streamPass(r, box, auth.ScopeExec)
+	if view || carrel.CodeOf(err) == carrel.CodeDenied {
+		p, err = g.streamPass(r, box, auth.ScopeView)
 	}
-	t.mu.Lock()
-	t.quiet.Stop()
-	t.quiet = nil
-	t.mu.Unlock()
-	t.parts.Wait()
+	if err != nil {
+		return pass{}, err
+	}
+	if view {
+		p.Scopes = []string{auth.ScopeView}
+	}
+	_, err = g.routes.find(r.Context(), p.Box, p.Epoch, routePatience)
+	return p, err
 }
 
-// read takes frames until the client closes the socket, which gives nil.
-func (t *terminal) read() error {
-	for {
-		kind, data, err := t.conn.Read(context.Background()) // a context that ends would end the connection without a word
-		if err != nil {
-			if websocket.CloseStatus(err) != -1 {
-				return nil
-			}
-			return err
-		}
-		if kind != websocket.MessageBinary {
-			return carrel.Errorf(carrel.CodeInvalid, "bad_frame", "frames are binary, each one carrel.v1.TerminalRequest")
-		}
+// serveTerminals carries terminals alone over a WebSocket. It always answers nil.
+func serveTerminals(ctx context.Context, cancel context.CancelCauseFunc, g *Gateway, conn *websocket.Conn, p pass, agent agentv1connect.ProcessServiceClient) error {
+	keepAlive, err := proto.Marshal(&carrelv1.TerminalEvent{Event: &carrelv1.TerminalEvent_KeepAlive{KeepAlive: true}})
+	if err != nil {
+		return err
+	}
+	s := newSocket(ctx, conn, websocket.MessageBinary, keepAlive)
+	t := &terminals{
+		g: g, pass: p, agent: agent, socket: s,
+		encode: func(event *carrelv1.TerminalEvent) ([]byte, error) { return proto.Marshal(event) },
+	}
+	s.serve(cancel, func(data []byte) error {
 		request := &carrelv1.TerminalRequest{}
 		if err := proto.Unmarshal(data, request); err != nil {
 			return carrel.Errorf(carrel.CodeInvalid, "bad_frame", "a frame is not a carrel.v1.TerminalRequest")
 		}
-		if err := t.take(request); err != nil {
-			return err
-		}
-	}
+		return t.take(request)
+	})
+	return nil
+}
+
+// terminals are the processes that one socket looks at.
+type terminals struct {
+	g      *Gateway
+	pass   pass
+	agent  agentv1connect.ProcessServiceClient
+	socket *socket
+	encode func(*carrelv1.TerminalEvent) ([]byte, error)
+	// ended is told when the run of the box has ended; nil: nobody asks.
+	ended func(error)
+
+	mu       sync.Mutex // guards what follows
+	channels map[uint32]*channel
+	last     uint32 // the highest channel so far
+	acts     int    // signals and sizes under way
 }
 
 // take does what a request asks for. Nothing that a box can hold up is waited for. An error ends the socket.
-func (t *terminal) take(request *carrelv1.TerminalRequest) error {
+func (t *terminals) take(request *carrelv1.TerminalRequest) error {
 	number := request.GetChannel()
 	switch r := request.GetRequest().(type) {
 	case *carrelv1.TerminalRequest_Open:
@@ -164,19 +147,22 @@ func (t *terminal) take(request *carrelv1.TerminalRequest) error {
 }
 
 // open begins a channel: of a new process, or of one that is there.
-func (t *terminal) open(number uint32, start *carrelv1.StartProcessRequest, attach *carrelv1.AttachProcessRequest) error {
+func (t *terminals) open(number uint32, start *carrelv1.StartProcessRequest, attach *carrelv1.AttachProcessRequest) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if number <= t.last {
-		return carrel.Errorf(carrel.CodeInvalid, "bad_channel", "channel %d was used; channels are numbered from 1 on, rising", number)
+		return errChannelUsed(number)
 	}
 	t.last = number
 	if len(t.channels) >= maxChannels {
-		return carrel.Errorf(carrel.CodeInvalid, "too_many_channels", "a socket has at most %d channels; open another one", maxChannels)
+		return errTooManyChannels()
 	}
 	c := newChannel(t, number)
+	if t.channels == nil {
+		t.channels = map[uint32]*channel{}
+	}
 	t.channels[number] = c
-	t.parts.Go(func() {
+	t.socket.parts.Go(func() {
 		c.run(start, attach)
 		t.mu.Lock()
 		delete(t.channels, number)
@@ -185,25 +171,34 @@ func (t *terminal) open(number uint32, start *carrelv1.StartProcessRequest, atta
 	return nil
 }
 
-// send writes one event. A client that takes nothing for a minute is given up.
-func (t *terminal) send(event *carrelv1.TerminalEvent) error {
-	data, err := proto.Marshal(event)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), socketWrite)
-	defer cancel()
-	if err := t.conn.Write(ctx, websocket.MessageBinary, data); err != nil {
-		return err
-	}
-	t.mu.Lock()
-	if t.quiet != nil {
-		t.quiet.Reset(terminalQuiet)
-	}
-	t.mu.Unlock()
-	return nil
+func errChannelUsed(number uint32) error {
+	return carrel.Errorf(carrel.CodeInvalid, "bad_channel", "channel %d was used; channels are numbered from 1 on, rising", number)
 }
 
-func (t *terminal) keepAlive() {
-	_ = t.send(&carrelv1.TerminalEvent{Event: &carrelv1.TerminalEvent_KeepAlive{KeepAlive: true}})
+func errTooManyChannels() error {
+	return carrel.Errorf(carrel.CodeInvalid, "too_many_channels", "a socket has at most %d channels; open another one", maxChannels)
+}
+
+// lost tells that a channel could not go on.
+func (t *terminals) lost(err error) {
+	if t.ended != nil && runEnded(err) {
+		t.ended(err)
+	}
+}
+
+// begin counts a signal or size as under way, unless there are too many.
+func (t *terminals) begin() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.acts >= maxActs {
+		return false
+	}
+	t.acts++
+	return true
+}
+
+func (t *terminals) done() {
+	t.mu.Lock()
+	t.acts--
+	t.mu.Unlock()
 }

@@ -23,10 +23,11 @@ const (
 	actTimeout = 10 * time.Second
 )
 
-// channel is one process that a terminal looks at.
+// channel is one process that a socket looks at.
 type channel struct {
-	t       *terminal
+	t       *terminals
 	number  uint32
+	lane    *lane
 	ctx     context.Context
 	stop    context.CancelFunc
 	started chan struct{} // closed when process is there, or will never be
@@ -41,9 +42,9 @@ type channel struct {
 	over    bool
 }
 
-func newChannel(t *terminal, number uint32) *channel {
-	c := &channel{t: t, number: number, started: make(chan struct{})}
-	c.ctx, c.stop = context.WithCancel(t.ctx)
+func newChannel(t *terminals, number uint32) *channel {
+	c := &channel{t: t, number: number, lane: t.socket.out.lane(true), started: make(chan struct{})}
+	c.ctx, c.stop = context.WithCancel(t.socket.ctx)
 	return c
 }
 
@@ -63,51 +64,74 @@ func (c *channel) run(start *carrelv1.StartProcessRequest, attach *carrelv1.Atta
 	}
 }
 
+// follow passes a process's events on until it has ended. When the connection to the box breaks it is made again and goes on at the byte where it
+// broke, without the client's noticing.
 func (c *channel) follow(start *carrelv1.StartProcessRequest, attach *carrelv1.AttachProcessRequest, known func()) error {
 	if start != nil && c.t.pass.view() {
 		return errScope(c.t.pass.Box)
 	}
-	ctx, cancel := context.WithCancel(c.ctx)
-	defer cancel()
-	var stream *connect.ServerStreamForClient[carrelv1.ProcessEvent]
-	var err error
 	if start != nil {
 		start.Kind = cmp.Or(start.GetKind(), "terminal")
 		c.t.g.touch(c.t.pass, activityExec)
+	}
+	replay := newReplay(attach)
+	again := newRetry(c.t.g, c.t.pass)
+	for {
+		events, err := c.connection(start, attach, replay, known)
+		if err == nil || c.process == "" {
+			return err
+		}
+		if err := again.wait(c.ctx, err, events > 1); err != nil { // the first says no more than that the process is there
+			c.t.lost(err)
+			return err
+		}
+		start, attach = nil, &carrelv1.AttachProcessRequest{Process: c.process, StdoutOffset: replay.next[0], StderrOffset: replay.next[1]}
+	}
+}
+
+// connection is one stream of the process's events, and how many came. Without an error the process has ended.
+func (c *channel) connection(start *carrelv1.StartProcessRequest, attach *carrelv1.AttachProcessRequest, replay *replay, known func()) (events int, err error) {
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
+	var stream *connect.ServerStreamForClient[carrelv1.ProcessEvent]
+	if start != nil {
 		stream, err = c.t.agent.Run(ctx, connect.NewRequest(start))
 	} else {
 		stream, err = c.t.agent.Attach(ctx, connect.NewRequest(attach))
 	}
 	if err != nil {
-		return fromAgent(c.ctx, c.t.pass.Box, err)
+		return 0, fromAgent(c.ctx, c.t.pass.Box, err)
 	}
 	defer func() {
 		cancel() // first: Close would else read what is still to come
 		_ = stream.Close()
 	}()
-	replay := newReplay(attach)
 	for stream.Receive() {
+		events++
 		event := stream.Msg()
-		if p := event.GetStarted(); p != nil {
+		again := event.GetStarted() != nil && c.process != "" // the client knows
+		if p := event.GetStarted(); p != nil && !again {
 			c.process = p.GetId()
 			known()
 		}
 		if event.GetExited() != nil {
 			if err := c.goLive(replay.all()); err != nil {
-				return err
+				return events, err
 			}
 		}
-		if err := c.pass(event); err != nil {
-			return err
+		if !again {
+			if err := c.pass(event); err != nil {
+				return events, err
+			}
 		}
 		if err := c.goLive(replay.see(event)); err != nil {
-			return err
+			return events, err
 		}
 		if event.GetExited() != nil {
-			return nil
+			return events, nil
 		}
 	}
-	return fromAgent(c.ctx, c.t.pass.Box, stream.Err())
+	return events, streamEnd(c.ctx, c.t.pass.Box, stream.Err())
 }
 
 // pass passes an event of the process on.
@@ -125,7 +149,16 @@ func (c *channel) pass(event *carrelv1.ProcessEvent) error {
 	default:
 		return nil
 	}
-	return c.t.send(out)
+	return c.send(out)
+}
+
+// send queues an event for the client. Errors are the end of the channel or of the socket.
+func (c *channel) send(event *carrelv1.TerminalEvent) error {
+	data, err := c.t.encode(event)
+	if err != nil {
+		return err
+	}
+	return c.lane.put(c.ctx, outFrame{data: data})
 }
 
 func (c *channel) goLive(now bool) error {
@@ -133,13 +166,13 @@ func (c *channel) goLive(now bool) error {
 		return nil
 	}
 	c.live.Store(true)
-	return c.t.send(&carrelv1.TerminalEvent{Channel: c.number, Event: &carrelv1.TerminalEvent_Live{Live: true}})
+	return c.send(&carrelv1.TerminalEvent{Channel: c.number, Event: &carrelv1.TerminalEvent_Live{Live: true}})
 }
 
 // fail tells what went wrong with the channel or one request of it.
 func (c *channel) fail(err error) {
 	e := own(c.ctx, c.t.g.log, "", err)
-	_ = c.t.send(&carrelv1.TerminalEvent{Channel: c.number, Event: &carrelv1.TerminalEvent_Error{
+	_ = c.send(&carrelv1.TerminalEvent{Channel: c.number, Event: &carrelv1.TerminalEvent_Error{
 		Error: &carrelv1.TerminalError{Code: connect.Code(e.Code).String(), Reason: e.Reason, Message: e.Message},
 	}})
 }
@@ -199,7 +232,7 @@ func (c *channel) giveInput() {
 		c.mu.Unlock()
 		switch {
 		case err == nil:
-			_ = c.t.send(&carrelv1.TerminalEvent{Channel: c.number, Event: &carrelv1.TerminalEvent_InputOffset{InputOffset: response.Msg.GetNextOffset()}})
+			_ = c.send(&carrelv1.TerminalEvent{Channel: c.number, Event: &carrelv1.TerminalEvent_InputOffset{InputOffset: response.Msg.GetNextOffset()}})
 		case c.ctx.Err() == nil:
 			c.fail(fromAgent(c.ctx, c.t.pass.Box, err))
 		}
@@ -212,14 +245,12 @@ func (c *channel) act(do func(ctx context.Context, process string) error) {
 		c.fail(errScope(c.t.pass.Box))
 		return
 	}
-	select {
-	case c.t.acts <- struct{}{}:
-	default:
+	if !c.t.begin() {
 		c.fail(carrel.Errorf(carrel.CodeExhausted, "too_many_requests", "%d signals and sizes are under way; try again in a moment", maxActs))
 		return
 	}
-	c.t.parts.Go(func() {
-		defer func() { <-c.t.acts }()
+	c.t.socket.parts.Go(func() {
+		defer c.t.done()
 		ctx, cancel := context.WithTimeout(c.ctx, actTimeout)
 		defer cancel()
 		select {

@@ -55,7 +55,7 @@ func FuzzTerminalFrames(f *testing.F) {
 	require.NoError(f, err)
 	ended := make(chan struct{}, 1)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		conn := acceptSocket(w, r, terminalProtocol, maxTerminalFrame)
+		conn := acceptSocket(w, r, maxTerminalFrame, terminalProtocol)
 		if conn == nil {
 			return
 		}
@@ -65,7 +65,7 @@ func FuzzTerminalFrames(f *testing.F) {
 		if r.URL.Query().Has("exec") {
 			p.Scopes = []string{auth.ScopeExec}
 		}
-		newTerminal(ctx, g, conn, p, deafAgent{}).serve(cancel)
+		_ = serveTerminals(ctx, cancel, g, conn, p, deafAgent{})
 		ended <- struct{}{}
 	}))
 	defer server.Close()
