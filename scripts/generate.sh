@@ -22,5 +22,16 @@ public=$(cd api && find carrel/v1 -name '*.proto' | sort)
 protoc "${includes[@]}" --openapiv3_out="$openapi" $public
 go run ./internal/control/openapigen "$openapi/carrel/v1" internal/control/openapi.json
 
+# The web UI's client of the public services.
+if [ ! -x web/node_modules/.bin/protoc-gen-es ]; then
+	echo "web/node_modules is missing: run make web-modules" >&2
+	exit 1
+fi
+rm -rf web/src/gen
+mkdir -p web/src/gen
+# shellcheck disable=SC2086
+scripts/node.sh protoc "${includes[@]}" --plugin=protoc-gen-es=web/node_modules/.bin/protoc-gen-es --es_out=web/src/gen --es_opt=target=ts \
+	$public google/api/annotations.proto google/api/http.proto
+
 # docs/states.md, from the transition table.
 go test ./internal/carrel -run TestStatesDoc -count=1 -update

@@ -1,0 +1,62 @@
+import type { ReactNode } from "react";
+import type { Timestamp } from "@bufbuild/protobuf/wkt";
+import type { Box } from "../gen/carrel/v1/boxes_pb";
+import { absolute, relative, when } from "../lib/format";
+import { useNow } from "../lib/now";
+import { stateText } from "../lib/states";
+import { Icon, type IconName } from "./icon";
+
+/** The state of a box in a word and a colour. */
+export function StateBadge({ box }: { box: Pick<Box, "state"> }) {
+  const { label, tone, moving } = stateText(box.state);
+  return (
+    <span className={`badge ${tone}`} data-state={label}>
+      <span className={`dot ${moving ? "moving" : ""}`} aria-hidden="true" />
+      {label}
+    </span>
+  );
+}
+
+/** When, counted from now; the exact time is its title. */
+export function Ago({ time }: { time: Timestamp | Date | undefined }) {
+  const now = useNow();
+  const at = time instanceof Date ? time : when(time);
+  if (!at) return <span>never</span>;
+  return (
+    <time dateTime={at.toISOString()} title={absolute(at)}>
+      {relative(at, now)}
+    </time>
+  );
+}
+
+/** What is shown where there is nothing yet: why, and what to do. */
+export function Empty({ icon, title, children }: { icon: IconName; title: string; children?: ReactNode }) {
+  return (
+    <div className="empty">
+      <span className="empty-icon">
+        <Icon name={icon} size={28} />
+      </span>
+      <h2>{title}</h2>
+      {children}
+    </div>
+  );
+}
+
+export function Meter({ label, used, of, text }: { label: string; used: number; of: number; text: string }) {
+  const share = of > 0 ? Math.min(1, used / of) : 0;
+  return (
+    <div className="meter">
+      <div className="meter-text">
+        <span>{label}</span>
+        <span>{text}</span>
+      </div>
+      <div className="meter-bar" role="meter" aria-label={label} aria-valuemin={0} aria-valuemax={100} aria-valuenow={Math.round(share * 100)} aria-valuetext={text}>
+        <span className={share > 0.9 ? "full" : ""} style={{ width: `${share * 100}%` }} />
+      </div>
+    </div>
+  );
+}
+
+export function Kbd({ children }: { children: ReactNode }) {
+  return <kbd>{children}</kbd>;
+}
