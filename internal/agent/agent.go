@@ -17,6 +17,7 @@ import (
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
 	"carrel.dev/carrel/internal/agent/identity"
+	"carrel.dev/carrel/internal/agent/jupyter"
 )
 
 // Config of an Agent. The zero value of every field but Log is useful.
@@ -68,6 +69,7 @@ type Agent struct {
 	budget    budget
 	gate      gate
 	forwards  forwards
+	jupyter   *jupyter.Server
 	wg        sync.WaitGroup // everything that ends with its process or connection
 
 	refreshing sync.Mutex // one refresh at a time
@@ -123,6 +125,9 @@ func New(config Config) (*Agent, error) {
 	a.budget.left = config.OutputBytes
 	if address, ok := listener.Addr().(*net.TCPAddr); ok {
 		a.port = address.Port
+	}
+	if a.jupyter, err = a.newJupyter(); err != nil {
+		return nil, err
 	}
 	return a, nil
 }

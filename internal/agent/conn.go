@@ -94,6 +94,10 @@ func (a *Agent) serve(ctx context.Context) {
 	for kind, handler := range a.handlers() {
 		listener := &handoff{conns: make(chan net.Conn), done: ctx.Done(), addr: a.listener.Addr()}
 		server := newServer(handler, a.log)
+		if kind == targetJupyter { // WebSockets and clients that know nothing else
+			server.Protocols.SetUnencryptedHTTP2(false)
+			server.Protocols.SetHTTP1(true)
+		}
 		servers[kind] = listener
 		running = append(running, server)
 		parts.Go(func() { _ = server.Serve(listener) })
@@ -101,6 +105,7 @@ func (a *Agent) serve(ctx context.Context) {
 	parts.Go(func() { a.accept(ctx, servers, &parts) })
 	<-ctx.Done()
 	a.listener.Close()
+	a.jupyter.Close()
 	a.mu.Lock()
 	var open []*boxConn
 	for conn := range a.conns {
@@ -202,7 +207,7 @@ func (a *Agent) greet(ctx context.Context, conn *boxConn, local bool) (target, e
 		_, _ = fmt.Fprintf(conn, "err %s\n", err)
 		return target{}, err
 	}
-	if wanted.kind == targetAgent || wanted.kind == targetControl || wanted.kind == targetSession {
+	if wanted.kind == targetAgent || wanted.kind == targetControl || wanted.kind == targetSession || wanted.kind == targetJupyter {
 		_, err = io.WriteString(conn, "ok\n")
 	}
 	return wanted, err

@@ -19,6 +19,7 @@ const (
 	targetAgent   targetKind = "agent"
 	targetControl targetKind = "control"
 	targetSession targetKind = "session" // package frame
+	targetJupyter targetKind = "jupyter" // HTTP/1.1, package jupyter
 	targetTCP     targetKind = "tcp"
 	targetUnix    targetKind = "unix"
 	targetUDP     targetKind = "udp"
@@ -49,7 +50,7 @@ func parsePreface(line string) (key, targetText string, err error) {
 	return key, targetText, nil
 }
 
-// parseTarget reads agent, control, tcp/HOST:PORT, udp/HOST:PORT, unix/PATH or accept/ID. The port is a number: a name could stand for
+// parseTarget reads agent, control, session, jupyter, tcp/HOST:PORT, udp/HOST:PORT, unix/PATH or accept/ID. The port is a number: a name could stand for
 // the agent's own.
 func parseTarget(text string) (target, error) {
 	for _, r := range text {
@@ -57,7 +58,7 @@ func parseTarget(text string) (target, error) {
 			return target{}, errors.New("a target has no control characters")
 		}
 	}
-	if text == string(targetAgent) || text == string(targetControl) || text == string(targetSession) {
+	if text == string(targetAgent) || text == string(targetControl) || text == string(targetSession) || text == string(targetJupyter) {
 		return target{kind: targetKind(text)}, nil
 	}
 	kind, address, _ := strings.Cut(text, "/")
@@ -87,7 +88,7 @@ func parseTarget(text string) (target, error) {
 		}
 		return target{kind: targetAccept, address: address}, nil
 	}
-	return target{}, errors.New("the target is not agent, session, control, tcp/HOST:PORT, udp/HOST:PORT, unix/PATH or accept/ID")
+	return target{}, errors.New("the target is not agent, session, jupyter, control, tcp/HOST:PORT, udp/HOST:PORT, unix/PATH or accept/ID")
 }
 
 // sameKey compares in a time that tells nothing about either.

@@ -45,7 +45,7 @@ func newServer(handler http.Handler, log *slog.Logger) *http.Server {
 	return server
 }
 
-// handlers gives what serves each target that speaks Connect.
+// handlers gives what serves each target that speaks HTTP.
 func (a *Agent) handlers() map[targetKind]http.Handler {
 	options := connect.WithHandlerOptions(
 		connect.WithReadMaxBytes(maxMessage),
@@ -65,7 +65,7 @@ func (a *Agent) handlers() map[targetKind]http.Handler {
 	processes.Handle(agentv1connect.NewForwardServiceHandler(forwardService{a}, options))
 	processes.Handle(agentv1connect.NewFileServiceHandler(newFileService(a), options))
 	control.Handle(agentv1connect.NewControlServiceHandler(controlService{a: a}, options))
-	return map[targetKind]http.Handler{targetAgent: processes, targetControl: control}
+	return map[targetKind]http.Handler{targetAgent: processes, targetControl: control, targetJupyter: a.jupyter}
 }
 
 type processService struct{ a *Agent }
