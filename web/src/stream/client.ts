@@ -2,18 +2,18 @@
 // only does it.
 
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
-import { StreamEventSchema, StreamRequestSchema, type TerminalRequest } from "./proto";
-import { type Effect, type Input, type Link, type News, newSession, type RequestInit, step, terminalRequest, type Want } from "./session";
+import { boxSocket } from "../lib/api";
+import { signedOut } from "../lib/signin";
+import { type StreamEvent, StreamEventSchema, StreamRequestSchema, TerminalErrorSchema } from "./proto";
+import { type Effect, type Input, type Link, type News, newSession, type RequestInit, step, type Want } from "./session";
 
 const subprotocol = "carrel.stream.v1";
 
 export interface StreamConfig {
-  /** Id of the box. */
-  box: string;
-  /** Address of the WebSocket; default: this page's host. */
+  /** Address of the WebSocket; default: the box's at this page's host. */
   url?: string;
-  /** Called when the sign-in has ended; the next try comes after what it returns. */
-  onSignIn?: () => Promise<void> | void;
+  /** Called when nobody is signed in any more; default: go to the sign-in page. */
+  onSignedOut?: () => void;
   /** For tests: makes a socket. */
   socket?: (url: string, protocols: string[]) => WebSocket;
   /** For tests: milliseconds that only rise. */
@@ -37,8 +37,24 @@ export interface Hold {
   close(): void;
   /** After a gap: go on from this cursor. */
   restart(after: string): void;
-  /** For terminals: sends on the channel that `attach` told; false when not connected. */
-  send(request: TerminalRequest): boolean;
+}
+
+/** A part of the page that has a channel. */
+export interface ChannelHandler {
+  /** The request that opens the channel; asked for again after each reconnect, so that it can say where to go on. */
+  request: () => RequestInit["request"];
+  event: (event: StreamEvent["event"]) => void;
+  /** "lost", and "live" again when the channel was opened anew. */
+  link?: (link: "live" | "lost") => void;
+}
+
+export interface TerminalsHandler {
+  event: (event: StreamEvent) => void;
+  link?: (link: "live" | "lost") => void;
+}
+
+export interface Channel {
+  close: () => void;
 }
 
 /** Called for each piece of news, in order. */
@@ -52,23 +68,57 @@ export class BoxStream {
   private socket: WebSocket | null = null;
   private timer: ReturnType<typeof setTimeout> | undefined;
   private patience: ReturnType<typeof setTimeout> | undefined;
-  private readonly handlers = new Map<number, { tell: Tell; hold: Hold }>();
+  private readonly handlers = new Map<number, { tell: Tell; hold: Hold; request?: ChannelHandler["request"] }>();
   private readonly listeners = new Set<() => void>();
   private readonly queue: Input[] = [];
   private running = false;
   private nextId = 1;
   private shown: Connection;
-  private readonly stop: () => void;
+  private stop: (() => void) | undefined;
   private readonly now: () => number;
 
-  constructor(private readonly config: StreamConfig) {
+  constructor(
+    private readonly box: string,
+    private readonly config: StreamConfig = {},
+  ) {
     this.now = config.now ?? (() => performance.now());
     this.shown = this.connectionNow();
-    this.stop = this.listenToPage();
+  }
+
+  /** The box runs, or does so no more: only one that runs can be connected to. */
+  setLive(live: boolean) {
+    if (live) this.stop ??= this.listenToPage();
+    this.input({ type: "live", live });
+  }
+
+  /** Opens a channel of any kind for as long as it is not closed. */
+  open(handler: ChannelHandler): Channel {
+    return this.add({ kind: "channel" }, (news) => {
+      if (news.kind === "event") handler.event(news.event);
+      else if (news.kind === "live" || news.kind === "lost") handler.link?.(news.kind);
+      else if (news.kind === "ended") handler.event({ case: "error", value: create(TerminalErrorSchema, { code: news.code, reason: news.reason, message: news.message }) });
+    }, handler.request);
+  }
+
+  /** Takes the events of terminals, which number their channels themselves. Whoever opens some does so at each "live". */
+  openTerminals(handler: TerminalsHandler): Channel {
+    return this.add({ kind: "terminals" }, (news) => {
+      if (news.kind === "event") handler.event(create(StreamEventSchema, { event: news.event }));
+      else if (news.kind === "live" || news.kind === "lost") handler.link?.(news.kind);
+    });
+  }
+
+  /** Sends a request if there is a connection, and says whether there is. */
+  send(request: RequestInit): boolean {
+    return this.session.link.phase === "open" && this.transmit(request);
   }
 
   /** Looks at something; tell is called for each piece of news, in order. */
   watch(want: Want, tell: Tell): Hold {
+    return this.add(want, tell);
+  }
+
+  private add(want: Want, tell: Tell, request?: ChannelHandler["request"]): Hold {
     const id = this.nextId++;
     const hold: Hold = {
       close: () => {
@@ -76,12 +126,8 @@ export class BoxStream {
         this.input({ type: "unwatch", id });
       },
       restart: (after) => this.input({ type: "restart", id, after }),
-      send: (request) => {
-        if (this.session.link.phase !== "open") return false;
-        return this.transmit(terminalRequest(request));
-      },
     };
-    this.handlers.set(id, { tell, hold });
+    this.handlers.set(id, { tell, hold, ...(request && { request }) });
     this.input({ type: "watch", id, want });
     return hold;
   }
@@ -100,13 +146,13 @@ export class BoxStream {
     return () => this.listeners.delete(changed);
   };
 
-  /** Ends everything. The stream cannot be used again. */
-  dispose() {
-    this.stop();
+  /** Ends everything, for when the page is left. */
+  close() {
+    this.input({ type: "live", live: false });
+    this.stop?.();
+    this.stop = undefined;
     clearTimeout(this.timer);
     clearTimeout(this.patience);
-    this.handlers.clear();
-    this.drop();
   }
 
   private input(input: Input) {
@@ -138,6 +184,11 @@ export class BoxStream {
       case "send":
         this.transmit(effect.request);
         break;
+      case "ask": {
+        const request = this.handlers.get(effect.id)?.request?.();
+        if (request !== undefined) this.transmit({ channel: effect.channel, request });
+        break;
+      }
       case "timer":
         clearTimeout(this.timer);
         this.timer = setTimeout(() => this.input({ type: "timer" }), effect.ms);
@@ -152,14 +203,14 @@ export class BoxStream {
         }
         break;
       case "sign-in":
-        void this.config.onSignIn?.();
+        (this.config.onSignedOut ?? signedOut)();
         break;
     }
   }
 
   private connect() {
     const { config } = this;
-    const url = config.url ?? streamURL(window.location, config.box);
+    const url = config.url ?? boxSocket(this.box, "stream");
     let socket: WebSocket;
     try {
       socket = config.socket?.(url, [subprotocol]) ?? new WebSocket(url, [subprotocol]);
@@ -249,10 +300,4 @@ export class BoxStream {
     this.shown = next;
     for (const changed of this.listeners) changed();
   }
-}
-
-/** The address of a box's stream at a page's host. */
-export function streamURL(location: { protocol: string; host: string }, box: string): string {
-  const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-  return `${scheme}//${location.host}/v1/boxes/${encodeURIComponent(box)}/stream`;
 }

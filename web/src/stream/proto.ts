@@ -10,4 +10,4 @@ export { type NotebookEvent } from "../gen/carrel/v1/notebooks_pb";
 export { type BoxUsage } from "../gen/carrel/v1/notebooks_pb";
 export { type FileEvent } from "../gen/carrel/v1/files_pb";
 export { type ListBoxListenersResponse } from "../gen/carrel/v1/ports_pb";
-export { type TerminalError, type TerminalEvent, type TerminalRequest } from "../gen/carrel/v1/terminal_pb";
+export { TerminalErrorSchema, type TerminalEvent, type TerminalRequest } from "../gen/carrel/v1/terminal_pb";

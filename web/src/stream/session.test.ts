@@ -9,7 +9,7 @@ type EventInit = MessageInitShape<typeof StreamEventSchema>;
 
 /** A session with a clock, and what it did. */
 class Bench {
-  session: Session = newSession();
+  session: Session = step(newSession(), { type: "live", live: true }, { now: 0, random: 0 }).session;
   now = 0;
   did: Effect[] = [];
 
@@ -31,8 +31,8 @@ class Bench {
   /** The texts of the outputs that a watch was told. */
   told(id: number): string[] {
     return this.did.flatMap((e) =>
-      e.type === "tell" && e.id === id && e.news.kind === "notebook" && e.news.event.event.case === "output"
-        ? [String(e.news.event.event.value.text)]
+      e.type === "tell" && e.id === id && e.news.kind === "event" && e.news.event.case === "notebook" && e.news.event.value.event.case === "output"
+        ? [String(e.news.event.value.event.value.text)]
         : [],
     );
   }
@@ -99,7 +99,7 @@ describe("a watch of a notebook", () => {
     const b = new Bench();
     b.in(notebook("old.500"));
     b.in({ type: "opened" });
-    expect(b.kinds(b.output(1, "new.1", "x"))).toEqual(["tell:gap", "tell:notebook"]);
+    expect(b.kinds(b.output(1, "new.1", "x"))).toEqual(["tell:gap", "tell:event"]);
   });
 
   it("passes on events of the moment, which have no cursor", () => {
@@ -118,17 +118,20 @@ describe("two tabs on one stream", () => {
     b.in(notebook("j.1"));
     b.in({ type: "opened" });
     b.in({ type: "watch", id: 2, want: { kind: "notebooks", path: "b.ipynb", after: "j.3" } });
-    b.in({ type: "watch", id: 3, want: { kind: "terminal" } });
+    b.in({ type: "watch", id: 3, want: { kind: "terminals" } });
+    b.in({ type: "watch", id: 4, want: { kind: "channel" } });
     b.output(1, "j.2", "of a");
     b.output(2, "j.4", "of b");
     // Terminals are numbered apart: channel 1 of the terminals is not channel 1 of the rest.
     const told = b.event({ event: { case: "terminal", value: { channel: 1, event: { case: "live", value: true } } } });
-    expect(told).toMatchObject([{ type: "tell", id: 3, news: { kind: "terminal" } }]);
+    expect(told).toMatchObject([{ type: "tell", id: 3, news: { kind: "event" } }]);
+    expect(b.event({ channel: 4, event: { case: "usage", value: {} } })).toMatchObject([{ type: "tell", id: 4 }]);
+    expect(b.event({ channel: 4, event: { case: "error", value: { reason: "none" } } })).toMatchObject([{ type: "tell", id: 4, news: { kind: "ended" } }]);
     expect(b.told(1)).toEqual(["of a"]);
     expect(b.told(2)).toEqual(["of b"]);
 
     const broke = b.in({ type: "closed", code: 1013, reason: "" });
-    expect(b.kinds(broke).filter((k) => k === "tell:detached")).toHaveLength(3);
+    expect(b.kinds(broke).filter((k) => k === "tell:lost")).toHaveLength(3);
     b.now += 1000;
     b.in({ type: "timer" });
     const again = b.in({ type: "opened" });
@@ -136,7 +139,8 @@ describe("two tabs on one stream", () => {
       { channel: 1, request: { case: "notebooks", value: { path: "a.ipynb", after: "j.2" } } },
       { channel: 2, request: { case: "notebooks", value: { path: "b.ipynb", after: "j.4" } } },
     ]);
-    expect(again).toContainEqual({ type: "tell", id: 3, news: { kind: "attach", channel: 1 } });
+    expect(again).toContainEqual({ type: "tell", id: 3, news: { kind: "live" } });
+    expect(again).toContainEqual({ type: "ask", id: 4, channel: 4 });
   });
 
   it("end the connection with the last of them", () => {
@@ -145,6 +149,18 @@ describe("two tabs on one stream", () => {
     b.in({ type: "opened" });
     expect(b.kinds(b.in({ type: "unwatch", id: 1 }))).toEqual(["send", "disconnect"]);
     expect(b.session.link.phase).toBe("idle");
+  });
+
+  it("have no connection while the box does not run, and go on when it does", () => {
+    const b = new Bench();
+    b.in(notebook("j.1"));
+    b.in({ type: "opened" });
+    b.output(1, "j.2", "x");
+    expect(b.kinds(b.in({ type: "live", live: false }))).toEqual(["disconnect", "tell:lost"]);
+    expect(b.in({ type: "timer" })).toEqual([]);
+    expect(b.in({ type: "watch", id: 2, want: { kind: "channel" } })).toEqual([]);
+    expect(b.kinds(b.in({ type: "live", live: true }))).toContain("connect");
+    expect(b.sent(b.in({ type: "opened" }))).toMatchObject([{ request: { value: { after: "j.2" } } }]);
   });
 });
 
@@ -172,7 +188,7 @@ describe("a broken connection", () => {
     b.now += silence - 1;
     expect(b.kinds(b.in({ type: "timer" }))).toEqual(["timer"]);
     b.now += 1;
-    expect(b.kinds(b.in({ type: "timer" }))).toEqual(["disconnect", "tell:detached", "timer"]);
+    expect(b.kinds(b.in({ type: "timer" }))).toEqual(["disconnect", "tell:lost", "timer"]);
     expect(b.session.link.phase).toBe("waiting");
   });
 
@@ -181,14 +197,14 @@ describe("a broken connection", () => {
     b.in(notebook("j.1"));
     b.in({ type: "opened" });
     b.now += 30_000;
-    expect(b.kinds(b.in({ type: "woke" }))).toEqual(["disconnect", "tell:detached", "connect", "timer"]);
+    expect(b.kinds(b.in({ type: "woke" }))).toEqual(["disconnect", "tell:lost", "connect", "timer"]);
   });
 
   it("is not tried again when the right was taken away, until somebody asks", () => {
     const b = new Bench();
     b.in(notebook("j.1"));
     b.in({ type: "opened" });
-    expect(b.kinds(b.in({ type: "closed", code: 4403, reason: "revoked" }))).toEqual(["tell:detached"]);
+    expect(b.kinds(b.in({ type: "closed", code: 4403, reason: "revoked" }))).toEqual(["tell:lost"]);
     expect(b.session.link).toMatchObject({ phase: "refused", message: "revoked" });
     expect(b.in({ type: "timer" })).toEqual([]);
     expect(b.in({ type: "woke" })).toEqual([]);
@@ -201,6 +217,11 @@ describe("a broken connection", () => {
     b.in({ type: "opened" });
     expect(b.kinds(b.in({ type: "closed", code: 4401, reason: "" }))).toContain("sign-in");
     expect(b.session.link.phase).toBe("waiting");
+    // One that ended while it was of use is only asked for again.
+    b.in({ type: "retry" });
+    b.in({ type: "opened" });
+    b.output(1, "j.2", "x");
+    expect(b.kinds(b.in({ type: "closed", code: 4401, reason: "" }))).not.toContain("sign-in");
   });
 
   it("that opens and is cut at once does not become a storm", () => {

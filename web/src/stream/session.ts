@@ -7,38 +7,26 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { delay } from "./backoff";
 import { standing } from "./cursor";
-import type {
-  BoxUsage,
-  FileEvent,
-  ListBoxListenersResponse,
-  NotebookEvent,
-  StreamEvent,
-  StreamRequestSchema,
-  TerminalEvent,
-  TerminalRequest,
-} from "./proto";
+import type { NotebookEvent, StreamEvent, StreamRequestSchema } from "./proto";
 
 export type RequestInit = MessageInitShape<typeof StreamRequestSchema>;
 
-/** What a watch asks for. Terminals ask for themselves at each connection, since they keep offsets of their own. */
+/** What a watch asks for. */
 export type Want =
   | { kind: "notebooks"; path: string; after: string }
-  | { kind: "files"; path: string; recursive: boolean }
-  | { kind: "usage"; seconds: number }
-  | { kind: "terminal" };
+  /** A channel whose request is asked for anew at each connection. */
+  | { kind: "channel" }
+  /** All terminals: whoever watches numbers their channels and keeps their offsets. */
+  | { kind: "terminals" };
 
 /** What a watch is told. */
 export type News =
-  | { kind: "notebook"; event: NotebookEvent }
-  /** Events were lost, or the journal is another one: read again, then `restart` the watch from the new cursor. */
+  | { kind: "event"; event: StreamEvent["event"] }
+  /** Notebooks alone: events were lost, or the journal is another one. Read again, then `restart` the watch from the new cursor. */
   | { kind: "gap" }
-  | { kind: "file"; event: FileEvent }
-  | { kind: "usage"; usage: BoxUsage }
-  | { kind: "listeners"; listeners: ListBoxListenersResponse }
-  | { kind: "terminal"; event: TerminalEvent }
-  /** Connected (again): a terminal sends its attach now, with this channel number. */
-  | { kind: "attach"; channel: number }
-  | { kind: "detached" }
+  /** The connection stands (again) and the request has been sent. */
+  | { kind: "live" }
+  | { kind: "lost" }
   /** The box refused or ended this watch; it is over. */
   | { kind: "ended"; code: string; reason: string; message: string };
 
@@ -51,7 +39,7 @@ interface Watch {
 export type Link =
   | { readonly phase: "idle" }
   | { readonly phase: "connecting"; readonly attempt: number }
-  | { readonly phase: "open"; readonly heard: number; readonly attempt: number }
+  | { readonly phase: "open"; readonly heard: number; readonly attempt: number; readonly fresh: boolean }
   | { readonly phase: "waiting"; readonly attempt: number; readonly until: number }
   /** The right was taken away, or the page is too old to be understood: not tried again by itself. */
   | { readonly phase: "refused"; readonly code: number; readonly message: string };
@@ -60,7 +48,8 @@ export interface Session {
   readonly link: Link;
   readonly watches: ReadonlyMap<number, Watch>;
   readonly nextChannel: number;
-  readonly nextTerminal: number;
+  /** The box runs: only then is there anything to connect to. */
+  readonly live: boolean;
   readonly hidden: boolean;
   readonly offline: boolean;
   /** Since when the stream has been broken, in ms; 0: it is not. */
@@ -72,6 +61,7 @@ export type Input =
   | { type: "unwatch"; id: number }
   /** After a gap: go on from this cursor. */
   | { type: "restart"; id: number; after: string }
+  | { type: "live"; live: boolean }
   | { type: "opened" }
   | { type: "event"; event: StreamEvent }
   | { type: "closed"; code: number; reason: string }
@@ -86,6 +76,8 @@ export type Effect =
   | { type: "connect" }
   | { type: "disconnect" }
   | { type: "send"; request: RequestInit }
+  /** Send the request that the watch has now, on this channel. */
+  | { type: "ask"; id: number; channel: number }
   | { type: "timer"; ms: number }
   | { type: "tell"; id: number; news: News }
   /** The ticket or session has ended: ask who one is before the next try. */
@@ -108,7 +100,7 @@ export function newSession(): Session {
     link: { phase: "idle" },
     watches: new Map(),
     nextChannel: 1,
-    nextTerminal: 1,
+    live: false,
     hidden: false,
     offline: false,
     brokenSince: 0,
@@ -148,43 +140,37 @@ class Turn {
     this.effects.push({ type: "timer", ms: silence });
   }
 
+  /** Connects if there is what to look at. */
+  begin() {
+    if (this.s.live && this.s.watches.size > 0 && this.s.link.phase === "idle") this.connect(0);
+  }
+
   /** Puts a watch on the open socket. */
   join(id: number) {
     const watch = this.s.watches.get(id);
     if (watch === undefined || this.s.link.phase !== "open") return;
     const { want } = watch;
-    if (want.kind === "terminal") {
-      const channel = this.s.nextTerminal;
-      this.set({ nextTerminal: channel + 1 });
-      this.put(id, { ...watch, channel });
-      this.tell(id, { kind: "attach", channel });
-      return;
-    }
     const channel = this.s.nextChannel;
     this.set({ nextChannel: channel + 1 });
     this.put(id, { ...watch, channel });
-    switch (want.kind) {
-      case "notebooks":
-        this.send({ channel, request: { case: "notebooks", value: { path: want.path, after: want.after } } });
-        break;
-      case "files":
-        this.send({ channel, request: { case: "files", value: { path: want.path, recursive: want.recursive } } });
-        break;
-      case "usage":
-        this.send({ channel, request: { case: "usage", value: { seconds: want.seconds } } });
-        break;
-    }
+    if (want.kind === "notebooks") this.send({ channel, request: { case: "notebooks", value: { path: want.path, after: want.after } } });
+    else if (want.kind === "channel") this.effects.push({ type: "ask", id, channel });
+    this.tell(id, { kind: "live" });
   }
 
   leave(id: number) {
     const watch = this.s.watches.get(id);
     if (watch === undefined || watch.channel === 0 || this.s.link.phase !== "open") return;
-    if (watch.want.kind === "terminal") {
-      this.send({ request: { case: "terminal", value: { channel: watch.channel, request: { case: "close", value: true } } } });
-    } else {
-      this.send({ channel: watch.channel, request: { case: "close", value: true } });
-    }
+    if (watch.want.kind !== "terminals") this.send({ channel: watch.channel, request: { case: "close", value: true } });
     this.put(id, { ...watch, channel: 0 });
+  }
+
+  /** Ends the connection and does not make another. */
+  rest() {
+    if (this.s.link.phase === "refused" && this.s.live) return;
+    if (this.s.link.phase === "open" || this.s.link.phase === "connecting") this.effects.push({ type: "disconnect" });
+    this.detach();
+    this.set({ link: { phase: "idle" }, brokenSince: 0 });
   }
 
   /** The socket is gone: every watch is off it. */
@@ -192,15 +178,11 @@ class Turn {
     for (const [id, watch] of this.s.watches) {
       if (watch.channel === 0) continue;
       this.put(id, { ...watch, channel: 0 });
-      this.tell(id, { kind: "detached" });
+      this.tell(id, { kind: "lost" });
     }
   }
 
   wait(attempt: number) {
-    if (this.s.watches.size === 0) {
-      this.set({ link: { phase: "idle" }, brokenSince: 0 });
-      return;
-    }
     const ms = delay(attempt, this.at.random, this.s.hidden);
     this.set({ link: { phase: "waiting", attempt: attempt + 1, until: this.at.now + ms } });
     this.effects.push({ type: "timer", ms });
@@ -218,16 +200,19 @@ export function step(session: Session, input: Input, at: Moment): { session: Ses
   switch (input.type) {
     case "watch":
       t.put(input.id, { want: input.want, channel: 0 });
-      if (t.s.link.phase === "idle") t.connect(0);
+      if (t.s.link.phase === "idle") t.begin();
       else t.join(input.id);
       break;
     case "unwatch":
       t.leave(input.id);
       t.put(input.id, null);
-      if (t.s.watches.size === 0 && t.s.link.phase !== "refused") {
-        if (t.s.link.phase === "open" || t.s.link.phase === "connecting") t.effects.push({ type: "disconnect" });
-        t.set({ link: { phase: "idle" }, brokenSince: 0 });
-      }
+      if (t.s.watches.size === 0) t.rest();
+      break;
+    case "live":
+      if (input.live === t.s.live) break;
+      t.set({ live: input.live });
+      if (input.live) t.begin();
+      else t.rest();
       break;
     case "restart": {
       const watch = t.s.watches.get(input.id);
@@ -240,9 +225,8 @@ export function step(session: Session, input: Input, at: Moment): { session: Ses
     case "opened":
       // The numbers begin again: channels belong to the socket.
       t.set({
-        link: { phase: "open", heard: at.now, attempt: t.s.link.phase === "connecting" ? t.s.link.attempt : 0 },
+        link: { phase: "open", heard: at.now, attempt: t.s.link.phase === "connecting" ? t.s.link.attempt : 0, fresh: true },
         nextChannel: 1,
-        nextTerminal: 1,
         brokenSince: 0,
       });
       for (const id of [...t.s.watches.keys()]) t.join(id);
@@ -309,7 +293,7 @@ function woke(t: Turn) {
 function closed(t: Turn, code: number, reason: string) {
   const { link } = t.s;
   if (link.phase !== "open" && link.phase !== "connecting") return;
-  const lived = link.phase === "open";
+  const heardFrom = link.phase === "open" && !link.fresh;
   t.broke();
   switch (code) {
     case 4403:
@@ -320,64 +304,53 @@ function closed(t: Turn, code: number, reason: string) {
       t.set({ link: { phase: "refused", code, message: "This page and the server do not understand each other. Reload the page." } });
       return;
     case 4401:
-      t.effects.push({ type: "sign-in" });
+      // A right that ended while it was used may have been renewed since; one that is refused at once was not.
+      if (!heardFrom) t.effects.push({ type: "sign-in" });
       break;
   }
-  // A connection that lived is tried again soon; one that never opened, or was cut at once, more slowly each time.
-  t.wait(lived && link.attempt === 0 ? 0 : link.attempt);
+  // A connection that was of use is tried again soon; one that never opened, or was cut at once, more slowly each time.
+  t.wait(link.attempt);
 }
 
 function heard(t: Turn, event: StreamEvent) {
   if (t.s.link.phase !== "open") return;
-  t.set({ link: { phase: "open", heard: t.at.now, attempt: 0 } });
+  t.set({ link: { phase: "open", heard: t.at.now, attempt: 0, fresh: false } });
   const body = event.event;
   if (body.case === undefined || body.case === "keepAlive") return;
-  const terminal = body.case === "terminal";
-  const channel = terminal ? body.value.channel : event.channel;
-  const found = [...t.s.watches].find(([, w]) => w.channel === channel && channel !== 0 && (w.want.kind === "terminal") === terminal);
-  // Late words on a channel that was left.
-  if (found === undefined) return;
-  const [id, watch] = found;
-  switch (body.case) {
-    case "terminal":
-      t.tell(id, { kind: "terminal", event: body.value });
-      break;
-    case "notebook":
-      notebook(t, id, watch, body.value);
-      break;
-    case "file":
-      t.tell(id, { kind: "file", event: body.value });
-      break;
-    case "usage":
-      t.tell(id, { kind: "usage", usage: body.value });
-      break;
-    case "listeners":
-      t.tell(id, { kind: "listeners", listeners: body.value });
-      break;
-    case "error":
-      t.put(id, { ...watch, channel: 0 });
-      t.tell(id, { kind: "ended", code: body.value.code, reason: body.value.reason, message: body.value.message });
-      break;
+  for (const [id, watch] of t.s.watches) {
+    if (watch.channel === 0) continue;
+    if (body.case === "terminal") {
+      if (watch.want.kind === "terminals") t.tell(id, { kind: "event", event: body });
+    } else if (watch.channel === event.channel && watch.want.kind !== "terminals") {
+      if (body.case === "error") {
+        t.put(id, { ...watch, channel: 0 });
+        t.tell(id, { kind: "ended", code: body.value.code, reason: body.value.reason, message: body.value.message });
+      } else if (body.case === "notebook") {
+        notebook(t, id, watch, body.value);
+      } else {
+        t.tell(id, { kind: "event", event: body });
+      }
+      return;
+    }
   }
 }
 
 function notebook(t: Turn, id: number, watch: Watch, event: NotebookEvent) {
-  if (watch.want.kind !== "notebooks") return;
+  const news: News = { kind: "event", event: { case: "notebook", value: event } };
+  if (watch.want.kind !== "notebooks") {
+    t.tell(id, news);
+    return;
+  }
   if (event.event.case === "keepAlive") return;
   const how = standing(event.cursor, watch.want.after);
   if (event.event.case === "gap" || how === "other-journal") {
     // What follows is passed on all the same: the page keeps it until it has read again.
     t.put(id, { ...watch, want: { ...watch.want, after: event.cursor || watch.want.after } });
     t.tell(id, { kind: "gap" });
-    if (event.event.case !== "gap") t.tell(id, { kind: "notebook", event });
+    if (event.event.case !== "gap") t.tell(id, news);
     return;
   }
   if (how === "seen") return;
   if (how === "new") t.put(id, { ...watch, want: { ...watch.want, after: event.cursor } });
-  t.tell(id, { kind: "notebook", event });
-}
-
-/** The request that a terminal sends on its channel. */
-export function terminalRequest(request: TerminalRequest): RequestInit {
-  return { request: { case: "terminal", value: request } };
+  t.tell(id, news);
 }
