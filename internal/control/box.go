@@ -99,7 +99,7 @@ func (b boxService) CreateBox(ctx context.Context, req *connect.Request[carrelv1
 		if m.GetName() == "" {
 			box.Name = inventName()
 		}
-		op, err := b.s.store.CreateBox(ctx, scopeOf(ctx), box)
+		op, err := b.s.createBox(ctx, template, box)
 		if err == nil {
 			return reply(operationProto(op))
 		}
@@ -107,6 +107,17 @@ func (b boxService) CreateBox(ctx context.Context, req *connect.Request[carrelv1
 			return nil, fmt.Errorf("create box: %w", err)
 		}
 	}
+}
+
+// createBox takes a prepared box that waits, or makes one.
+func (s *Server) createBox(ctx context.Context, t store.Template, box store.NewBox) (*store.Operation, error) {
+	if s.pools.wanted(ctx, t) {
+		op, err := s.store.TakeBox(ctx, scopeOf(ctx), t.Recipe, box)
+		if op != nil || err != nil {
+			return op, err
+		}
+	}
+	return s.store.CreateBox(ctx, scopeOf(ctx), box)
 }
 
 // complete fills what a request leaves out: from the template, then from the defaults. What counts as memory shrinks

@@ -2,6 +2,7 @@ package control
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"time"
 
 	"connectrpc.com/connect"
@@ -167,8 +168,35 @@ func templateProto(t store.Template) *carrelv1.Template {
 	return &carrelv1.Template{
 		Id: string(t.ID), OrgId: string(t.Org), Name: t.Name, Version: t.Version, Description: t.Description,
 		Image: t.Image, ImageDigest: t.ImageDigest, Resources: resourcesProto(t.Resources), Env: t.Env, Labels: t.Labels,
-		Sudo: t.Sudo, Startup: t.Startup, CreateTime: timeProto(t.CreatedAt), Idle: idleProto(t.Idle),
+		Sudo: t.Sudo, Startup: t.Startup, CreateTime: timeProto(t.CreatedAt), Idle: idleProto(t.Idle), Prebuild: recipeProto(t.Prebuild),
 	}
+}
+
+func recipeProto(p *carrel.Prebuild) *carrelv1.PrebuildRecipe {
+	if p == nil {
+		return nil
+	}
+	return &carrelv1.PrebuildRecipe{Setup: p.Setup, Kernel: p.Kernel, Imports: p.Imports, Timeout: durationpb.New(p.Limit())}
+}
+
+func prebuildProto(p store.PrebuildState) *carrelv1.Prebuild {
+	out := &carrelv1.Prebuild{
+		Template: fmt.Sprintf("%s@%d", p.TemplateName, p.TemplateVersion), TemplateId: string(p.Template), OrgId: string(p.Org), NodeId: string(p.Node),
+		NodeName: p.NodeName, State: "building", SizeBytes: p.SizeBytes, CreateTime: timeProto(p.CreatedAt), ReadyTime: timeProto(p.ReadyAt), RuntimeVersion: p.RuntimeVersion,
+	}
+	failure := p.Hidden.CurrentFailure()
+	switch {
+	case p.Condemned != "":
+		out.State, out.Failure = "failed", &carrelv1.Failure{Reason: p.Condemned, Message: "a box could not begin from it; it is made anew", Transient: true}
+	case p.Snapshot != "":
+		out.State = "ready"
+		if !p.Hidden.RunCreatedAt.IsZero() {
+			out.BuildTime = durationpb.New(p.ReadyAt.Sub(p.Hidden.RunCreatedAt))
+		}
+	case failure != nil:
+		out.State, out.Failure = "failed", failureProto(failure)
+	}
+	return out
 }
 
 func imageProto(i store.Image) *carrelv1.Image {

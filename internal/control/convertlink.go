@@ -35,8 +35,9 @@ func desiredProto(set store.DesiredSet, node carrel.NodeID, ticketKeys [][]byte,
 				CpuMillis: spec.Resources.CPUMillis, MemoryBytes: spec.Resources.MemoryBytes, HomeBytes: spec.Resources.HomeBytes,
 				RootBytes: spec.Resources.RootBytes, Processes: spec.Resources.Processes, TmpBytes: spec.Resources.TmpBytes, ShmBytes: spec.Resources.ShmBytes,
 				Env: spec.Env, Sudo: spec.Sudo, Startup: spec.Startup, SnapshotId: string(r.Snapshot), WithMemory: r.WithMemory,
+				Clone: spec.Clone, Prepare: preparationProto(spec.Prepare),
 			},
-			IdleSince: timeProto(r.IdleSince), BusyCpuMillis: r.BusyCPUMillis,
+			IdleSince: timeProto(r.IdleSince), BusyCpuMillis: r.BusyCPUMillis, Identity: r.Identity,
 		})
 	}
 	for _, c := range set.Chores {
@@ -51,6 +52,13 @@ func desiredProto(set store.DesiredSet, node carrel.NodeID, ticketKeys [][]byte,
 	sum := sha256.Sum256(data)
 	out.Checksum = sum[:]
 	return out, nil
+}
+
+func preparationProto(p *carrel.Prebuild) *linkv1.Preparation {
+	if p == nil {
+		return nil
+	}
+	return &linkv1.Preparation{Setup: p.Setup, Kernel: p.Kernel, Imports: p.Imports, TimeoutMillis: p.Limit().Milliseconds()}
 }
 
 // What one report may hold. A node sends the rest with the next one.
@@ -76,6 +84,7 @@ func reportFromProto(m *linkv1.ReportRequest) (report store.Report, refused []st
 			Run: carrel.RunID(r.GetRunId()), Epoch: r.GetEpoch(), Sequence: r.GetSequence(), Phase: phase, Generation: r.GetGeneration(),
 			At: r.GetTime().AsTime(), Reason: short(r.GetReason()), Message: long(r.GetMessage()), Transient: r.GetTransient(),
 			FailedOrder: order, Snapshot: carrel.SnapshotID(r.GetSnapshotId()), StartedFrom: short(r.GetStartedFrom()), Notice: long(r.GetNotice()),
+			CloneFailure: short(r.GetCloneFailure()),
 		})
 	}
 	for _, c := range m.GetChores() {
@@ -119,7 +128,7 @@ func factsFromProto(f *linkv1.NodeFacts) *store.NodeFacts {
 		CPUMillis: max(0, f.GetCpuMillis()), MemoryBytes: max(0, f.GetMemoryBytes()), DiskBytes: max(0, f.GetDiskBytes()), DiskFreeBytes: max(0, f.GetDiskFreeBytes()),
 		Enforced: f.GetEnforced(), Limitations: f.GetLimitations(), Images: f.GetImageDigests(),
 		Snapshots:       each(f.GetSnapshotIds(), func(id string) carrel.SnapshotID { return carrel.SnapshotID(id) }),
-		QuarantinedRuns: f.GetQuarantinedRuns(), ProxyAddress: short(f.GetProxyAddress()),
+		QuarantinedRuns: f.GetQuarantinedRuns(), ProxyAddress: short(f.GetProxyAddress()), AgentSHA256: short(f.GetAgentSha256()),
 	}
 }
 

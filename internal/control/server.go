@@ -64,6 +64,7 @@ type Server struct {
 	hub     *hub
 	reports *reporter
 	grants  *granter
+	pools   *pools
 	metrics *metrics
 	handler http.Handler
 
@@ -114,6 +115,7 @@ func New(cfg Config) (*Server, error) {
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.limiter, s.hub, s.reports, s.watches = newLimiter(s.now), newHub(s), newReporter(s), newWatchers(cfg.Quotas)
 	s.grants = newGranter(s)
+	s.pools = &pools{read: s.store.Pools, now: s.now}
 	if s.metrics, err = newMetrics(s, cfg.Registerer); err != nil {
 		return nil, fmt.Errorf("register control's metrics: %w", err)
 	}

@@ -45,7 +45,7 @@ func (t templateService) PushTemplate(ctx context.Context, req *connect.Request[
 	pushed, err := t.s.store.PushTemplate(ctx, scopeOf(ctx), request, store.Template{
 		Org: org, Name: parsed.Name, Description: parsed.Description, Image: parsed.Image, ImageDigest: image.Digest,
 		Resources: parsed.Resources, Env: parsed.Env, Labels: parsed.Labels, Sudo: parsed.Sudo, Startup: parsed.Startup,
-		Idle: parsed.Idle,
+		Idle: parsed.Idle, Prebuild: parsed.Prebuild,
 	}, false)
 	if err != nil {
 		return nil, fmt.Errorf("push template: %w", err)
@@ -62,7 +62,11 @@ func (t templateService) GetTemplate(ctx context.Context, req *connect.Request[c
 	if err != nil {
 		return nil, err
 	}
-	return reply(templateProto(found))
+	out, err := t.s.withPools(ctx, templateProto(found))
+	if err != nil {
+		return nil, err
+	}
+	return reply(out[0])
 }
 
 func (t templateService) ListTemplates(ctx context.Context, req *connect.Request[carrelv1.ListTemplatesRequest]) (*connect.Response[carrelv1.ListTemplatesResponse], error) {
@@ -79,5 +83,9 @@ func (t templateService) ListTemplates(ctx context.Context, req *connect.Request
 	if err != nil {
 		return nil, fmt.Errorf("list templates: %w", err)
 	}
-	return reply(&carrelv1.ListTemplatesResponse{Templates: each(templates, templateProto), NextPageToken: next})
+	out, err := t.s.withPools(ctx, each(templates, templateProto)...)
+	if err != nil {
+		return nil, err
+	}
+	return reply(&carrelv1.ListTemplatesResponse{Templates: out, NextPageToken: next})
 }

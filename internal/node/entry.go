@@ -4,6 +4,7 @@ import (
 	"time"
 
 	linkv1 "carrel.dev/carrel/api/carrel/link/v1"
+	"carrel.dev/carrel/internal/agent/identity"
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/node/netpool"
 )
@@ -39,6 +40,10 @@ type entry struct {
 	AgentSHA256 string          `json:"agent_sha256,omitempty"`
 	StartedFrom string          `json:"started_from,omitempty"`
 	Notice      string          `json:"notice,omitempty"`
+	// CloneFailure is why it could not begin from a prebuild's snapshot.
+	CloneFailure string `json:"clone_failure,omitempty"`
+	// Identity is that of DesiredRun which the box's agent knows.
+	Identity int64 `json:"identity,omitempty"`
 
 	// Report is the newest that settles something, and Told whether control has it.
 	Report *report `json:"report,omitempty"`
@@ -77,6 +82,8 @@ type report struct {
 	SnapshotID  carrel.SnapshotID `json:"snapshot_id,omitempty"`
 	StartedFrom string            `json:"started_from,omitempty"`
 	Notice      string            `json:"notice,omitempty"`
+
+	CloneFailure string `json:"clone_failure,omitempty"`
 }
 
 // runSpec is linkv1.RunSpec, as the ledger and manifests keep it.
@@ -95,6 +102,9 @@ type runSpec struct {
 	Startup     []string          `json:"startup,omitempty"`
 	SnapshotID  carrel.SnapshotID `json:"snapshot_id,omitempty"`
 	WithMemory  bool              `json:"with_memory,omitempty"`
+	// Clone: the snapshot is a prebuild's, of another box.
+	Clone   bool                  `json:"clone,omitempty"`
+	Prepare *identity.Preparation `json:"prepare,omitempty"`
 }
 
 func specOf(s *linkv1.RunSpec) runSpec {
@@ -103,6 +113,7 @@ func specOf(s *linkv1.RunSpec) runSpec {
 		HomeBytes: s.GetHomeBytes(), RootBytes: s.GetRootBytes(), Processes: s.GetProcesses(), TmpBytes: s.GetTmpBytes(),
 		ShmBytes: s.GetShmBytes(), Env: s.GetEnv(), Sudo: s.GetSudo(), Startup: s.GetStartup(),
 		SnapshotID: carrel.SnapshotID(s.GetSnapshotId()), WithMemory: s.GetWithMemory(),
+		Clone: s.GetClone(), Prepare: preparationOf(s.GetPrepare()),
 	}
 }
 

@@ -59,6 +59,7 @@ func (d *Daemon) facts() *linkv1.NodeFacts {
 		CpuMillis: int64(goruntime.NumCPU()) * 1000, MemoryBytes: memoryTotal(),
 		Enforced: slices.Clone(caps.Enforced), Limitations: slices.Clone(caps.Limitations),
 		SnapshotIds: d.snapshots.ids(), QuarantinedRuns: d.manager.quarantined(), ProxyAddress: d.cfg.ProxyAddress,
+		AgentSha256: d.agentSHA256,
 	}
 	if err := d.nets.Filtered(); err == nil {
 		f.Enforced = append(f.Enforced, "network")

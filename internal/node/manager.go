@@ -93,6 +93,7 @@ func (m *manager) apply(set *linkv1.DesiredSet) {
 			continue
 		}
 		w.policy(run)
+		w.handOver(run)
 		w.order(order{orderOf(run.GetOrder()), run.GetGeneration()})
 	}
 	for id, w := range m.workers {

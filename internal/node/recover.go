@@ -153,7 +153,7 @@ func (d *Daemon) newEntry(run *linkv1.DesiredRun, quarantined bool) (*entry, err
 	e := &entry{
 		Run: carrel.RunID(run.GetRunId()), Box: carrel.BoxID(run.GetBoxId()), Org: carrel.OrgID(run.GetOrgId()),
 		Epoch: run.GetEpoch(), Spec: specOf(run.GetSpec()), Order: orderOf(run.GetOrder()), OrderGeneration: run.GetGeneration(),
-		Stage: stageStarting, Sequence: d.sequence,
+		Stage: stageStarting, Sequence: d.sequence, Identity: run.GetIdentity(),
 	}
 	if carrel.IDKind(string(e.Run)) != 'r' || carrel.IDKind(string(e.Box)) != 'b' || e.Epoch <= 0 || e.Order == carrel.OrderNone {
 		return nil, errors.New("the order is not complete")

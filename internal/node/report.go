@@ -61,7 +61,7 @@ func runReport(e *entry, r report) *linkv1.RunReport {
 	p := &linkv1.RunReport{
 		RunId: string(e.Run), Epoch: e.Epoch, Sequence: r.Sequence, Phase: string(r.Phase), Generation: r.Generation,
 		Time: timestamppb.New(r.Time), FailedOrder: string(r.FailedOrder), SnapshotId: string(r.SnapshotID),
-		StartedFrom: r.StartedFrom, Notice: r.Notice,
+		StartedFrom: r.StartedFrom, Notice: r.Notice, CloneFailure: r.CloneFailure,
 	}
 	if r.Failure != nil {
 		p.Reason, p.Message, p.Transient = r.Failure.Reason, r.Failure.Message, r.Failure.Transient

@@ -70,6 +70,9 @@ func (w *worker) start(ctx context.Context, o order) error {
 		return fmt.Errorf("start: %w; and it could not be taken back: %w", err, undoErr)
 	}
 	w.sandbox = sandboxAbsent
+	if ctx.Err() == nil && w.e.Spec.Clone {
+		return w.beginFresh(err)
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx) // the daemon ends, or another order came: it is no failure of the run
 	}
@@ -104,7 +107,7 @@ func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack, booted f
 		if base, err = w.d.snapshots.get(id); err != nil {
 			return err
 		}
-		if base.Box != w.e.Box {
+		if base.Box != w.e.Box && !w.e.Spec.Clone {
 			return fmt.Errorf("%w: it is one of box %s", errSnapshotCorrupt, base.Box)
 		}
 		if w.e.Spec.WithMemory {
@@ -178,6 +181,8 @@ func startedFrom(s runSpec) string {
 	switch {
 	case s.SnapshotID == "":
 		return "fresh"
+	case s.Clone:
+		return "prebuild"
 	case s.WithMemory:
 		return "memory"
 	}
@@ -204,10 +209,7 @@ func (w *worker) writeIdentity() error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("write identity: %w", err)
 	}
-	if err := identity.Write(dir, identity.Identity{
-		RunID: string(w.e.Run), BoxID: string(w.e.Box), BoxName: w.e.Spec.BoxName, Key: w.e.Key, MemoryBytes: w.e.Spec.MemoryBytes,
-		Processes: w.e.Spec.Processes, Env: w.e.Spec.Env, Sudo: w.e.Spec.Sudo, Startup: w.e.Spec.Startup,
-	}); err != nil {
+	if err := identity.Write(dir, w.identityFor(w.e.Spec)); err != nil {
 		return fmt.Errorf("write identity: %w", err)
 	}
 	return w.d.writeNetwork(w.e.Run, w.e.Network)
@@ -259,10 +261,11 @@ func (w *worker) boot(ctx context.Context, spec runtime.Spec, base *manifest, ti
 
 // awaitReady asks until the agent is ready. The proxy may be starting again just now: that is waited for, too.
 func (w *worker) awaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	patience := readyTime + w.prepareTime()
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	defer context.AfterFunc(w.watch.over, cancel)()
-	deadline := time.Now().Add(readyTime)
+	deadline := time.Now().Add(patience)
 	for {
 		err := w.d.proxy.Ready(ctx, w.e.Run, max(0, time.Until(deadline)))
 		if err == nil {
@@ -379,6 +382,8 @@ func explainKnown(e *carrel.Error) *failure {
 	switch e.Reason {
 	case "image_missing":
 		return &failure{e.Reason, e.Message, false}
+	case carrel.ReasonPrepareFailed:
+		return &failure{e.Reason, "What the box's template prepares did not succeed: " + e.Message, true}
 	case "disk_full", "agent_silent", "startup_failed":
 		return &failure{e.Reason, e.Message, true}
 	case "resource_out_of_range", "bad_name", "bad_variable", "too_many_variables", "environment_too_large", "bad_snapshot_id":

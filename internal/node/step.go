@@ -35,6 +35,8 @@ type seen struct {
 	// sealed is the kind of the complete snapshot of the run that lies on disk and was not taken back; empty:
 	// there is none. At most one exists, because a run ends with it.
 	sealed carrel.SnapshotKind
+	// identity is the newest of the run that control told.
+	identity int64
 }
 
 // order is what control wants of a run, and for which generation of the box's intent.
@@ -54,6 +56,7 @@ const (
 	stepCommit   step = "commit"   // propose the sealed snapshot, and end the run when it is accepted
 	stepSalvage  step = "salvage"  // save the files of a sandbox that died
 	stepDestroy  step = "destroy"  // remove all of it, commit nothing
+	stepIdentify step = "identify" // tell the agent whose the box is now, and control that it runs
 	stepAnnounce step = "announce" // tell control that it runs for a newer intent, too
 )
 
@@ -87,6 +90,8 @@ func nextStep(e *entry, s seen, o order) step {
 			return stepUndo
 		case wanted != "":
 			return stepCapture
+		case s.identity > e.Identity:
+			return stepIdentify
 		case o.kind == carrel.OrderRun && o.generation > e.Generation:
 			return stepAnnounce
 		}

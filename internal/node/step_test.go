@@ -57,7 +57,7 @@ func TestNextStep(t *testing.T) {
 		for _, sandbox := range r.sandbox {
 			for _, o := range r.orders {
 				e := &entry{Stage: r.stage, Generation: 3}
-				got := nextStep(e, seen{sandbox, r.sealed}, order{o, 3})
+				got := nextStep(e, seen{sandbox: sandbox, sealed: r.sealed}, order{o, 3})
 				require.Equal(t, r.want, got, "%s, sandbox %s, sealed %q, order %s", r.stage, sandbox, r.sealed, o)
 			}
 		}
@@ -69,11 +69,23 @@ func TestNextStepAfterAnUndonePause(t *testing.T) {
 	running, frozen := seen{sandbox: sandboxRunning}, seen{sandbox: sandboxFrozen}
 	require.Equal(t, stepNothing, nextStep(e, running, order{carrel.OrderPause, 3}), "the same intent is not tried twice")
 	require.Equal(t, stepUndo, nextStep(e, frozen, order{carrel.OrderPause, 3}))
-	require.Equal(t, stepUndo, nextStep(e, seen{sandboxFrozen, carrel.SnapshotMemory}, order{carrel.OrderPause, 3}))
+	require.Equal(t, stepUndo, nextStep(e, seen{sandbox: sandboxFrozen, sealed: carrel.SnapshotMemory}, order{carrel.OrderPause, 3}))
 	require.Equal(t, stepCapture, nextStep(e, running, order{carrel.OrderPause, 4}), "a newer one is")
 	require.Equal(t, stepCapture, nextStep(e, running, order{carrel.OrderStop, 3}))
 	require.Equal(t, stepAnnounce, nextStep(e, running, order{carrel.OrderRun, 4}), "control hears for which intent it runs")
 	require.Equal(t, stepNothing, nextStep(e, running, order{carrel.OrderRun, 3}))
+}
+
+func TestAPreparedBoxThatWasTakenIsIdentifiedBeforeItIsSaidToRun(t *testing.T) {
+	e := &entry{Stage: stageRunning, Generation: 1}
+	taken := seen{sandbox: sandboxRunning, identity: 1}
+	require.Equal(t, stepIdentify, nextStep(e, taken, order{carrel.OrderRun, 2}))
+	require.Equal(t, stepCapture, nextStep(e, taken, order{carrel.OrderPause, 3}), "a paused box takes its name when it is resumed")
+	require.Equal(t, stepDestroy, nextStep(e, taken, order{carrel.OrderDestroy, 3}))
+	require.Equal(t, stepStart, nextStep(&entry{Stage: stageStarting}, taken, order{carrel.OrderRun, 2}), "who begins is told at the start")
+	e.Identity = 1
+	require.Equal(t, stepAnnounce, nextStep(e, taken, order{carrel.OrderRun, 2}))
+	require.True(t, interrupts(stepIdentify, order{carrel.OrderRun, 2}, order{carrel.OrderPause, 3}))
 }
 
 func TestWhatInterruptsAStep(t *testing.T) {

@@ -40,6 +40,8 @@ type worker struct {
 	forgotten bool
 	watch     *watch
 	life      context.Context // of run: what outlives a step depends on it
+	// strange is since when the agent was told in vain whose the box is; zero: it was not.
+	strange time.Time
 
 	wake chan struct{}
 
@@ -57,6 +59,7 @@ type worker struct {
 	unusedSince time.Time
 	unusedFor   int64
 	busy        int64
+	owner       owner // whose the box is
 }
 
 // watch waits for the end of a sandbox.
@@ -97,7 +100,7 @@ func interrupts(doing step, during, next order) bool {
 	switch doing {
 	case stepStart, stepSalvage, stepCommit:
 		return next.kind == carrel.OrderDestroy
-	case stepCapture:
+	case stepCapture, stepIdentify:
 		return next.kind != during.kind
 	}
 	return false
@@ -202,7 +205,7 @@ func (w *worker) run(ctx context.Context) {
 			}
 		}
 		o := w.wanted()
-		s := seen{sandbox: w.sandbox}
+		s := seen{sandbox: w.sandbox, identity: w.newOwner().identity}
 		if m := w.d.snapshots.of(w.e.Run); m != nil {
 			s.sealed = m.Kind
 		}
@@ -263,6 +266,8 @@ func (w *worker) do(ctx context.Context, next step, o order) error {
 		err = w.salvage(ctx)
 	case stepDestroy:
 		err = w.destroy(ctx, o)
+	case stepIdentify:
+		err = w.identify(ctx, o)
 	case stepAnnounce:
 		err = w.announce(o)
 	}
@@ -431,6 +436,7 @@ func (w *worker) report(phase carrel.Phase, generation int64) report {
 	w.e.Sequence++
 	return report{
 		Phase: phase, Generation: generation, Sequence: w.e.Sequence, Time: w.d.now(), StartedFrom: w.e.StartedFrom, Notice: w.e.Notice,
+		CloneFailure: w.e.CloneFailure,
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 
 	agentv1 "carrel.dev/carrel/api/carrel/agent/v1"
 	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
@@ -181,7 +182,7 @@ func awaitReady(ctx context.Context, r Route) error {
 		if err == nil {
 			return nil
 		}
-		if reason := new(refusal); errors.As(err, &reason) && reason.Reason == "startup_failed" {
+		if reason := new(refusal); errors.As(err, &reason) && (reason.Reason == "startup_failed" || reason.Reason == carrel.ReasonPrepareFailed) {
 			return err
 		}
 		if ctx.Err() != nil {
@@ -212,6 +213,9 @@ func askReady(ctx context.Context, r Route, try time.Duration) error {
 	defer done()
 	answer, err := client.Ready(ctx, connect.NewRequest(&agentv1.ReadyRequest{}))
 	if ce := new(connect.Error); errors.As(err, &ce) && ce.Code() == connect.CodeFailedPrecondition {
+		if reasonOf(ce) == carrel.ReasonPrepareFailed {
+			return refuse(http.StatusBadGateway, carrel.ReasonPrepareFailed, "%s", printable(ce.Message()))
+		}
 		return refuse(http.StatusBadGateway, "startup_failed", "the box's agent could not start: %s", printable(ce.Message()))
 	}
 	if err != nil {
@@ -219,6 +223,33 @@ func askReady(ctx context.Context, r Route, try time.Duration) error {
 	}
 	if got := carrel.RunID(answer.Msg.GetRunId()); got != r.Run {
 		return fmt.Errorf("ready: the agent is still in run %q", printable(string(got)))
+	}
+	return nil
+}
+
+// reasonOf is the reason that an agent gives, empty if none.
+func reasonOf(ce *connect.Error) string {
+	for _, detail := range ce.Details() {
+		if value, err := detail.Value(); err == nil {
+			if info, ok := value.(*errdetails.ErrorInfo); ok {
+				return info.GetReason()
+			}
+		}
+	}
+	return ""
+}
+
+// identifyTime is what an agent has to become another box's, its warm kernels included.
+const identifyTime = 15 * time.Second
+
+func identify(ctx context.Context, r Route) error {
+	client, done, err := control(ctx, r, callTry)
+	if err != nil {
+		return silent(err)
+	}
+	defer done()
+	if _, err := client.Identify(ctx, connect.NewRequest(&agentv1.IdentifyRequest{})); err != nil {
+		return agentError("identify", err)
 	}
 	return nil
 }

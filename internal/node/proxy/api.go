@@ -62,6 +62,7 @@ func peerUID(c *net.UnixConn) (int, error) {
 //	PUT    /routes/{run}        one route
 //	DELETE /routes/{run}        take it away and cut its streams
 //	POST   /runs/{run}/ready?timeout=MS       answers when the agent is ready
+//	POST   /runs/{run}/identify               have the agent take the identity that is there now
 //	POST   /runs/{run}/quiesce?lease=MS       no new streams, cut the open ones, agent to be quiet
 //	POST   /runs/{run}/unquiesce
 //	POST   /runs/{run}/shutdown?grace=MS      end all processes in the box
@@ -123,10 +124,15 @@ func (p *Proxy) api() http.Handler {
 			return f(ctx, route, d)
 		})
 	}
-	ask("ready", "timeout", 10*time.Minute, func(ctx context.Context, r Route, d time.Duration) error {
+	ask("ready", "timeout", time.Hour, func(ctx context.Context, r Route, d time.Duration) error {
 		ctx, cancel := context.WithTimeout(ctx, d)
 		defer cancel()
 		return awaitReady(ctx, r)
+	})
+	ask("identify", "", 0, func(ctx context.Context, r Route, _ time.Duration) error {
+		ctx, cancel := context.WithTimeout(ctx, identifyTime)
+		defer cancel()
+		return identify(ctx, r)
 	})
 	ask("quiesce", "lease", time.Minute, func(ctx context.Context, r Route, d time.Duration) error {
 		p.table.hush(r.Run, true)

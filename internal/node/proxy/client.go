@@ -56,9 +56,14 @@ func (c *Client) RemoveRoute(ctx context.Context, run carrel.RunID) error {
 }
 
 // Ready answers when the run's agent is ready. The error's reason is agent_silent after timeout, startup_failed
-// if the agent says so.
+// or prepare_failed if the agent says so.
 func (c *Client) Ready(ctx context.Context, run carrel.RunID, timeout time.Duration) error {
 	return c.ask(ctx, run, "ready", "timeout", timeout)
+}
+
+// Identify has the run's agent take the identity that is there now.
+func (c *Client) Identify(ctx context.Context, run carrel.RunID) error {
+	return c.call(ctx, http.MethodPost, "/runs/"+string(run)+"/identify", nil)
 }
 
 // Quiesce cuts the run's streams, allows no new ones and asks the agent to be quiet for lease.
