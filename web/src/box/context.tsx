@@ -1,7 +1,7 @@
 import { createContext, useContext } from "react";
 import type { Box } from "../gen/carrel/v1/boxes_pb";
 import type { Api } from "../lib/api";
-import type { BoxStream } from "./stream";
+import type { BoxStream } from "../stream";
 
 /** The tabs of a box's page, in their order. Each is the default export of ./<name>/index.tsx and its own chunk. */
 export const tabs = ["notebook", "files", "editor", "terminal", "ports", "activity", "events"] as const;

@@ -2,7 +2,6 @@ import { Suspense, lazy, useEffect, useMemo, useState } from "react";
 import type { Box } from "../gen/carrel/v1/boxes_pb";
 import { State } from "../gen/carrel/v1/common_pb";
 import { BoxContext, type BoxContextValue, type Tab, tabs } from "../box/context";
-import { BoxStream } from "../box/stream";
 import { askAndTell } from "../lib/actions";
 import { api, boxPath, boxSocket } from "../lib/api";
 import { useBoxes } from "../lib/boxes";
@@ -11,7 +10,9 @@ import { useLoad } from "../lib/load";
 import { Link, useRouter } from "../lib/router";
 import { useSession } from "../lib/session";
 import { isLive, verbs, verbsOf } from "../lib/states";
+import { signedOut } from "../lib/signin";
 import { useTitle } from "../lib/title";
+import { BoxStream } from "../stream";
 import { type Command, useCommands } from "../palette/commands";
 import { Ago, Empty, StateBadge } from "../ui/bits";
 import { Loading } from "../ui/button";
@@ -73,7 +74,7 @@ export default function BoxPage({ id, tab }: { id: string; tab: string | undefin
 function BoxFrame({ box, tab }: { box: Box; tab: string | undefined }) {
   const { go, query } = useRouter();
   const session = useSession();
-  const [stream] = useState(() => new BoxStream(box.id));
+  const [stream] = useState(() => new BoxStream({ box: box.id, onSignedOut: signedOut }));
   const live = isLive(box);
   const current = present.find((t) => t === tab) ?? shownTabs[0]!;
   useTitle(`${box.name} – ${names[current].label}`);
