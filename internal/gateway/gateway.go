@@ -74,6 +74,7 @@ type Gateway struct {
 	toucher  *toucher
 	auditor  *auditor
 	ports    *ports
+	jupyter  *jupyterServer
 	metrics  *metrics
 	handler  http.Handler
 }
@@ -132,6 +133,7 @@ func New(config Config) (*Gateway, error) {
 	g.shared = openSecrets(config.DataDir, g.identity.cluster(), g.log)
 	g.guards, g.waker, g.toucher, g.auditor = newGuards(), newWaker(), newToucher(g), newAuditor(g)
 	g.ports = newPorts(g)
+	g.jupyter = newJupyterServer(g)
 	g.handler = g.newHandler()
 	return g, nil
 }

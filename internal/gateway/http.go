@@ -49,7 +49,8 @@ func (g *Gateway) newHandler() http.Handler {
 	fileProcedures, fileHandler := carrelv1connect.NewFileServiceHandler(filing,
 		connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(maxFileMessage), connect.WithCompressMinBytes(1<<30))
 	notebookProcedures, notebookHandler := carrelv1connect.NewNotebookServiceHandler(&notebooks{g},
-		connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(maxNotebookRequest), connect.WithCompressMinBytes(1<<30))
+		connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(maxNotebookRequest), connect.WithCompressMinBytes(1<<30),
+		connect.WithCodec(limitedProto{}), connect.WithCodec(limitedJSON{}))
 	notebookREST, err := rest.NewTranscoder([]*vanguard.Service{vanguard.NewService(notebookProcedures, notebookHandler)}, maxNotebookMessage)
 	if err != nil {
 		panic("gateway: the notebook service's schema cannot be transcoded: " + err.Error()) // a fault of the build
@@ -82,6 +83,8 @@ func (g *Gateway) newHandler() http.Handler {
 		switch {
 		case p == "/":
 			servePage(w, r)
+		case strings.HasPrefix(p, jupyterPrefix):
+			g.jupyter.ServeHTTP(w, r)
 		case p == "/signin" || strings.HasPrefix(p, "/signin/") || p == "/signout":
 			g.ports.serveSignIn(w, r)
 		case p == "/healthz" || p == "/readyz" || p == "/metrics":
@@ -101,7 +104,7 @@ func (g *Gateway) newHandler() http.Handler {
 		case strings.HasPrefix(p, notebookProcedures):
 			notebookHandler.ServeHTTP(w, r)
 		case notebookPath.MatchString(p):
-			notebookREST.ServeHTTP(w, r)
+			limitValues(notebookREST).ServeHTTP(w, r)
 		case socketPath.MatchString(p):
 			g.serveSocket(w, r)
 		case sessionPath.MatchString(p):
