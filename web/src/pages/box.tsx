@@ -74,7 +74,7 @@ export default function BoxPage({ id, tab }: { id: string; tab: string | undefin
 function BoxFrame({ box, tab }: { box: Box; tab: string | undefined }) {
   const { go, query } = useRouter();
   const session = useSession();
-  const [stream] = useState(() => new BoxStream({ box: box.id, onSignedOut: signedOut }));
+  const [stream] = useState(() => new BoxStream(box.id, { onSignedOut: signedOut }));
   const live = isLive(box);
   const current = present.find((t) => t === tab) ?? shownTabs[0]!;
   useTitle(`${box.name} – ${names[current].label}`);
