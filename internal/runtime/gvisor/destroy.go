@@ -114,8 +114,8 @@ func (r *Runtime) takeLock(ctx context.Context, run string) (*os.File, error) {
 	return lock, nil
 }
 
-// kill ends every process of the sandbox, and answers when they are gone. The sandbox's own process comes first:
-// with it go those that it made. If whole, it is known that no process exists which neither the cgroup nor the state
+// kill ends every process of the sandbox, and answers when they are gone. The sandbox's own process comes first, so that it
+// never sees one of those that it made end. If whole, it is known that no process exists which neither the cgroup nor the state
 // file names.
 func (r *Runtime) kill(ctx context.Context, run string, whole bool) error {
 	state, err := r.readStateFile(run)
@@ -133,9 +133,17 @@ func (r *Runtime) kill(ctx context.Context, run string, whole bool) error {
 	for _, pid := range known {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
-	for _, pid := range known {
-		// Releasing the sandbox's memory takes a while; a file descriptor wakes us at the right moment.
-		if _, err := waitPid(ctx, pid, func() bool { return r.isOurs(pid, run) }); err != nil {
+	// Releasing a process's memory is what takes long. Those that the sandbox made would end with it, but only then begin;
+	// so all do it at once.
+	made := slices.DeleteFunc(r.cgroups.procs(run), func(pid int) bool { return slices.Contains(known, pid) })
+	for _, pid := range made {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	all = append(all, made...)
+	for _, pid := range all {
+		// A file descriptor wakes us at the right moment.
+		mine := func() bool { return r.isOurs(pid, run) || slices.Contains(r.cgroups.procs(run), pid) }
+		if _, err := waitPid(ctx, pid, mine); err != nil {
 			return err
 		}
 	}
