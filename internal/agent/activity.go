@@ -104,6 +104,12 @@ func (s controlService) Activity(context.Context, *connect.Request[agentv1.Activ
 		}
 		p.mu.Unlock()
 	}
+	for _, command := range s.a.notebooks.foreground() {
+		s.a.noteForeground()
+		if len(response.GetCommands()) < maxForeground {
+			response.Commands = append(response.Commands, command)
+		}
+	}
 	s.a.mu.Lock()
 	last := s.a.lastForeground
 	s.a.mu.Unlock()

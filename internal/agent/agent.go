@@ -74,6 +74,7 @@ type Agent struct {
 
 	refreshing sync.Mutex // one refresh at a time
 	prepared   preparation
+	notebooks  *notebooks
 
 	mu        sync.Mutex // guards what follows
 	identity  identity.Identity
@@ -83,6 +84,8 @@ type Agent struct {
 	conns     map[*boxConn]struct{}
 	waiting   map[bool]int // connections without a preface yet, by whether they come from the box itself
 	abandoned []*os.File
+	// processorMillis is the most processor time that was told.
+	processorMillis int64
 	// lastForeground is when a command in the foreground was last seen; zero: never.
 	lastForeground time.Time
 }
@@ -125,6 +128,9 @@ func New(config Config) (*Agent, error) {
 	a.budget.left = config.OutputBytes
 	if address, ok := listener.Addr().(*net.TCPAddr); ok {
 		a.port = address.Port
+	}
+	if a.notebooks, err = a.newNotebooks(); err != nil {
+		return nil, err
 	}
 	if a.jupyter, err = a.newJupyter(); err != nil {
 		return nil, err
@@ -170,6 +176,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	<-ctx.Done()
 	grace, cancel := context.WithTimeout(work, a.config.Grace)
 	a.shutDown(grace)
+	a.notebooks.close(grace)
 	cancel()
 	a.mu.Lock()
 	a.stopping = true
@@ -319,6 +326,9 @@ func (a *Agent) watchRestores(ctx context.Context) {
 func (a *Agent) quiesce(ctx context.Context, lease time.Duration) error {
 	if err := a.gate.close(ctx, lease); err != nil {
 		return fmt.Errorf("wait for starts of processes: %w", err)
+	}
+	if err := a.notebooks.service.Flush(ctx); err != nil {
+		a.log.Warn("not everything of notebooks is on the disk before a snapshot; what is in memory alone is in a snapshot with memory", "error", err)
 	}
 	return a.sync(ctx)
 }

@@ -64,6 +64,7 @@ func (a *Agent) handlers() map[targetKind]http.Handler {
 	processes.Handle(path, lazyflush.Handler(service))
 	processes.Handle(agentv1connect.NewForwardServiceHandler(forwardService{a}, options))
 	processes.Handle(agentv1connect.NewFileServiceHandler(newFileService(a), options))
+	processes.Handle(agentv1connect.NewNotebookServiceHandler(notebookService{notebooks: a.notebooks}, options, connect.WithReadMaxBytes(maxNotebookMessage)))
 	control.Handle(agentv1connect.NewControlServiceHandler(controlService{a: a}, options))
 	return map[targetKind]http.Handler{targetAgent: processes, targetControl: control, targetJupyter: a.jupyter}
 }
@@ -259,6 +260,9 @@ func (s controlService) Shutdown(ctx context.Context, request *connect.Request[a
 	limited, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	s.a.shutDown(limited)
+	if err := s.a.notebooks.service.Flush(ctx); err != nil {
+		s.a.log.Warn("not everything of notebooks is on the disk before the box stops", "error", err)
+	}
 	if err := s.a.sync(ctx); err != nil {
 		return nil, err
 	}

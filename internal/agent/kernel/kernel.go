@@ -34,23 +34,26 @@ type Info struct {
 	Message  string
 	Started  time.Time // of its process
 	Activity time.Time // when it last said anything
+	Since    time.Time // of the phase
 	Restarts int
 	Pid      int
 	Prepared bool
 	Shared   bool
+
+	hidden bool
 }
 
 // Kernel is one kernel. It is safe for concurrent use.
 type Kernel struct {
 	m       *Manager
 	id      string
-	created time.Time
 	session string
-	shared  bool
 
 	life sync.Mutex // held while a process is started or ended
 
 	mu       sync.Mutex // guards what follows
+	created  time.Time
+	shared   bool
 	spec     Spec
 	options  Options
 	phase    Phase // never Unresponsive: see silent
@@ -58,6 +61,7 @@ type Kernel struct {
 	message  string
 	started  time.Time
 	activity time.Time
+	since    time.Time // of phase
 	restarts int
 	prepared bool
 	run      *run // the newest; nil: none yet
@@ -70,12 +74,18 @@ func newKernel(m *Manager, spec Spec, options Options) *Kernel {
 	now := time.Now()
 	return &Kernel{
 		m: m, id: NewID(), created: now, session: NewID(), spec: spec, options: options, phase: Starting, shared: options.Shared,
-		started: now, activity: now, ready: make(chan struct{}), clients: map[*Client]struct{}{},
+		started: now, activity: now, since: now, ready: make(chan struct{}), clients: map[*Client]struct{}{},
 	}
 }
 
 // ID of the kernel, a UUID.
 func (k *Kernel) ID() string { return k.id }
+
+func (k *Kernel) begun() time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.created
+}
 
 // Path of the notebook that the kernel belongs to; empty: none.
 func (k *Kernel) Path() string {
@@ -110,7 +120,7 @@ func (k *Kernel) Info() Info {
 func (k *Kernel) info() Info {
 	info := Info{
 		ID: k.id, Spec: k.spec.Name, DisplayName: k.spec.DisplayName, Language: k.spec.Language, Path: k.options.Path, Phase: k.phase, Message: k.message,
-		Started: k.started, Activity: k.activity, Restarts: k.restarts, Prepared: k.prepared, Shared: k.shared,
+		Started: k.started, Activity: k.activity, Since: k.since, Restarts: k.restarts, Prepared: k.prepared, Shared: k.shared, hidden: k.options.hidden,
 	}
 	if k.silent && (k.phase == Idle || k.phase == Busy) {
 		info.Phase, info.Message = Unresponsive, "the kernel's process runs and does not answer; interrupt it, and restart it if that does not help"
@@ -169,6 +179,10 @@ func (k *Kernel) change(f func()) {
 	before := k.info()
 	f()
 	after := k.info()
+	if after.Phase != before.Phase {
+		k.since = time.Now()
+		after.Since = k.since
+	}
 	if after.Phase != before.Phase && after.Phase != Starting && after.Phase != Restarting {
 		close(k.ready)
 		k.ready = make(chan struct{})

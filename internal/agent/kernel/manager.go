@@ -43,8 +43,9 @@ type Process interface {
 type Config struct {
 	// Home of the box's user.
 	Home string
-	// RuntimeDir takes the kernels' connection files and sockets; it is the user's, and its name has at most 60 bytes.
-	RuntimeDir string
+	// RuntimeDir gives the directory for the kernels' connection files and sockets; it is the user's, and its name has at most 60
+	// bytes. It is called once, when the first kernel is started.
+	RuntimeDir func() (string, error)
 	// Start starts a program as the box's user.
 	Start func(context.Context, Command) (Process, error)
 	// AsUser runs a function with the rights of the box's user; nil: just runs it.
@@ -79,7 +80,7 @@ type Manager struct {
 
 // NewManager makes a Manager; the caller calls Close in the end.
 func NewManager(config Config) (*Manager, error) {
-	if config.Start == nil || config.Log == nil || config.Home == "" || config.RuntimeDir == "" {
+	if config.Start == nil || config.Log == nil || config.Home == "" || config.RuntimeDir == nil {
 		return nil, errors.New("kernels: Home, RuntimeDir, Start and Log are needed")
 	}
 	if config.AsUser == nil {
@@ -88,6 +89,7 @@ func NewManager(config Config) (*Manager, error) {
 	if config.Env == nil {
 		config.Env = func() map[string]string { return nil }
 	}
+	config.RuntimeDir = sync.OnceValues(config.RuntimeDir)
 	config.MaxMessage = cmp.Or(config.MaxMessage, 256<<20)
 	config.StartTimeout = cmp.Or(config.StartTimeout, 2*time.Minute)
 	config.Heartbeat = cmp.Or(config.Heartbeat, 10*time.Second)
@@ -107,9 +109,11 @@ type Options struct {
 	Env map[string]string
 	// Shared marks the kernel that executes code without a notebook.
 	Shared bool
+
+	hidden bool // it is nobody's yet
 }
 
-// Start starts a kernel and answers when its process runs; Kernel.Ready waits until it can be used.
+// Start starts a kernel, or takes a warm one, and answers when its process runs; Kernel.Ready waits until it can be used.
 func (m *Manager) Start(ctx context.Context, options Options) (*Kernel, error) {
 	spec, err := m.spec(options.Spec)
 	if err != nil {
@@ -120,6 +124,10 @@ func (m *Manager) Start(ctx context.Context, options Options) (*Kernel, error) {
 		if options.Path != "" {
 			options.Cwd = filepath.Dir(options.Path)
 		}
+	}
+	if k := m.take(ctx, spec, options); k != nil {
+		m.tell(k)
+		return k, nil
 	}
 	k := newKernel(m, spec, options)
 	m.mu.Lock()
@@ -141,8 +149,16 @@ func (m *Manager) Start(ctx context.Context, options Options) (*Kernel, error) {
 	return k, nil
 }
 
-// List gives the kernels, oldest first.
+// List gives the kernels, oldest first, without those that are nobody's.
 func (m *Manager) List() []*Kernel {
+	return slices.DeleteFunc(m.all(), func(k *Kernel) bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.options.hidden
+	})
+}
+
+func (m *Manager) all() []*Kernel {
 	m.mu.Lock()
 	result := make([]*Kernel, 0, len(m.kernels))
 	for _, k := range m.kernels {
@@ -150,7 +166,7 @@ func (m *Manager) List() []*Kernel {
 	}
 	m.mu.Unlock()
 	slices.SortFunc(result, func(a, b *Kernel) int {
-		return cmp.Or(a.created.Compare(b.created), strings.Compare(a.id, b.id))
+		return cmp.Or(a.begun().Compare(b.begun()), strings.Compare(a.id, b.id))
 	})
 	return result
 }
@@ -159,7 +175,7 @@ func (m *Manager) List() []*Kernel {
 func (m *Manager) Get(id string) (*Kernel, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if k := m.kernels[id]; k != nil {
+	if k := m.kernels[id]; k != nil && !k.Info().hidden {
 		return k, nil
 	}
 	return nil, carrel.NotFound("kernel", id)
@@ -206,6 +222,9 @@ func (m *Manager) tell(k *Kernel) {
 	}
 	m.mu.Unlock()
 	info := k.Info()
+	if info.hidden {
+		return
+	}
 	for _, f := range all {
 		f(info)
 	}
@@ -223,7 +242,7 @@ func (m *Manager) Close(ctx context.Context) {
 	m.closed = true
 	m.mu.Unlock()
 	var ending sync.WaitGroup
-	for _, k := range m.List() {
+	for _, k := range m.all() {
 		ending.Go(func() {
 			if err := k.Shutdown(ctx); err != nil {
 				m.log.Warn("a kernel could not be shut down", "kernel", k.id, "error", err)

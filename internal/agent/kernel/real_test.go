@@ -19,7 +19,7 @@ const patience = 2 * time.Minute
 
 func newManager(t *testing.T, change func(*kernel.Config)) *kernel.Manager {
 	t.Helper()
-	config := kernel.Config{Home: kerneltest.Dir(t), RuntimeDir: kerneltest.Dir(t), Start: kerneltest.Starter(t), AsUser: kerneltest.AsUser, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	config := kernel.Config{Home: kerneltest.Dir(t), RuntimeDir: kerneltest.RuntimeDir(t), Start: kerneltest.Starter(t), AsUser: kerneltest.AsUser, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	if change != nil {
 		change(&config)
 	}

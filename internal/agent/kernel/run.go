@@ -79,8 +79,11 @@ func (k *Kernel) begin(ctx context.Context) error {
 	k.mu.Lock()
 	options := k.options
 	k.mu.Unlock()
-	name := rand.Text()[:12]
-	dir := filepath.Join(k.m.config.RuntimeDir, name)
+	runtimeDir, err := k.m.config.RuntimeDir()
+	if err != nil {
+		return fmt.Errorf("make the runtime directory of kernels: %w", err)
+	}
+	dir := filepath.Join(runtimeDir, rand.Text()[:12])
 	file := connectionFile{IP: "127.0.0.1", Key: NewID(), Transport: "tcp", Scheme: "hmac-sha256", Kernel: spec.Name, Shell: 1, IOPub: 2, Stdin: 3, Control: 4, Heartbeat: 5}
 	if spec.overFiles() {
 		file.Transport, file.IP = "ipc", filepath.Join(dir, "k")

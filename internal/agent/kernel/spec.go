@@ -177,8 +177,11 @@ func (s Spec) command(connectionFile string, base map[string]string, extra map[s
 	return argv, env
 }
 
-// overFiles reports whether the kernel is connected to by sockets in files, which no other user can reach and which take no ports. Kernels of
-// other languages may have a ZeroMQ without them.
-func (s Spec) overFiles() bool {
+// isPython reports whether the kernel is IPython's.
+func (s Spec) isPython() bool {
 	return slices.ContainsFunc(s.Argv, func(arg string) bool { return strings.HasPrefix(arg, "ipykernel") })
 }
+
+// overFiles reports whether the kernel is connected to by sockets in files, which no other user can reach and which take no ports. Kernels of
+// other languages may have a ZeroMQ without them.
+func (s Spec) overFiles() bool { return s.isPython() }

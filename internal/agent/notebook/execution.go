@@ -41,16 +41,16 @@ type execution struct {
 	outputFile     string
 
 	// While it runs.
-	request        string // id of the message to the kernel; empty: not sent
-	idle           bool   // the kernel has said that it is done
-	reply          *carrelv1.ExecutionState
-	announced      bool // the event that it was started is out
-	pendingStream  string
-	pending        strings.Builder // text that is in outputs and in no event yet
-	emitted        time.Time       // when text was last put into an event
-	timer          *time.Timer
-	spill          *spill
-	toldTruncation int64
+	request          string // id of the message to the kernel; empty: not sent
+	idle             bool   // the kernel has said that it is done
+	reply            *carrelv1.ExecutionState
+	announced        bool // the event that it was started is out
+	pendingStream    string
+	pending          strings.Builder // text that is in outputs and in no event yet
+	emitted          time.Time       // when text was last put into an event
+	timer            *time.Timer
+	spill            *spill
+	toldTruncation   int64
 	toldTruncationAt time.Time
 }
 

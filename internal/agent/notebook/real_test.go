@@ -37,7 +37,7 @@ func newBox(t *testing.T) *box {
 func openBox(t *testing.T, home string) *box {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	kernels, err := kernel.NewManager(kernel.Config{Home: home, RuntimeDir: kerneltest.Dir(t), Start: kerneltest.Starter(t), AsUser: kerneltest.AsUser, Log: log})
+	kernels, err := kernel.NewManager(kernel.Config{Home: home, RuntimeDir: kerneltest.RuntimeDir(t), Start: kerneltest.Starter(t), AsUser: kerneltest.AsUser, Log: log})
 	require.NoError(t, err)
 	service, err := notebook.New(notebook.Config{Home: home, Kernels: kernels, Owner: func() string { return "box-1" }, AsUser: kerneltest.AsUser, Log: log})
 	require.NoError(t, err)

@@ -43,9 +43,7 @@ type Config struct {
 	Owner func() string
 	// AsUser runs a function with the rights of the box's user; nil: just runs it.
 	AsUser func(func() error) error
-	// Warm gives a kernel that was started before somebody asked, or nil; nil: there are none.
-	Warm func(spec string) *kernel.Kernel
-	Log  *slog.Logger
+	Log    *slog.Logger
 }
 
 // Service executes, and keeps notebooks. Its methods are safe for concurrent use. It does nothing and has no goroutines until it is first used.
@@ -195,7 +193,7 @@ func (s *Service) kernelFor(ctx context.Context, path, wanted string, spec func(
 				return nil, err
 			}
 		}
-		return s.startKernel(ctx, kernel.Options{Spec: wanted, Path: path})
+		return s.config.Kernels.Start(ctx, kernel.Options{Spec: wanted, Path: path})
 	}
 	if wanted != "" {
 		if k, err := s.config.Kernels.Get(wanted); err == nil {
@@ -215,11 +213,7 @@ func (s *Service) kernelFor(ctx context.Context, path, wanted string, spec func(
 			return k, nil
 		}
 	}
-	return s.startKernel(ctx, kernel.Options{Spec: name, Shared: true})
-}
-
-func (s *Service) startKernel(ctx context.Context, options kernel.Options) (*kernel.Kernel, error) {
-	return s.config.Kernels.Start(ctx, options)
+	return s.config.Kernels.Start(ctx, kernel.Options{Spec: name, Shared: true})
 }
 
 // Execute queues code or cells. user is who asks.
@@ -541,7 +535,7 @@ func (s *Service) StartKernel(ctx context.Context, request *carrelv1.StartKernel
 	var k *kernel.Kernel
 	var err error
 	if request.GetPath() == "" {
-		k, err = s.startKernel(ctx, kernel.Options{Spec: request.GetSpec()})
+		k, err = s.config.Kernels.Start(ctx, kernel.Options{Spec: request.GetSpec()})
 	} else {
 		var path string
 		if path, err = s.path(request.GetPath()); err != nil {

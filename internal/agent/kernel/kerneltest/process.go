@@ -92,6 +92,13 @@ func Dir(t testing.TB) string {
 	return dir
 }
 
+// RuntimeDir makes the directory that kernels' sockets are in.
+func RuntimeDir(t testing.TB) func() (string, error) {
+	t.Helper()
+	dir := Dir(t)
+	return func() (string, error) { return dir, nil }
+}
+
 // Spec puts a kernelspec into a home.
 func Spec(t testing.TB, home, name, text string) {
 	t.Helper()

@@ -253,10 +253,13 @@ func (j *Journal) Problem() string {
 	return j.problem
 }
 
-// Renew begins the journal anew for another owner: nothing of it is kept, and no cursor of before is good.
+// Renew begins the journal anew if it is another owner's: nothing of it is kept then, and no cursor of before is good.
 func (j *Journal) Renew(owner string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if owner == j.owner {
+		return
+	}
 	j.owner = owner
 	j.newID()
 	j.firstOf, j.endOf = map[string]uint64{j.id: j.last + 1}, map[string]uint64{}
