@@ -137,7 +137,7 @@ func (p *agentPool) open(box carrel.BoxID, user carrel.UserID) *agentConn {
 	}
 	conn.ProcessServiceClient = agentv1connect.NewProcessServiceClient(over, to, limits...)
 	conn.forwards = agentv1connect.NewForwardServiceClient(over, to, limits...)
-	conn.notebooks = agentv1connect.NewNotebookServiceClient(over, to, append(limits, connect.WithReadMaxBytes(maxNotebookMessage))...)
+	conn.notebooks = agentv1connect.NewNotebookServiceClient(over, to, append(limits, connect.WithReadMaxBytes(maxNotebookMessage), connect.WithCodec(limitedProto{}))...)
 	conn.files = agentv1connect.NewFileServiceClient(&http.Client{Transport: conn.bulk, CheckRedirect: noRedirects}, to, limits...)
 	return conn
 }

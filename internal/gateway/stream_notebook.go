@@ -28,7 +28,6 @@ type notebookWatch struct {
 	pass    pass
 	agent   *agentConn
 	request *carrelv1.WatchNotebooksRequest // its After is the cursor of the last event that was given
-	given   bool                            // an event with a cursor was
 	live    bool                            // the viewer has been told that everything there was has been sent
 	now     bool                            // the stream of this moment has caught up
 }
