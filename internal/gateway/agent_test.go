@@ -31,10 +31,11 @@ type fakeAgent struct {
 	attaches  atomic.Int64
 	step      chan struct{} // one for each line of slow
 	refuse    atomic.Pointer[connect.Error]
+	notebooks *fakeNotebooks
 }
 
 func newFakeAgent() *fakeAgent {
-	return &fakeAgent{processes: map[string]*fakeProcess{}, requests: map[string]*fakeProcess{}, step: make(chan struct{}, 1000)}
+	return &fakeAgent{processes: map[string]*fakeProcess{}, requests: map[string]*fakeProcess{}, step: make(chan struct{}, 1000), notebooks: newFakeNotebooks()}
 }
 
 type fakeProcess struct {

@@ -22,7 +22,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
 	linkv1 "carrel.dev/carrel/api/carrel/link/v1"
 	"carrel.dev/carrel/api/carrel/link/v1/linkv1connect"
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
@@ -366,12 +365,11 @@ func newFakeProxy(t *testing.T, s *stack, agent *fakeAgent) *fakeProxy {
 	cert, err := s.ca.Issue(auth.Peer{Role: auth.PeerProxy, ID: string(s.node)}, auth.Names{}, time.Now())
 	require.NoError(t, err)
 
-	_, handler := agentv1connect.NewProcessServiceHandler(agent)
 	inside, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	server := &http.Server{Handler: handler, Protocols: protocols, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
+	server := &http.Server{Handler: agent.handler(), Protocols: protocols, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(inside) }()
 	t.Cleanup(func() { server.Close(); <-done })
