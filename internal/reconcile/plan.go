@@ -27,7 +27,7 @@ type step struct {
 	failure carrel.Failure  // for stepFail
 	due     time.Time       // for stepSettle; zero: after the next change
 	clear   bool            // for stepSettle: its failure is history
-	// unplaced: the failure says that no node can take the box, which must not be concluded from an old read of the nodes.
+	// unplaced: no node can take the box, or none has a prebuild for it, which must not be concluded from an old read of the nodes.
 	unplaced bool
 }
 
@@ -100,7 +100,9 @@ func planAssign(b *store.Box, now time.Time, f *fleet) step {
 	if v.Snapshot != nil {
 		a.Snapshot = v.Snapshot.ID
 	}
-	return step{kind: stepAssign, box: b, assign: a}
+	// A prebuild may have become ready since the nodes were read.
+	missed := b.Cloneable && b.Run == nil && b.Snapshot == nil && b.Purpose != carrel.PurposePrebuild && p.clone == ""
+	return step{kind: stepAssign, box: b, assign: a, unplaced: missed}
 }
 
 func fail(b *store.Box, reason, message, next string, now time.Time) step {

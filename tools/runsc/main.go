@@ -1,12 +1,13 @@
 // Command runsc is gVisor's sandbox runtime, built by Carrel from the Go module pinned in go.mod
 // so that an installation needs no prebuilt binary and every snapshot can name the exact version.
-// It adds one thing to it: see advertise.go.
+// It adds two things to it: see advertise.go and hostname.go.
 package main
 
 import (
 	"os"
 	"runtime"
 
+	"gvisor.dev/gvisor/pkg/sentry/syscalls/linux"
 	"gvisor.dev/gvisor/runsc/cli/maincli"
 	"gvisor.dev/gvisor/runsc/version"
 )
@@ -15,6 +16,7 @@ import (
 var _ = version.Version
 
 func main() {
+	letInitSetHostname(linux.AMD64, linux.ARM64)
 	os.Args = advertise(os.Args, runtime.NumCPU(), os.ReadFile)
 	maincli.Main()
 }
