@@ -64,6 +64,7 @@ var policy = map[string]Rule{
 
 	"/carrel.v1.FileService/StatFile":        {Need: NeedRole, Role: RoleViewer},
 	"/carrel.v1.FileService/ListFiles":       {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.FileService/FindFiles":       {Need: NeedRole, Role: RoleViewer},
 	"/carrel.v1.FileService/ReadFile":        {Need: NeedRole, Role: RoleViewer},
 	"/carrel.v1.FileService/StatUpload":      {Need: NeedRole, Role: RoleMember},
 	"/carrel.v1.FileService/WriteFile":       {Need: NeedRole, Role: RoleMember, Mutates: true},
@@ -75,6 +76,7 @@ var policy = map[string]Rule{
 	"/carrel.v1.FileService/DownloadArchive": {Need: NeedRole, Role: RoleViewer},
 	"/carrel.v1.FileService/UploadArchive":   {Need: NeedRole, Role: RoleMember, Mutates: true},
 
+	"/carrel.v1.PortService/OpenWeb":          {Need: NeedUser, Mutates: true},
 	"/carrel.v1.PortService/OpenPort":         {Need: NeedRole, Role: RoleMember, Mutates: true},
 	"/carrel.v1.PortService/ListBoxListeners": {Need: NeedRole, Role: RoleViewer},
 

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"crypto/rand"
-	_ "embed"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -26,14 +25,11 @@ const (
 	maxControlBody = 16 << 20
 )
 
-//go:embed page.html
-var page []byte
-
 // processPath is every REST path of ProcessService.
 var processPath = regexp.MustCompile(`^/v1/boxes/[^/]+/processes(/|$)`)
 
 // portPath is every REST path of PortService.
-var portPath = regexp.MustCompile(`^/v1/boxes/[^/]+/(listeners|ports/[0-9]+:open)$`)
+var portPath = regexp.MustCompile(`^/v1/boxes/[^/]+/(listeners|ports/[0-9]+:open)$|^/v1/web:open$`)
 
 var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
@@ -80,13 +76,22 @@ func (g *Gateway) newHandler() http.Handler {
 			writeError(w, r, carrel.Errorf(carrel.CodeInvalid, "bad_path", "the path of the request is not usable: it must begin with / and have no empty, . or .. parts"))
 			return
 		}
+		if p == "/signin" || strings.HasPrefix(p, "/signin/") || p == "/signout" {
+			g.ports.serveSignIn(w, r)
+			return
+		}
+		if g.serveWeb(w, r) {
+			return
+		}
+		r, done, err := g.ports.asSession(r)
+		if err != nil {
+			writeError(w, r, own(r.Context(), g.log, r.Header.Get(headerRequestID), err))
+			return
+		}
+		defer done()
 		switch {
-		case p == "/":
-			servePage(w, r)
 		case strings.HasPrefix(p, jupyterPrefix):
 			g.jupyter.ServeHTTP(w, r)
-		case p == "/signin" || strings.HasPrefix(p, "/signin/") || p == "/signout":
-			g.ports.serveSignIn(w, r)
 		case p == "/healthz" || p == "/readyz" || p == "/metrics":
 			if g.config.Ops == nil || p == "/metrics" { // figures are for operators, at the operations address
 				writeError(w, r, carrel.NotFound("path", p))
@@ -125,20 +130,6 @@ func (g *Gateway) newHandler() http.Handler {
 			control.ServeHTTP(w, r)
 		}
 	})
-}
-
-func servePage(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		w.WriteHeader(http.StatusMethodNotAllowed)
-		return
-	}
-	h := w.Header()
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-"+pageScriptHash+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Referrer-Policy", "no-referrer")
-	_, _ = w.Write(page)
 }
 
 // newControlProxy passes requests on to control, streams and trailers included. They go over connections that show no

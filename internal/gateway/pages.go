@@ -28,7 +28,20 @@ type signInPage struct {
 	PortHosts string
 }
 
+// linkPage asks whether a link may sign this browser in.
+type linkPage struct {
+	Link, Next string
+	User       string // name of who would be signed in
+	Instead    string // name of who is now; empty: nobody
+	PortHosts  string
+}
+
+// onwardPage goes on to a path of the front door by itself.
+type onwardPage struct{ To string }
+
 func (messagePage) name() string { return "message" }
+func (linkPage) name() string    { return "link" }
+func (onwardPage) name() string  { return "onward" }
 func (signInPage) name() string  { return "signin" }
 
 // writePage answers with a page. It loads nothing and runs nothing.
@@ -39,8 +52,11 @@ func writePage(w http.ResponseWriter, status int, page interface{ name() string 
 		return
 	}
 	forms := "'self'"
-	if sign, ok := page.(signInPage); ok && sign.PortHosts != "" {
-		forms += " " + sign.PortHosts
+	switch page := page.(type) {
+	case signInPage:
+		forms += " " + page.PortHosts
+	case linkPage:
+		forms += " " + page.PortHosts
 	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")

@@ -1,13 +1,16 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "carrel.dev/carrel/api/carrel/agent/v1"
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
@@ -39,10 +42,9 @@ func (s portService) OpenPort(ctx context.Context, req *connect.Request[carrelv1
 	if ref.Port < 1 || ref.Port > 65535 {
 		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_port", "port %d; it must be from 1 to 65535", ref.Port)
 	}
-	scheme, token, _ := strings.Cut(req.Header().Get("Authorization"), " ")
-	token = strings.TrimSpace(token)
-	if !strings.EqualFold(scheme, "Bearer") || !strings.HasPrefix(token, apiTokenPrefix) {
-		return nil, carrel.Errorf(carrel.CodeUnauthorized, "no_credentials", "a link to a port is made with an API token: send it as `Authorization: Bearer …`")
+	token, err := apiTokenOf(req.Header())
+	if err != nil {
+		return nil, err
 	}
 	origin := s.ports.originOf(req.Header())
 	to := s.ports.urlOf(origin, ref)
@@ -56,11 +58,47 @@ func (s portService) OpenPort(ctx context.Context, req *connect.Request[carrelv1
 		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_path", "the path %q must begin with one /", clip(m.GetPath()))
 	}
 	next := url.URL{Path: "/signin/port", RawQuery: url.Values{"url": {to.String()}}.Encode()}
-	link, err := s.ports.link(ctx, origin, token, next.RequestURI())
+	link, err := s.ports.link(ctx, origin, token, next.RequestURI(), codeLifetime)
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&carrelv1.OpenPortResponse{Url: link.String(), PortUrl: to.String()}), nil
+}
+
+// apiTokenOf is the API token that a request shows.
+func apiTokenOf(header http.Header) (string, error) {
+	scheme, token, _ := strings.Cut(header.Get("Authorization"), " ")
+	token = strings.TrimSpace(token)
+	if !strings.EqualFold(scheme, "Bearer") || !strings.HasPrefix(token, apiTokenPrefix) {
+		return "", carrel.Errorf(carrel.CodeUnauthorized, "no_credentials", "a link that signs in is made with an API token: send it as `Authorization: Bearer …`")
+	}
+	return token, nil
+}
+
+// maxLinkLifetime bounds how long a link that signs in can be used.
+const maxLinkLifetime = 15 * time.Minute
+
+func (s portService) OpenWeb(ctx context.Context, req *connect.Request[carrelv1.OpenWebRequest]) (*connect.Response[carrelv1.OpenWebResponse], error) {
+	token, err := apiTokenOf(req.Header())
+	if err != nil {
+		return nil, err
+	}
+	path := cmp.Or(req.Msg.GetPath(), "/")
+	if localPath(path) == "" {
+		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_path", "the path %q must begin with one /", clip(path))
+	}
+	within := codeLifetime
+	if wanted := req.Msg.GetLifetime(); wanted != nil {
+		if within = wanted.AsDuration(); within <= 0 || within > maxLinkLifetime {
+			return nil, carrel.Errorf(carrel.CodeInvalid, "bad_lifetime", "a link that signs in can be used for %s at most", maxLinkLifetime)
+		}
+	}
+	expires := s.ports.gateway.now().Add(within)
+	link, err := s.ports.link(ctx, s.ports.originOf(req.Header()), token, path, within)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&carrelv1.OpenWebResponse{Url: link.String(), ExpireTime: timestamppb.New(expires)}), nil
 }
 
 func (s portService) ListBoxListeners(ctx context.Context, req *connect.Request[carrelv1.ListBoxListenersRequest]) (*connect.Response[carrelv1.ListBoxListenersResponse], error) {

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"net/http"
@@ -81,11 +82,22 @@ func (o *onceOnly) first(nonce string, expires, now time.Time) bool {
 	return true
 }
 
+// seen reports whether a code was used.
+func (o *onceOnly) seen(nonce string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, ok := o.used[nonce]
+	return ok
+}
+
 // secure reports whether the front door is reached by HTTPS: then its cookies are for HTTPS alone, and bound to their host by their name.
 func (p *ports) secure(r *http.Request) bool { return p.origin(r).Scheme == "https" }
 
 func (p *ports) setCookie(w http.ResponseWriter, r *http.Request, name, value string, lifetime time.Duration) {
-	c := &http.Cookie{Name: name, Value: value, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: int(lifetime / time.Second)}
+	c := &http.Cookie{Name: name, Value: value, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, MaxAge: int(lifetime / time.Second)}
+	if name == portCookie { // links from elsewhere lead to ports
+		c.SameSite = http.SameSiteLaxMode
+	}
 	if p.secure(r) {
 		c.Name, c.Secure = "__Host-"+name, true
 	}
@@ -147,6 +159,8 @@ func (p *ports) serveSignIn(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == "/signin" && r.Method == http.MethodGet && r.URL.Query().Get("link") != "":
 		p.signInByLink(w, r)
+	case r.URL.Path == "/signin/link" && r.Method == http.MethodPost:
+		p.signInByLinkForm(w, r)
 	case r.URL.Path == "/signin" && r.Method == http.MethodGet:
 		p.signInPage(w, r, http.StatusOK, "")
 	case r.URL.Path == "/signin" && r.Method == http.MethodPost:
@@ -162,13 +176,18 @@ func (p *ports) serveSignIn(w http.ResponseWriter, r *http.Request) {
 
 func (p *ports) signInPage(w http.ResponseWriter, r *http.Request, status int, problem string) {
 	s, signedIn := p.session(r)
-	origin := p.origin(r)
-	page := signInPage{Next: localPath(r.FormValue("next")), Problem: problem, PortHosts: origin.Scheme + "://*." + portDomainHost(p.gateway.config.PortDomain, origin)}
+	page := signInPage{Next: localPath(r.FormValue("next")), Problem: problem, PortHosts: p.portHosts(r)}
 	if signedIn {
 		known, _ := p.gateway.grantOf(s.User)
 		page.User = known.Name
 	}
 	writePage(w, status, page)
+}
+
+// portHosts is where ports are, as a policy of pages names it.
+func (p *ports) portHosts(r *http.Request) string {
+	origin := p.origin(r)
+	return origin.Scheme + "://*." + portDomainHost(p.gateway.config.PortDomain, origin)
 }
 
 // localPath is a path of our own host, or empty: a sign-in must not lead elsewhere.
@@ -207,11 +226,13 @@ func (p *ports) signIn(w http.ResponseWriter, r *http.Request) {
 		p.signInPage(w, r, httpStatus(e.Code), e.Message)
 		return
 	}
-	next := localPath(r.PostFormValue("next"))
-	if next == "" {
-		next = "/signin"
-	}
-	http.Redirect(w, r, next, http.StatusSeeOther)
+	goOn(w, r, r.PostFormValue("next"))
+}
+
+// goOn leads on to a path of our own host, else to the first page.
+func goOn(w http.ResponseWriter, r *http.Request, next string) {
+	w.Header().Set("Referrer-Policy", "no-referrer")
+	http.Redirect(w, r, cmp.Or(localPath(next), "/"), http.StatusSeeOther)
 }
 
 // begin makes a session from an API token.
@@ -269,14 +290,14 @@ type signInLink struct {
 	Expires time.Time      `json:"expires"`
 }
 
-// link makes a URL that signs a browser in as the owner of an API token, once and within a minute, and leads on to next.
-func (p *ports) link(ctx context.Context, origin *url.URL, token, next string) (*url.URL, error) {
+// link makes a URL that signs a browser in as the owner of an API token, once and within a time, and leads on to next.
+func (p *ports) link(ctx context.Context, origin *url.URL, token, next string, within time.Duration) (*url.URL, error) {
 	g := p.gateway
 	session, err := p.derive(ctx, token)
 	if err != nil {
 		return nil, err
 	}
-	text, err := seal(g.secrets().CookieKeys, sealLink, signInLink{Session: session, Nonce: rand.Text(), Expires: g.now().Add(codeLifetime)})
+	text, err := seal(g.secrets().CookieKeys, sealLink, signInLink{Session: session, Nonce: rand.Text(), Expires: g.now().Add(within)})
 	if err != nil {
 		return nil, errNoKeys(err)
 	}
@@ -289,24 +310,64 @@ func errNoKeys(cause error) *carrel.Error {
 	return errUnavailable("no_keys", cause, "this gateway cannot sign anybody in yet; try again in a moment")
 }
 
+// signInByLink takes a link. One that somebody else's page leads to, or that would put another user in the place of the one who is signed in, is asked
+// about first: a browser must not work as somebody else without its user knowing.
 func (p *ports) signInByLink(w http.ResponseWriter, r *http.Request) {
-	g := p.gateway
+	text, next := r.URL.Query().Get("link"), r.URL.Query().Get("next")
+	link, ok := p.openLink(text)
+	if !ok {
+		p.signInPage(w, r, http.StatusUnauthorized, linkSpent)
+		return
+	}
+	present, signedIn := p.session(r)
+	site := r.Header.Get("Sec-Fetch-Site")
+	foreign := site != "" && site != "none" && site != "same-origin"
+	if foreign || signedIn && present.User != link.Session.User {
+		known, _ := p.gateway.grantOf(link.Session.User)
+		page := linkPage{Link: text, Next: localPath(next), User: known.Name, PortHosts: p.portHosts(r)}
+		if signedIn && present.User != link.Session.User {
+			before, _ := p.gateway.grantOf(present.User)
+			page.Instead = before.Name
+		}
+		writePage(w, http.StatusOK, page)
+		return
+	}
+	p.useLink(w, r, link, next)
+}
+
+// signInByLinkForm takes the answer to the question that signInByLink asked.
+func (p *ports) signInByLinkForm(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, 16<<10)
+	link, ok := p.openLink(r.PostFormValue("link"))
+	switch {
+	case !p.ownForm(r):
+		p.signInPage(w, r, http.StatusForbidden, "The form came from another site. Please sign in here.")
+	case !ok:
+		p.signInPage(w, r, http.StatusUnauthorized, linkSpent)
+	default:
+		p.useLink(w, r, link, r.PostFormValue("next"))
+	}
+}
+
+const linkSpent = "This link was used already or is too old. Make another one with carrel open, or sign in with a token."
+
+// openLink reads a link that can still be used. Looking at it does not use it.
+func (p *ports) openLink(text string) (signInLink, bool) {
 	var link signInLink
-	err := unseal(g.secrets().CookieKeys, sealLink, r.URL.Query().Get("link"), &link)
-	if err != nil || !g.now().Before(link.Expires) || !p.used.first(link.Nonce, link.Expires, g.now()) {
-		p.signInPage(w, r, http.StatusUnauthorized, "This link was used already or is too old. Make another one with carrel open, or sign in with a token.")
+	err := unseal(p.gateway.secrets().CookieKeys, sealLink, text, &link)
+	return link, err == nil && p.gateway.now().Before(link.Expires) && !p.used.seen(link.Nonce)
+}
+
+func (p *ports) useLink(w http.ResponseWriter, r *http.Request, link signInLink, next string) {
+	if !p.used.first(link.Nonce, link.Expires, p.gateway.now()) {
+		p.signInPage(w, r, http.StatusUnauthorized, linkSpent)
 		return
 	}
 	if err := p.keep(w, r, link.Session); err != nil {
 		p.signInPage(w, r, http.StatusServiceUnavailable, "Nobody can be signed in at the moment. Please try again.")
 		return
 	}
-	next := localPath(r.URL.Query().Get("next"))
-	if next == "" {
-		next = "/signin"
-	}
-	w.Header().Set("Referrer-Policy", "no-referrer")
-	http.Redirect(w, r, next, http.StatusSeeOther)
+	goOn(w, r, next)
 }
 
 func (p *ports) signOut(w http.ResponseWriter, r *http.Request) {
@@ -343,6 +404,11 @@ func (p *ports) signInToPort(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	session, signedIn := p.session(r)
+	if !signedIn && r.Header.Get("Sec-Fetch-Site") == "cross-site" {
+		// The way here began at another site, so the browser kept the session's cookie back. From our own page it is sent.
+		writePage(w, http.StatusOK, onwardPage{To: r.URL.RequestURI()})
+		return
+	}
 	if !signedIn {
 		sign := url.URL{Path: "/signin", RawQuery: url.Values{"next": {r.URL.RequestURI()}}.Encode()}
 		http.Redirect(w, r, sign.String(), http.StatusSeeOther)

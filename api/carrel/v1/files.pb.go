@@ -324,6 +324,147 @@ func (x *ListFilesResponse) GetNextPageToken() string {
 	return ""
 }
 
+type FindFilesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Box   string                 `protobuf:"bytes,1,opt,name=box,proto3" json:"box,omitempty"`
+	Org   string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
+	Path  string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	// Part of the name, in any case; at most 255 bytes.
+	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	// At most so many; default 200, at most 1000.
+	Limit int32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Also look at names that begin with a dot, and into such directories.
+	Hidden        bool `protobuf:"varint,6,opt,name=hidden,proto3" json:"hidden,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindFilesRequest) Reset() {
+	*x = FindFilesRequest{}
+	mi := &file_carrel_v1_files_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindFilesRequest) ProtoMessage() {}
+
+func (x *FindFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_files_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindFilesRequest.ProtoReflect.Descriptor instead.
+func (*FindFilesRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FindFilesRequest) GetBox() string {
+	if x != nil {
+		return x.Box
+	}
+	return ""
+}
+
+func (x *FindFilesRequest) GetOrg() string {
+	if x != nil {
+		return x.Org
+	}
+	return ""
+}
+
+func (x *FindFilesRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *FindFilesRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FindFilesRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *FindFilesRequest) GetHidden() bool {
+	if x != nil {
+		return x.Hidden
+	}
+	return false
+}
+
+type FindFilesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those near the top first, then by path.
+	Files []*FileInfo `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	// There may be more.
+	Truncated     bool `protobuf:"varint,2,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindFilesResponse) Reset() {
+	*x = FindFilesResponse{}
+	mi := &file_carrel_v1_files_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindFilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindFilesResponse) ProtoMessage() {}
+
+func (x *FindFilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_files_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindFilesResponse.ProtoReflect.Descriptor instead.
+func (*FindFilesResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *FindFilesResponse) GetFiles() []*FileInfo {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *FindFilesResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
 type ReadFileRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Box    string                 `protobuf:"bytes,1,opt,name=box,proto3" json:"box,omitempty"`
@@ -338,7 +479,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_carrel_v1_files_proto_msgTypes[4]
+	mi := &file_carrel_v1_files_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -350,7 +491,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[4]
+	mi := &file_carrel_v1_files_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -363,7 +504,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{4}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ReadFileRequest) GetBox() string {
@@ -412,7 +553,7 @@ type FileChunk struct {
 
 func (x *FileChunk) Reset() {
 	*x = FileChunk{}
-	mi := &file_carrel_v1_files_proto_msgTypes[5]
+	mi := &file_carrel_v1_files_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +565,7 @@ func (x *FileChunk) String() string {
 func (*FileChunk) ProtoMessage() {}
 
 func (x *FileChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[5]
+	mi := &file_carrel_v1_files_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +578,7 @@ func (x *FileChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileChunk.ProtoReflect.Descriptor instead.
 func (*FileChunk) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{5}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FileChunk) GetInfo() *FileInfo {
@@ -479,7 +620,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_carrel_v1_files_proto_msgTypes[6]
+	mi := &file_carrel_v1_files_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +632,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[6]
+	mi := &file_carrel_v1_files_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +645,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{6}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WriteFileRequest) GetBox() string {
@@ -596,7 +737,7 @@ type StatUploadRequest struct {
 
 func (x *StatUploadRequest) Reset() {
 	*x = StatUploadRequest{}
-	mi := &file_carrel_v1_files_proto_msgTypes[7]
+	mi := &file_carrel_v1_files_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +749,7 @@ func (x *StatUploadRequest) String() string {
 func (*StatUploadRequest) ProtoMessage() {}
 
 func (x *StatUploadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[7]
+	mi := &file_carrel_v1_files_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +762,7 @@ func (x *StatUploadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatUploadRequest.ProtoReflect.Descriptor instead.
 func (*StatUploadRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{7}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StatUploadRequest) GetBox() string {
@@ -661,7 +802,7 @@ type StatUploadResponse struct {
 
 func (x *StatUploadResponse) Reset() {
 	*x = StatUploadResponse{}
-	mi := &file_carrel_v1_files_proto_msgTypes[8]
+	mi := &file_carrel_v1_files_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +814,7 @@ func (x *StatUploadResponse) String() string {
 func (*StatUploadResponse) ProtoMessage() {}
 
 func (x *StatUploadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[8]
+	mi := &file_carrel_v1_files_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +827,7 @@ func (x *StatUploadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatUploadResponse.ProtoReflect.Descriptor instead.
 func (*StatUploadResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{8}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StatUploadResponse) GetOffset() int64 {
@@ -709,7 +850,7 @@ type MoveFileRequest struct {
 
 func (x *MoveFileRequest) Reset() {
 	*x = MoveFileRequest{}
-	mi := &file_carrel_v1_files_proto_msgTypes[9]
+	mi := &file_carrel_v1_files_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -721,7 +862,7 @@ func (x *MoveFileRequest) String() string {
 func (*MoveFileRequest) ProtoMessage() {}
 
 func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[9]
+	mi := &file_carrel_v1_files_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -734,7 +875,7 @@ func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFileRequest.ProtoReflect.Descriptor instead.
 func (*MoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{9}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MoveFileRequest) GetBox() string {
@@ -787,7 +928,7 @@ type CopyFileRequest struct {
 
 func (x *CopyFileRequest) Reset() {
 	*x = CopyFileRequest{}
-	mi := &file_carrel_v1_files_proto_msgTypes[10]
+	mi := &file_carrel_v1_files_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +940,7 @@ func (x *CopyFileRequest) String() string {
 func (*CopyFileRequest) ProtoMessage() {}
 
 func (x *CopyFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[10]
+	mi := &file_carrel_v1_files_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +953,7 @@ func (x *CopyFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyFileRequest.ProtoReflect.Descriptor instead.
 func (*CopyFileRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{10}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CopyFileRequest) GetBox() string {
@@ -869,7 +1010,7 @@ type RemoveFileRequest struct {
 
 func (x *RemoveFileRequest) Reset() {
 	*x = RemoveFileRequest{}
-	mi := &file_carrel_v1_files_proto_msgTypes[11]
+	mi := &file_carrel_v1_files_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1022,7 @@ func (x *RemoveFileRequest) String() string {
 func (*RemoveFileRequest) ProtoMessage() {}
 
 func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[11]
+	mi := &file_carrel_v1_files_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1035,7 @@ func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileRequest.ProtoReflect.Descriptor instead.
 func (*RemoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{11}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoveFileRequest) GetBox() string {
@@ -933,7 +1074,7 @@ type RemoveFileResponse struct {
 
 func (x *RemoveFileResponse) Reset() {
 	*x = RemoveFileResponse{}
-	mi := &file_carrel_v1_files_proto_msgTypes[12]
+	mi := &file_carrel_v1_files_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1086,7 @@ func (x *RemoveFileResponse) String() string {
 func (*RemoveFileResponse) ProtoMessage() {}
 
 func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[12]
+	mi := &file_carrel_v1_files_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1099,7 @@ func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileResponse.ProtoReflect.Descriptor instead.
 func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{12}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{14}
 }
 
 type MakeDirectoryRequest struct {
@@ -974,7 +1115,7 @@ type MakeDirectoryRequest struct {
 
 func (x *MakeDirectoryRequest) Reset() {
 	*x = MakeDirectoryRequest{}
-	mi := &file_carrel_v1_files_proto_msgTypes[13]
+	mi := &file_carrel_v1_files_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1127,7 @@ func (x *MakeDirectoryRequest) String() string {
 func (*MakeDirectoryRequest) ProtoMessage() {}
 
 func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[13]
+	mi := &file_carrel_v1_files_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1140,7 @@ func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*MakeDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{13}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MakeDirectoryRequest) GetBox() string {
@@ -1049,7 +1190,7 @@ type WatchFilesRequest struct {
 
 func (x *WatchFilesRequest) Reset() {
 	*x = WatchFilesRequest{}
-	mi := &file_carrel_v1_files_proto_msgTypes[14]
+	mi := &file_carrel_v1_files_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1202,7 @@ func (x *WatchFilesRequest) String() string {
 func (*WatchFilesRequest) ProtoMessage() {}
 
 func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[14]
+	mi := &file_carrel_v1_files_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1215,7 @@ func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFilesRequest.ProtoReflect.Descriptor instead.
 func (*WatchFilesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{14}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchFilesRequest) GetBox() string {
@@ -1116,7 +1257,7 @@ type FileEvent struct {
 
 func (x *FileEvent) Reset() {
 	*x = FileEvent{}
-	mi := &file_carrel_v1_files_proto_msgTypes[15]
+	mi := &file_carrel_v1_files_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1269,7 @@ func (x *FileEvent) String() string {
 func (*FileEvent) ProtoMessage() {}
 
 func (x *FileEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[15]
+	mi := &file_carrel_v1_files_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1282,7 @@ func (x *FileEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEvent.ProtoReflect.Descriptor instead.
 func (*FileEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{15}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *FileEvent) GetKind() string {
@@ -1169,7 +1310,7 @@ type DownloadArchiveRequest struct {
 
 func (x *DownloadArchiveRequest) Reset() {
 	*x = DownloadArchiveRequest{}
-	mi := &file_carrel_v1_files_proto_msgTypes[16]
+	mi := &file_carrel_v1_files_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1322,7 @@ func (x *DownloadArchiveRequest) String() string {
 func (*DownloadArchiveRequest) ProtoMessage() {}
 
 func (x *DownloadArchiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[16]
+	mi := &file_carrel_v1_files_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1335,7 @@ func (x *DownloadArchiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadArchiveRequest.ProtoReflect.Descriptor instead.
 func (*DownloadArchiveRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{16}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DownloadArchiveRequest) GetBox() string {
@@ -1231,7 +1372,7 @@ type UploadArchiveRequest struct {
 
 func (x *UploadArchiveRequest) Reset() {
 	*x = UploadArchiveRequest{}
-	mi := &file_carrel_v1_files_proto_msgTypes[17]
+	mi := &file_carrel_v1_files_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1384,7 @@ func (x *UploadArchiveRequest) String() string {
 func (*UploadArchiveRequest) ProtoMessage() {}
 
 func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[17]
+	mi := &file_carrel_v1_files_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1397,7 @@ func (x *UploadArchiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArchiveRequest.ProtoReflect.Descriptor instead.
 func (*UploadArchiveRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{17}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UploadArchiveRequest) GetBox() string {
@@ -1297,7 +1438,7 @@ type UploadArchiveResponse struct {
 
 func (x *UploadArchiveResponse) Reset() {
 	*x = UploadArchiveResponse{}
-	mi := &file_carrel_v1_files_proto_msgTypes[18]
+	mi := &file_carrel_v1_files_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1450,7 @@ func (x *UploadArchiveResponse) String() string {
 func (*UploadArchiveResponse) ProtoMessage() {}
 
 func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_files_proto_msgTypes[18]
+	mi := &file_carrel_v1_files_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1463,7 @@ func (x *UploadArchiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadArchiveResponse.ProtoReflect.Descriptor instead.
 func (*UploadArchiveResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_files_proto_rawDescGZIP(), []int{18}
+	return file_carrel_v1_files_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UploadArchiveResponse) GetFiles() int64 {
@@ -1368,7 +1509,17 @@ const file_carrel_v1_files_proto_rawDesc = "" +
 	"page_token\x18\x05 \x01(\tR\tpageToken\"f\n" +
 	"\x11ListFilesResponse\x12)\n" +
 	"\x05files\x18\x01 \x03(\v2\x13.carrel.v1.FileInfoR\x05files\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"y\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8c\x01\n" +
+	"\x10FindFilesRequest\x12\x10\n" +
+	"\x03box\x18\x01 \x01(\tR\x03box\x12\x10\n" +
+	"\x03org\x18\x02 \x01(\tR\x03org\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\x05R\x05limit\x12\x16\n" +
+	"\x06hidden\x18\x06 \x01(\bR\x06hidden\"\\\n" +
+	"\x11FindFilesResponse\x12)\n" +
+	"\x05files\x18\x01 \x03(\v2\x13.carrel.v1.FileInfoR\x05files\x12\x1c\n" +
+	"\ttruncated\x18\x02 \x01(\bR\ttruncated\"y\n" +
 	"\x0fReadFileRequest\x12\x10\n" +
 	"\x03box\x18\x01 \x01(\tR\x03box\x12\x10\n" +
 	"\x03org\x18\x02 \x01(\tR\x03org\x12\x12\n" +
@@ -1443,10 +1594,11 @@ const file_carrel_v1_files_proto_rawDesc = "" +
 	"\x04data\x18\x04 \x01(\fR\x04data\"C\n" +
 	"\x15UploadArchiveResponse\x12\x14\n" +
 	"\x05files\x18\x01 \x01(\x03R\x05files\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x03R\x05bytes2\xe4\b\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes2\xd0\t\n" +
 	"\vFileService\x12_\n" +
 	"\bStatFile\x12\x1a.carrel.v1.StatFileRequest\x1a\x13.carrel.v1.FileInfo\"\"\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/boxes/{box}/files:stat\x12e\n" +
-	"\tListFiles\x12\x1b.carrel.v1.ListFilesRequest\x1a\x1c.carrel.v1.ListFilesResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/boxes/{box}/files\x12@\n" +
+	"\tListFiles\x12\x1b.carrel.v1.ListFilesRequest\x1a\x1c.carrel.v1.ListFilesResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/boxes/{box}/files\x12j\n" +
+	"\tFindFiles\x12\x1b.carrel.v1.FindFilesRequest\x1a\x1c.carrel.v1.FindFilesResponse\"\"\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/boxes/{box}/files:find\x12@\n" +
 	"\bReadFile\x12\x1a.carrel.v1.ReadFileRequest\x1a\x14.carrel.v1.FileChunk\"\x000\x01\x12A\n" +
 	"\tWriteFile\x12\x1b.carrel.v1.WriteFileRequest\x1a\x13.carrel.v1.FileInfo\"\x00(\x01\x12o\n" +
 	"\n" +
@@ -1473,63 +1625,68 @@ func file_carrel_v1_files_proto_rawDescGZIP() []byte {
 	return file_carrel_v1_files_proto_rawDescData
 }
 
-var file_carrel_v1_files_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_carrel_v1_files_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_carrel_v1_files_proto_goTypes = []any{
 	(*FileInfo)(nil),               // 0: carrel.v1.FileInfo
 	(*StatFileRequest)(nil),        // 1: carrel.v1.StatFileRequest
 	(*ListFilesRequest)(nil),       // 2: carrel.v1.ListFilesRequest
 	(*ListFilesResponse)(nil),      // 3: carrel.v1.ListFilesResponse
-	(*ReadFileRequest)(nil),        // 4: carrel.v1.ReadFileRequest
-	(*FileChunk)(nil),              // 5: carrel.v1.FileChunk
-	(*WriteFileRequest)(nil),       // 6: carrel.v1.WriteFileRequest
-	(*StatUploadRequest)(nil),      // 7: carrel.v1.StatUploadRequest
-	(*StatUploadResponse)(nil),     // 8: carrel.v1.StatUploadResponse
-	(*MoveFileRequest)(nil),        // 9: carrel.v1.MoveFileRequest
-	(*CopyFileRequest)(nil),        // 10: carrel.v1.CopyFileRequest
-	(*RemoveFileRequest)(nil),      // 11: carrel.v1.RemoveFileRequest
-	(*RemoveFileResponse)(nil),     // 12: carrel.v1.RemoveFileResponse
-	(*MakeDirectoryRequest)(nil),   // 13: carrel.v1.MakeDirectoryRequest
-	(*WatchFilesRequest)(nil),      // 14: carrel.v1.WatchFilesRequest
-	(*FileEvent)(nil),              // 15: carrel.v1.FileEvent
-	(*DownloadArchiveRequest)(nil), // 16: carrel.v1.DownloadArchiveRequest
-	(*UploadArchiveRequest)(nil),   // 17: carrel.v1.UploadArchiveRequest
-	(*UploadArchiveResponse)(nil),  // 18: carrel.v1.UploadArchiveResponse
-	(*timestamppb.Timestamp)(nil),  // 19: google.protobuf.Timestamp
+	(*FindFilesRequest)(nil),       // 4: carrel.v1.FindFilesRequest
+	(*FindFilesResponse)(nil),      // 5: carrel.v1.FindFilesResponse
+	(*ReadFileRequest)(nil),        // 6: carrel.v1.ReadFileRequest
+	(*FileChunk)(nil),              // 7: carrel.v1.FileChunk
+	(*WriteFileRequest)(nil),       // 8: carrel.v1.WriteFileRequest
+	(*StatUploadRequest)(nil),      // 9: carrel.v1.StatUploadRequest
+	(*StatUploadResponse)(nil),     // 10: carrel.v1.StatUploadResponse
+	(*MoveFileRequest)(nil),        // 11: carrel.v1.MoveFileRequest
+	(*CopyFileRequest)(nil),        // 12: carrel.v1.CopyFileRequest
+	(*RemoveFileRequest)(nil),      // 13: carrel.v1.RemoveFileRequest
+	(*RemoveFileResponse)(nil),     // 14: carrel.v1.RemoveFileResponse
+	(*MakeDirectoryRequest)(nil),   // 15: carrel.v1.MakeDirectoryRequest
+	(*WatchFilesRequest)(nil),      // 16: carrel.v1.WatchFilesRequest
+	(*FileEvent)(nil),              // 17: carrel.v1.FileEvent
+	(*DownloadArchiveRequest)(nil), // 18: carrel.v1.DownloadArchiveRequest
+	(*UploadArchiveRequest)(nil),   // 19: carrel.v1.UploadArchiveRequest
+	(*UploadArchiveResponse)(nil),  // 20: carrel.v1.UploadArchiveResponse
+	(*timestamppb.Timestamp)(nil),  // 21: google.protobuf.Timestamp
 }
 var file_carrel_v1_files_proto_depIdxs = []int32{
-	19, // 0: carrel.v1.FileInfo.modify_time:type_name -> google.protobuf.Timestamp
+	21, // 0: carrel.v1.FileInfo.modify_time:type_name -> google.protobuf.Timestamp
 	0,  // 1: carrel.v1.ListFilesResponse.files:type_name -> carrel.v1.FileInfo
-	0,  // 2: carrel.v1.FileChunk.info:type_name -> carrel.v1.FileInfo
-	19, // 3: carrel.v1.WriteFileRequest.modify_time:type_name -> google.protobuf.Timestamp
-	1,  // 4: carrel.v1.FileService.StatFile:input_type -> carrel.v1.StatFileRequest
-	2,  // 5: carrel.v1.FileService.ListFiles:input_type -> carrel.v1.ListFilesRequest
-	4,  // 6: carrel.v1.FileService.ReadFile:input_type -> carrel.v1.ReadFileRequest
-	6,  // 7: carrel.v1.FileService.WriteFile:input_type -> carrel.v1.WriteFileRequest
-	7,  // 8: carrel.v1.FileService.StatUpload:input_type -> carrel.v1.StatUploadRequest
-	9,  // 9: carrel.v1.FileService.MoveFile:input_type -> carrel.v1.MoveFileRequest
-	10, // 10: carrel.v1.FileService.CopyFile:input_type -> carrel.v1.CopyFileRequest
-	11, // 11: carrel.v1.FileService.RemoveFile:input_type -> carrel.v1.RemoveFileRequest
-	13, // 12: carrel.v1.FileService.MakeDirectory:input_type -> carrel.v1.MakeDirectoryRequest
-	14, // 13: carrel.v1.FileService.WatchFiles:input_type -> carrel.v1.WatchFilesRequest
-	16, // 14: carrel.v1.FileService.DownloadArchive:input_type -> carrel.v1.DownloadArchiveRequest
-	17, // 15: carrel.v1.FileService.UploadArchive:input_type -> carrel.v1.UploadArchiveRequest
-	0,  // 16: carrel.v1.FileService.StatFile:output_type -> carrel.v1.FileInfo
-	3,  // 17: carrel.v1.FileService.ListFiles:output_type -> carrel.v1.ListFilesResponse
-	5,  // 18: carrel.v1.FileService.ReadFile:output_type -> carrel.v1.FileChunk
-	0,  // 19: carrel.v1.FileService.WriteFile:output_type -> carrel.v1.FileInfo
-	8,  // 20: carrel.v1.FileService.StatUpload:output_type -> carrel.v1.StatUploadResponse
-	0,  // 21: carrel.v1.FileService.MoveFile:output_type -> carrel.v1.FileInfo
-	0,  // 22: carrel.v1.FileService.CopyFile:output_type -> carrel.v1.FileInfo
-	12, // 23: carrel.v1.FileService.RemoveFile:output_type -> carrel.v1.RemoveFileResponse
-	0,  // 24: carrel.v1.FileService.MakeDirectory:output_type -> carrel.v1.FileInfo
-	15, // 25: carrel.v1.FileService.WatchFiles:output_type -> carrel.v1.FileEvent
-	5,  // 26: carrel.v1.FileService.DownloadArchive:output_type -> carrel.v1.FileChunk
-	18, // 27: carrel.v1.FileService.UploadArchive:output_type -> carrel.v1.UploadArchiveResponse
-	16, // [16:28] is the sub-list for method output_type
-	4,  // [4:16] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	0,  // 2: carrel.v1.FindFilesResponse.files:type_name -> carrel.v1.FileInfo
+	0,  // 3: carrel.v1.FileChunk.info:type_name -> carrel.v1.FileInfo
+	21, // 4: carrel.v1.WriteFileRequest.modify_time:type_name -> google.protobuf.Timestamp
+	1,  // 5: carrel.v1.FileService.StatFile:input_type -> carrel.v1.StatFileRequest
+	2,  // 6: carrel.v1.FileService.ListFiles:input_type -> carrel.v1.ListFilesRequest
+	4,  // 7: carrel.v1.FileService.FindFiles:input_type -> carrel.v1.FindFilesRequest
+	6,  // 8: carrel.v1.FileService.ReadFile:input_type -> carrel.v1.ReadFileRequest
+	8,  // 9: carrel.v1.FileService.WriteFile:input_type -> carrel.v1.WriteFileRequest
+	9,  // 10: carrel.v1.FileService.StatUpload:input_type -> carrel.v1.StatUploadRequest
+	11, // 11: carrel.v1.FileService.MoveFile:input_type -> carrel.v1.MoveFileRequest
+	12, // 12: carrel.v1.FileService.CopyFile:input_type -> carrel.v1.CopyFileRequest
+	13, // 13: carrel.v1.FileService.RemoveFile:input_type -> carrel.v1.RemoveFileRequest
+	15, // 14: carrel.v1.FileService.MakeDirectory:input_type -> carrel.v1.MakeDirectoryRequest
+	16, // 15: carrel.v1.FileService.WatchFiles:input_type -> carrel.v1.WatchFilesRequest
+	18, // 16: carrel.v1.FileService.DownloadArchive:input_type -> carrel.v1.DownloadArchiveRequest
+	19, // 17: carrel.v1.FileService.UploadArchive:input_type -> carrel.v1.UploadArchiveRequest
+	0,  // 18: carrel.v1.FileService.StatFile:output_type -> carrel.v1.FileInfo
+	3,  // 19: carrel.v1.FileService.ListFiles:output_type -> carrel.v1.ListFilesResponse
+	5,  // 20: carrel.v1.FileService.FindFiles:output_type -> carrel.v1.FindFilesResponse
+	7,  // 21: carrel.v1.FileService.ReadFile:output_type -> carrel.v1.FileChunk
+	0,  // 22: carrel.v1.FileService.WriteFile:output_type -> carrel.v1.FileInfo
+	10, // 23: carrel.v1.FileService.StatUpload:output_type -> carrel.v1.StatUploadResponse
+	0,  // 24: carrel.v1.FileService.MoveFile:output_type -> carrel.v1.FileInfo
+	0,  // 25: carrel.v1.FileService.CopyFile:output_type -> carrel.v1.FileInfo
+	14, // 26: carrel.v1.FileService.RemoveFile:output_type -> carrel.v1.RemoveFileResponse
+	0,  // 27: carrel.v1.FileService.MakeDirectory:output_type -> carrel.v1.FileInfo
+	17, // 28: carrel.v1.FileService.WatchFiles:output_type -> carrel.v1.FileEvent
+	7,  // 29: carrel.v1.FileService.DownloadArchive:output_type -> carrel.v1.FileChunk
+	20, // 30: carrel.v1.FileService.UploadArchive:output_type -> carrel.v1.UploadArchiveResponse
+	18, // [18:31] is the sub-list for method output_type
+	5,  // [5:18] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_files_proto_init() }
@@ -1543,7 +1700,7 @@ func file_carrel_v1_files_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_files_proto_rawDesc), len(file_carrel_v1_files_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

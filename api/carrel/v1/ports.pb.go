@@ -10,6 +10,8 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -305,11 +307,118 @@ func (x *BoxListener) GetUrl() string {
 	return ""
 }
 
+type OpenWebRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Path, with a query if wanted; default "/".
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// How long the link can be used. Default 1 min, at most 15 min.
+	Lifetime      *durationpb.Duration `protobuf:"bytes,2,opt,name=lifetime,proto3" json:"lifetime,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenWebRequest) Reset() {
+	*x = OpenWebRequest{}
+	mi := &file_carrel_v1_ports_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenWebRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenWebRequest) ProtoMessage() {}
+
+func (x *OpenWebRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_ports_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenWebRequest.ProtoReflect.Descriptor instead.
+func (*OpenWebRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_ports_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *OpenWebRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *OpenWebRequest) GetLifetime() *durationpb.Duration {
+	if x != nil {
+		return x.Lifetime
+	}
+	return nil
+}
+
+type OpenWebResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The link for the browser.
+	Url           string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenWebResponse) Reset() {
+	*x = OpenWebResponse{}
+	mi := &file_carrel_v1_ports_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenWebResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenWebResponse) ProtoMessage() {}
+
+func (x *OpenWebResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_ports_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenWebResponse.ProtoReflect.Descriptor instead.
+func (*OpenWebResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_ports_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *OpenWebResponse) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *OpenWebResponse) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
 var File_carrel_v1_ports_proto protoreflect.FileDescriptor
 
 const file_carrel_v1_ports_proto_rawDesc = "" +
 	"\n" +
-	"\x15carrel/v1/ports.proto\x12\tcarrel.v1\x1a\x1cgoogle/api/annotations.proto\"K\n" +
+	"\x15carrel/v1/ports.proto\x12\tcarrel.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"K\n" +
 	"\x0fOpenPortRequest\x12\x10\n" +
 	"\x03box\x18\x01 \x01(\tR\x03box\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\x05R\x04port\x12\x12\n" +
@@ -326,9 +435,17 @@ const file_carrel_v1_ports_proto_rawDesc = "" +
 	"\x04port\x18\x01 \x01(\x05R\x04port\x12\x18\n" +
 	"\aprocess\x18\x02 \x01(\tR\aprocess\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x05R\x03pid\x12\x10\n" +
-	"\x03url\x18\x04 \x01(\tR\x03url2\x80\x02\n" +
+	"\x03url\x18\x04 \x01(\tR\x03url\"[\n" +
+	"\x0eOpenWebRequest\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x125\n" +
+	"\blifetime\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\blifetime\"`\n" +
+	"\x0fOpenWebResponse\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12;\n" +
+	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime2\xdb\x02\n" +
 	"\vPortService\x12q\n" +
-	"\bOpenPort\x12\x1a.carrel.v1.OpenPortRequest\x1a\x1b.carrel.v1.OpenPortResponse\",\x82\xd3\xe4\x93\x02&:\x01*\"!/v1/boxes/{box}/ports/{port}:open\x12~\n" +
+	"\bOpenPort\x12\x1a.carrel.v1.OpenPortRequest\x1a\x1b.carrel.v1.OpenPortResponse\",\x82\xd3\xe4\x93\x02&:\x01*\"!/v1/boxes/{box}/ports/{port}:open\x12Y\n" +
+	"\aOpenWeb\x12\x19.carrel.v1.OpenWebRequest\x1a\x1a.carrel.v1.OpenWebResponse\"\x17\x82\xd3\xe4\x93\x02\x11:\x01*\"\f/v1/web:open\x12~\n" +
 	"\x10ListBoxListeners\x12\".carrel.v1.ListBoxListenersRequest\x1a#.carrel.v1.ListBoxListenersResponse\"!\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/boxes/{box}/listenersB*Z(carrel.dev/carrel/api/carrel/v1;carrelv1b\x06proto3"
 
 var (
@@ -343,25 +460,33 @@ func file_carrel_v1_ports_proto_rawDescGZIP() []byte {
 	return file_carrel_v1_ports_proto_rawDescData
 }
 
-var file_carrel_v1_ports_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_carrel_v1_ports_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_carrel_v1_ports_proto_goTypes = []any{
 	(*OpenPortRequest)(nil),          // 0: carrel.v1.OpenPortRequest
 	(*OpenPortResponse)(nil),         // 1: carrel.v1.OpenPortResponse
 	(*ListBoxListenersRequest)(nil),  // 2: carrel.v1.ListBoxListenersRequest
 	(*ListBoxListenersResponse)(nil), // 3: carrel.v1.ListBoxListenersResponse
 	(*BoxListener)(nil),              // 4: carrel.v1.BoxListener
+	(*OpenWebRequest)(nil),           // 5: carrel.v1.OpenWebRequest
+	(*OpenWebResponse)(nil),          // 6: carrel.v1.OpenWebResponse
+	(*durationpb.Duration)(nil),      // 7: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 8: google.protobuf.Timestamp
 }
 var file_carrel_v1_ports_proto_depIdxs = []int32{
 	4, // 0: carrel.v1.ListBoxListenersResponse.listeners:type_name -> carrel.v1.BoxListener
-	0, // 1: carrel.v1.PortService.OpenPort:input_type -> carrel.v1.OpenPortRequest
-	2, // 2: carrel.v1.PortService.ListBoxListeners:input_type -> carrel.v1.ListBoxListenersRequest
-	1, // 3: carrel.v1.PortService.OpenPort:output_type -> carrel.v1.OpenPortResponse
-	3, // 4: carrel.v1.PortService.ListBoxListeners:output_type -> carrel.v1.ListBoxListenersResponse
-	3, // [3:5] is the sub-list for method output_type
-	1, // [1:3] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	7, // 1: carrel.v1.OpenWebRequest.lifetime:type_name -> google.protobuf.Duration
+	8, // 2: carrel.v1.OpenWebResponse.expire_time:type_name -> google.protobuf.Timestamp
+	0, // 3: carrel.v1.PortService.OpenPort:input_type -> carrel.v1.OpenPortRequest
+	5, // 4: carrel.v1.PortService.OpenWeb:input_type -> carrel.v1.OpenWebRequest
+	2, // 5: carrel.v1.PortService.ListBoxListeners:input_type -> carrel.v1.ListBoxListenersRequest
+	1, // 6: carrel.v1.PortService.OpenPort:output_type -> carrel.v1.OpenPortResponse
+	6, // 7: carrel.v1.PortService.OpenWeb:output_type -> carrel.v1.OpenWebResponse
+	3, // 8: carrel.v1.PortService.ListBoxListeners:output_type -> carrel.v1.ListBoxListenersResponse
+	6, // [6:9] is the sub-list for method output_type
+	3, // [3:6] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_ports_proto_init() }
@@ -375,7 +500,7 @@ func file_carrel_v1_ports_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_ports_proto_rawDesc), len(file_carrel_v1_ports_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,6 +37,8 @@ const (
 	FileServiceStatFileProcedure = "/carrel.v1.FileService/StatFile"
 	// FileServiceListFilesProcedure is the fully-qualified name of the FileService's ListFiles RPC.
 	FileServiceListFilesProcedure = "/carrel.v1.FileService/ListFiles"
+	// FileServiceFindFilesProcedure is the fully-qualified name of the FileService's FindFiles RPC.
+	FileServiceFindFilesProcedure = "/carrel.v1.FileService/FindFiles"
 	// FileServiceReadFileProcedure is the fully-qualified name of the FileService's ReadFile RPC.
 	FileServiceReadFileProcedure = "/carrel.v1.FileService/ReadFile"
 	// FileServiceWriteFileProcedure is the fully-qualified name of the FileService's WriteFile RPC.
@@ -66,6 +68,8 @@ const (
 type FileServiceClient interface {
 	StatFile(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error)
 	ListFiles(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error)
+	// FindFiles looks below a directory for names. It follows no links and stops after 5 s, 200,000 names or a full answer.
+	FindFiles(context.Context, *connect.Request[v1.FindFilesRequest]) (*connect.Response[v1.FindFilesResponse], error)
 	ReadFile(context.Context, *connect.Request[v1.ReadFileRequest]) (*connect.ServerStreamForClient[v1.FileChunk], error)
 	// WriteFile replaces a file at once, when all of it has come and is on disk; until then readers see the old one. An upload with an
 	// upload_id that broke goes on at the offset that StatUpload tells.
@@ -105,6 +109,12 @@ func NewFileServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			httpClient,
 			baseURL+FileServiceListFilesProcedure,
 			connect.WithSchema(fileServiceMethods.ByName("ListFiles")),
+			connect.WithClientOptions(opts...),
+		),
+		findFiles: connect.NewClient[v1.FindFilesRequest, v1.FindFilesResponse](
+			httpClient,
+			baseURL+FileServiceFindFilesProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("FindFiles")),
 			connect.WithClientOptions(opts...),
 		),
 		readFile: connect.NewClient[v1.ReadFileRequest, v1.FileChunk](
@@ -174,6 +184,7 @@ func NewFileServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 type fileServiceClient struct {
 	statFile        *connect.Client[v1.StatFileRequest, v1.FileInfo]
 	listFiles       *connect.Client[v1.ListFilesRequest, v1.ListFilesResponse]
+	findFiles       *connect.Client[v1.FindFilesRequest, v1.FindFilesResponse]
 	readFile        *connect.Client[v1.ReadFileRequest, v1.FileChunk]
 	writeFile       *connect.Client[v1.WriteFileRequest, v1.FileInfo]
 	statUpload      *connect.Client[v1.StatUploadRequest, v1.StatUploadResponse]
@@ -194,6 +205,11 @@ func (c *fileServiceClient) StatFile(ctx context.Context, req *connect.Request[v
 // ListFiles calls carrel.v1.FileService.ListFiles.
 func (c *fileServiceClient) ListFiles(ctx context.Context, req *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error) {
 	return c.listFiles.CallUnary(ctx, req)
+}
+
+// FindFiles calls carrel.v1.FileService.FindFiles.
+func (c *fileServiceClient) FindFiles(ctx context.Context, req *connect.Request[v1.FindFilesRequest]) (*connect.Response[v1.FindFilesResponse], error) {
+	return c.findFiles.CallUnary(ctx, req)
 }
 
 // ReadFile calls carrel.v1.FileService.ReadFile.
@@ -250,6 +266,8 @@ func (c *fileServiceClient) UploadArchive(ctx context.Context) *connect.ClientSt
 type FileServiceHandler interface {
 	StatFile(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error)
 	ListFiles(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error)
+	// FindFiles looks below a directory for names. It follows no links and stops after 5 s, 200,000 names or a full answer.
+	FindFiles(context.Context, *connect.Request[v1.FindFilesRequest]) (*connect.Response[v1.FindFilesResponse], error)
 	ReadFile(context.Context, *connect.Request[v1.ReadFileRequest], *connect.ServerStream[v1.FileChunk]) error
 	// WriteFile replaces a file at once, when all of it has come and is on disk; until then readers see the old one. An upload with an
 	// upload_id that broke goes on at the offset that StatUpload tells.
@@ -285,6 +303,12 @@ func NewFileServiceHandler(svc FileServiceHandler, opts ...connect.HandlerOption
 		FileServiceListFilesProcedure,
 		svc.ListFiles,
 		connect.WithSchema(fileServiceMethods.ByName("ListFiles")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceFindFilesHandler := connect.NewUnaryHandler(
+		FileServiceFindFilesProcedure,
+		svc.FindFiles,
+		connect.WithSchema(fileServiceMethods.ByName("FindFiles")),
 		connect.WithHandlerOptions(opts...),
 	)
 	fileServiceReadFileHandler := connect.NewServerStreamHandler(
@@ -353,6 +377,8 @@ func NewFileServiceHandler(svc FileServiceHandler, opts ...connect.HandlerOption
 			fileServiceStatFileHandler.ServeHTTP(w, r)
 		case FileServiceListFilesProcedure:
 			fileServiceListFilesHandler.ServeHTTP(w, r)
+		case FileServiceFindFilesProcedure:
+			fileServiceFindFilesHandler.ServeHTTP(w, r)
 		case FileServiceReadFileProcedure:
 			fileServiceReadFileHandler.ServeHTTP(w, r)
 		case FileServiceWriteFileProcedure:
@@ -388,6 +414,10 @@ func (UnimplementedFileServiceHandler) StatFile(context.Context, *connect.Reques
 
 func (UnimplementedFileServiceHandler) ListFiles(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.FileService.ListFiles is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) FindFiles(context.Context, *connect.Request[v1.FindFilesRequest]) (*connect.Response[v1.FindFilesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.FileService.FindFiles is not implemented"))
 }
 
 func (UnimplementedFileServiceHandler) ReadFile(context.Context, *connect.Request[v1.ReadFileRequest], *connect.ServerStream[v1.FileChunk]) error {

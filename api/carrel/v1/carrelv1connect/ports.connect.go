@@ -35,6 +35,8 @@ const (
 const (
 	// PortServiceOpenPortProcedure is the fully-qualified name of the PortService's OpenPort RPC.
 	PortServiceOpenPortProcedure = "/carrel.v1.PortService/OpenPort"
+	// PortServiceOpenWebProcedure is the fully-qualified name of the PortService's OpenWeb RPC.
+	PortServiceOpenWebProcedure = "/carrel.v1.PortService/OpenWeb"
 	// PortServiceListBoxListenersProcedure is the fully-qualified name of the PortService's
 	// ListBoxListeners RPC.
 	PortServiceListBoxListenersProcedure = "/carrel.v1.PortService/ListBoxListeners"
@@ -44,6 +46,9 @@ const (
 type PortServiceClient interface {
 	// OpenPort makes a link that signs a browser in as the caller, once and within a minute, and leads on to a port. It needs an API token.
 	OpenPort(context.Context, *connect.Request[v1.OpenPortRequest]) (*connect.Response[v1.OpenPortResponse], error)
+	// OpenWeb makes a link that signs a browser in as the caller, once and within a time, and leads on to Carrel's own pages. It needs an API
+	// token.
+	OpenWeb(context.Context, *connect.Request[v1.OpenWebRequest]) (*connect.Response[v1.OpenWebResponse], error)
 	// ListBoxListeners shows on which ports programs in the box listen now.
 	ListBoxListeners(context.Context, *connect.Request[v1.ListBoxListenersRequest]) (*connect.Response[v1.ListBoxListenersResponse], error)
 }
@@ -65,6 +70,12 @@ func NewPortServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(portServiceMethods.ByName("OpenPort")),
 			connect.WithClientOptions(opts...),
 		),
+		openWeb: connect.NewClient[v1.OpenWebRequest, v1.OpenWebResponse](
+			httpClient,
+			baseURL+PortServiceOpenWebProcedure,
+			connect.WithSchema(portServiceMethods.ByName("OpenWeb")),
+			connect.WithClientOptions(opts...),
+		),
 		listBoxListeners: connect.NewClient[v1.ListBoxListenersRequest, v1.ListBoxListenersResponse](
 			httpClient,
 			baseURL+PortServiceListBoxListenersProcedure,
@@ -77,12 +88,18 @@ func NewPortServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 // portServiceClient implements PortServiceClient.
 type portServiceClient struct {
 	openPort         *connect.Client[v1.OpenPortRequest, v1.OpenPortResponse]
+	openWeb          *connect.Client[v1.OpenWebRequest, v1.OpenWebResponse]
 	listBoxListeners *connect.Client[v1.ListBoxListenersRequest, v1.ListBoxListenersResponse]
 }
 
 // OpenPort calls carrel.v1.PortService.OpenPort.
 func (c *portServiceClient) OpenPort(ctx context.Context, req *connect.Request[v1.OpenPortRequest]) (*connect.Response[v1.OpenPortResponse], error) {
 	return c.openPort.CallUnary(ctx, req)
+}
+
+// OpenWeb calls carrel.v1.PortService.OpenWeb.
+func (c *portServiceClient) OpenWeb(ctx context.Context, req *connect.Request[v1.OpenWebRequest]) (*connect.Response[v1.OpenWebResponse], error) {
+	return c.openWeb.CallUnary(ctx, req)
 }
 
 // ListBoxListeners calls carrel.v1.PortService.ListBoxListeners.
@@ -94,6 +111,9 @@ func (c *portServiceClient) ListBoxListeners(ctx context.Context, req *connect.R
 type PortServiceHandler interface {
 	// OpenPort makes a link that signs a browser in as the caller, once and within a minute, and leads on to a port. It needs an API token.
 	OpenPort(context.Context, *connect.Request[v1.OpenPortRequest]) (*connect.Response[v1.OpenPortResponse], error)
+	// OpenWeb makes a link that signs a browser in as the caller, once and within a time, and leads on to Carrel's own pages. It needs an API
+	// token.
+	OpenWeb(context.Context, *connect.Request[v1.OpenWebRequest]) (*connect.Response[v1.OpenWebResponse], error)
 	// ListBoxListeners shows on which ports programs in the box listen now.
 	ListBoxListeners(context.Context, *connect.Request[v1.ListBoxListenersRequest]) (*connect.Response[v1.ListBoxListenersResponse], error)
 }
@@ -111,6 +131,12 @@ func NewPortServiceHandler(svc PortServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(portServiceMethods.ByName("OpenPort")),
 		connect.WithHandlerOptions(opts...),
 	)
+	portServiceOpenWebHandler := connect.NewUnaryHandler(
+		PortServiceOpenWebProcedure,
+		svc.OpenWeb,
+		connect.WithSchema(portServiceMethods.ByName("OpenWeb")),
+		connect.WithHandlerOptions(opts...),
+	)
 	portServiceListBoxListenersHandler := connect.NewUnaryHandler(
 		PortServiceListBoxListenersProcedure,
 		svc.ListBoxListeners,
@@ -121,6 +147,8 @@ func NewPortServiceHandler(svc PortServiceHandler, opts ...connect.HandlerOption
 		switch r.URL.Path {
 		case PortServiceOpenPortProcedure:
 			portServiceOpenPortHandler.ServeHTTP(w, r)
+		case PortServiceOpenWebProcedure:
+			portServiceOpenWebHandler.ServeHTTP(w, r)
 		case PortServiceListBoxListenersProcedure:
 			portServiceListBoxListenersHandler.ServeHTTP(w, r)
 		default:
@@ -134,6 +162,10 @@ type UnimplementedPortServiceHandler struct{}
 
 func (UnimplementedPortServiceHandler) OpenPort(context.Context, *connect.Request[v1.OpenPortRequest]) (*connect.Response[v1.OpenPortResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.PortService.OpenPort is not implemented"))
+}
+
+func (UnimplementedPortServiceHandler) OpenWeb(context.Context, *connect.Request[v1.OpenWebRequest]) (*connect.Response[v1.OpenWebResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.PortService.OpenWeb is not implemented"))
 }
 
 func (UnimplementedPortServiceHandler) ListBoxListeners(context.Context, *connect.Request[v1.ListBoxListenersRequest]) (*connect.Response[v1.ListBoxListenersResponse], error) {

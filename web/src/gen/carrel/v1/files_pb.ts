@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file carrel/v1/files.proto.
  */
 export const file_carrel_v1_files: GenFile = /*@__PURE__*/
-  fileDesc("ChVjYXJyZWwvdjEvZmlsZXMucHJvdG8SCWNhcnJlbC52MSKrAQoIRmlsZUluZm8SDAoEcGF0aBgBIAEoCRIMCgR0eXBlGAIgASgJEgwKBHNpemUYAyABKAMSDAoEbW9kZRgEIAEoDRILCgN1aWQYBSABKA0SCwoDZ2lkGAYgASgNEi8KC21vZGlmeV90aW1lGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZ0YXJnZXQYCCABKAkSDAoEZXRhZxgJIAEoCSI5Cg9TdGF0RmlsZVJlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIMCgRwYXRoGAMgASgJImEKEExpc3RGaWxlc1JlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIMCgRwYXRoGAMgASgJEhEKCXBhZ2Vfc2l6ZRgEIAEoBRISCgpwYWdlX3Rva2VuGAUgASgJIlAKEUxpc3RGaWxlc1Jlc3BvbnNlEiIKBWZpbGVzGAEgAygLMhMuY2FycmVsLnYxLkZpbGVJbmZvEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSJZCg9SZWFkRmlsZVJlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIMCgRwYXRoGAMgASgJEg4KBm9mZnNldBgEIAEoAxIOCgZsZW5ndGgYBSABKAMiPAoJRmlsZUNodW5rEiEKBGluZm8YASABKAsyEy5jYXJyZWwudjEuRmlsZUluZm8SDAoEZGF0YRgCIAEoDCLeAQoQV3JpdGVGaWxlUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEgwKBHBhdGgYAyABKAkSDAoEbW9kZRgEIAEoDRIPCgdwYXJlbnRzGAUgASgIEhEKCXVwbG9hZF9pZBgGIAEoCRIOCgZvZmZzZXQYByABKAMSEAoIaWZfbWF0Y2gYCCABKAkSLwoLbW9kaWZ5X3RpbWUYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBGRhdGEYCiABKAwSDwoHcGFydGlhbBgLIAEoCCJOChFTdGF0VXBsb2FkUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEgwKBHBhdGgYAyABKAkSEQoJdXBsb2FkX2lkGAQgASgJIiQKElN0YXRVcGxvYWRSZXNwb25zZRIOCgZvZmZzZXQYASABKAMiYwoPTW92ZUZpbGVSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDgoGc291cmNlGAMgASgJEhMKC2Rlc3RpbmF0aW9uGAQgASgJEhEKCW92ZXJ3cml0ZRgFIAEoCCJ2Cg9Db3B5RmlsZVJlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIOCgZzb3VyY2UYAyABKAkSEwoLZGVzdGluYXRpb24YBCABKAkSEQoJb3ZlcndyaXRlGAUgASgIEhEKCXJlY3Vyc2l2ZRgGIAEoCCJOChFSZW1vdmVGaWxlUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEgwKBHBhdGgYAyABKAkSEQoJcmVjdXJzaXZlGAQgASgIIhQKElJlbW92ZUZpbGVSZXNwb25zZSJdChRNYWtlRGlyZWN0b3J5UmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEgwKBHBhdGgYAyABKAkSDwoHcGFyZW50cxgEIAEoCBIMCgRtb2RlGAUgASgNIk4KEVdhdGNoRmlsZXNSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDAoEcGF0aBgDIAEoCRIRCglyZWN1cnNpdmUYBCABKAgiJwoJRmlsZUV2ZW50EgwKBGtpbmQYASABKAkSDAoEcGF0aBgCIAEoCSJAChZEb3dubG9hZEFyY2hpdmVSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDAoEcGF0aBgDIAEoCSJMChRVcGxvYWRBcmNoaXZlUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEgwKBHBhdGgYAyABKAkSDAoEZGF0YRgEIAEoDCI1ChVVcGxvYWRBcmNoaXZlUmVzcG9uc2USDQoFZmlsZXMYASABKAMSDQoFYnl0ZXMYAiABKAMy5AgKC0ZpbGVTZXJ2aWNlEl8KCFN0YXRGaWxlEhouY2FycmVsLnYxLlN0YXRGaWxlUmVxdWVzdBoTLmNhcnJlbC52MS5GaWxlSW5mbyIigtPkkwIcEhovdjEvYm94ZXMve2JveH0vZmlsZXM6c3RhdBJlCglMaXN0RmlsZXMSGy5jYXJyZWwudjEuTGlzdEZpbGVzUmVxdWVzdBocLmNhcnJlbC52MS5MaXN0RmlsZXNSZXNwb25zZSIdgtPkkwIXEhUvdjEvYm94ZXMve2JveH0vZmlsZXMSQAoIUmVhZEZpbGUSGi5jYXJyZWwudjEuUmVhZEZpbGVSZXF1ZXN0GhQuY2FycmVsLnYxLkZpbGVDaHVuayIAMAESQQoJV3JpdGVGaWxlEhsuY2FycmVsLnYxLldyaXRlRmlsZVJlcXVlc3QaEy5jYXJyZWwudjEuRmlsZUluZm8iACgBEm8KClN0YXRVcGxvYWQSHC5jYXJyZWwudjEuU3RhdFVwbG9hZFJlcXVlc3QaHS5jYXJyZWwudjEuU3RhdFVwbG9hZFJlc3BvbnNlIiSC0+STAh4SHC92MS9ib3hlcy97Ym94fS9maWxlczp1cGxvYWQSYgoITW92ZUZpbGUSGi5jYXJyZWwudjEuTW92ZUZpbGVSZXF1ZXN0GhMuY2FycmVsLnYxLkZpbGVJbmZvIiWC0+STAh8iGi92MS9ib3hlcy97Ym94fS9maWxlczptb3ZlOgEqEmIKCENvcHlGaWxlEhouY2FycmVsLnYxLkNvcHlGaWxlUmVxdWVzdBoTLmNhcnJlbC52MS5GaWxlSW5mbyIlgtPkkwIfIhovdjEvYm94ZXMve2JveH0vZmlsZXM6Y29weToBKhJyCgpSZW1vdmVGaWxlEhwuY2FycmVsLnYxLlJlbW92ZUZpbGVSZXF1ZXN0Gh0uY2FycmVsLnYxLlJlbW92ZUZpbGVSZXNwb25zZSIngtPkkwIhIhwvdjEvYm94ZXMve2JveH0vZmlsZXM6cmVtb3ZlOgEqEm0KDU1ha2VEaXJlY3RvcnkSHy5jYXJyZWwudjEuTWFrZURpcmVjdG9yeVJlcXVlc3QaEy5jYXJyZWwudjEuRmlsZUluZm8iJoLT5JMCICIbL3YxL2JveGVzL3tib3h9L2ZpbGVzOm1rZGlyOgEqEkQKCldhdGNoRmlsZXMSHC5jYXJyZWwudjEuV2F0Y2hGaWxlc1JlcXVlc3QaFC5jYXJyZWwudjEuRmlsZUV2ZW50IgAwARJOCg9Eb3dubG9hZEFyY2hpdmUSIS5jYXJyZWwudjEuRG93bmxvYWRBcmNoaXZlUmVxdWVzdBoULmNhcnJlbC52MS5GaWxlQ2h1bmsiADABElYKDVVwbG9hZEFyY2hpdmUSHy5jYXJyZWwudjEuVXBsb2FkQXJjaGl2ZVJlcXVlc3QaIC5jYXJyZWwudjEuVXBsb2FkQXJjaGl2ZVJlc3BvbnNlIgAoAUIqWihjYXJyZWwuZGV2L2NhcnJlbC9hcGkvY2FycmVsL3YxO2NhcnJlbHYxYgZwcm90bzM", [file_google_api_annotations, file_google_protobuf_timestamp]);
+  fileDesc("ChVjYXJyZWwvdjEvZmlsZXMucHJvdG8SCWNhcnJlbC52MSKrAQoIRmlsZUluZm8SDAoEcGF0aBgBIAEoCRIMCgR0eXBlGAIgASgJEgwKBHNpemUYAyABKAMSDAoEbW9kZRgEIAEoDRILCgN1aWQYBSABKA0SCwoDZ2lkGAYgASgNEi8KC21vZGlmeV90aW1lGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZ0YXJnZXQYCCABKAkSDAoEZXRhZxgJIAEoCSI5Cg9TdGF0RmlsZVJlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIMCgRwYXRoGAMgASgJImEKEExpc3RGaWxlc1JlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIMCgRwYXRoGAMgASgJEhEKCXBhZ2Vfc2l6ZRgEIAEoBRISCgpwYWdlX3Rva2VuGAUgASgJIlAKEUxpc3RGaWxlc1Jlc3BvbnNlEiIKBWZpbGVzGAEgAygLMhMuY2FycmVsLnYxLkZpbGVJbmZvEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSJnChBGaW5kRmlsZXNSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDAoEcGF0aBgDIAEoCRIMCgRuYW1lGAQgASgJEg0KBWxpbWl0GAUgASgFEg4KBmhpZGRlbhgGIAEoCCJKChFGaW5kRmlsZXNSZXNwb25zZRIiCgVmaWxlcxgBIAMoCzITLmNhcnJlbC52MS5GaWxlSW5mbxIRCgl0cnVuY2F0ZWQYAiABKAgiWQoPUmVhZEZpbGVSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDAoEcGF0aBgDIAEoCRIOCgZvZmZzZXQYBCABKAMSDgoGbGVuZ3RoGAUgASgDIjwKCUZpbGVDaHVuaxIhCgRpbmZvGAEgASgLMhMuY2FycmVsLnYxLkZpbGVJbmZvEgwKBGRhdGEYAiABKAwi3gEKEFdyaXRlRmlsZVJlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIMCgRwYXRoGAMgASgJEgwKBG1vZGUYBCABKA0SDwoHcGFyZW50cxgFIAEoCBIRCgl1cGxvYWRfaWQYBiABKAkSDgoGb2Zmc2V0GAcgASgDEhAKCGlmX21hdGNoGAggASgJEi8KC21vZGlmeV90aW1lGAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRkYXRhGAogASgMEg8KB3BhcnRpYWwYCyABKAgiTgoRU3RhdFVwbG9hZFJlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIMCgRwYXRoGAMgASgJEhEKCXVwbG9hZF9pZBgEIAEoCSIkChJTdGF0VXBsb2FkUmVzcG9uc2USDgoGb2Zmc2V0GAEgASgDImMKD01vdmVGaWxlUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEg4KBnNvdXJjZRgDIAEoCRITCgtkZXN0aW5hdGlvbhgEIAEoCRIRCglvdmVyd3JpdGUYBSABKAgidgoPQ29weUZpbGVSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDgoGc291cmNlGAMgASgJEhMKC2Rlc3RpbmF0aW9uGAQgASgJEhEKCW92ZXJ3cml0ZRgFIAEoCBIRCglyZWN1cnNpdmUYBiABKAgiTgoRUmVtb3ZlRmlsZVJlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIMCgRwYXRoGAMgASgJEhEKCXJlY3Vyc2l2ZRgEIAEoCCIUChJSZW1vdmVGaWxlUmVzcG9uc2UiXQoUTWFrZURpcmVjdG9yeVJlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIMCgRwYXRoGAMgASgJEg8KB3BhcmVudHMYBCABKAgSDAoEbW9kZRgFIAEoDSJOChFXYXRjaEZpbGVzUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEgwKBHBhdGgYAyABKAkSEQoJcmVjdXJzaXZlGAQgASgIIicKCUZpbGVFdmVudBIMCgRraW5kGAEgASgJEgwKBHBhdGgYAiABKAkiQAoWRG93bmxvYWRBcmNoaXZlUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEgwKBHBhdGgYAyABKAkiTAoUVXBsb2FkQXJjaGl2ZVJlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIMCgRwYXRoGAMgASgJEgwKBGRhdGEYBCABKAwiNQoVVXBsb2FkQXJjaGl2ZVJlc3BvbnNlEg0KBWZpbGVzGAEgASgDEg0KBWJ5dGVzGAIgASgDMtAJCgtGaWxlU2VydmljZRJfCghTdGF0RmlsZRIaLmNhcnJlbC52MS5TdGF0RmlsZVJlcXVlc3QaEy5jYXJyZWwudjEuRmlsZUluZm8iIoLT5JMCHBIaL3YxL2JveGVzL3tib3h9L2ZpbGVzOnN0YXQSZQoJTGlzdEZpbGVzEhsuY2FycmVsLnYxLkxpc3RGaWxlc1JlcXVlc3QaHC5jYXJyZWwudjEuTGlzdEZpbGVzUmVzcG9uc2UiHYLT5JMCFxIVL3YxL2JveGVzL3tib3h9L2ZpbGVzEmoKCUZpbmRGaWxlcxIbLmNhcnJlbC52MS5GaW5kRmlsZXNSZXF1ZXN0GhwuY2FycmVsLnYxLkZpbmRGaWxlc1Jlc3BvbnNlIiKC0+STAhwSGi92MS9ib3hlcy97Ym94fS9maWxlczpmaW5kEkAKCFJlYWRGaWxlEhouY2FycmVsLnYxLlJlYWRGaWxlUmVxdWVzdBoULmNhcnJlbC52MS5GaWxlQ2h1bmsiADABEkEKCVdyaXRlRmlsZRIbLmNhcnJlbC52MS5Xcml0ZUZpbGVSZXF1ZXN0GhMuY2FycmVsLnYxLkZpbGVJbmZvIgAoARJvCgpTdGF0VXBsb2FkEhwuY2FycmVsLnYxLlN0YXRVcGxvYWRSZXF1ZXN0Gh0uY2FycmVsLnYxLlN0YXRVcGxvYWRSZXNwb25zZSIkgtPkkwIeEhwvdjEvYm94ZXMve2JveH0vZmlsZXM6dXBsb2FkEmIKCE1vdmVGaWxlEhouY2FycmVsLnYxLk1vdmVGaWxlUmVxdWVzdBoTLmNhcnJlbC52MS5GaWxlSW5mbyIlgtPkkwIfIhovdjEvYm94ZXMve2JveH0vZmlsZXM6bW92ZToBKhJiCghDb3B5RmlsZRIaLmNhcnJlbC52MS5Db3B5RmlsZVJlcXVlc3QaEy5jYXJyZWwudjEuRmlsZUluZm8iJYLT5JMCHyIaL3YxL2JveGVzL3tib3h9L2ZpbGVzOmNvcHk6ASoScgoKUmVtb3ZlRmlsZRIcLmNhcnJlbC52MS5SZW1vdmVGaWxlUmVxdWVzdBodLmNhcnJlbC52MS5SZW1vdmVGaWxlUmVzcG9uc2UiJ4LT5JMCISIcL3YxL2JveGVzL3tib3h9L2ZpbGVzOnJlbW92ZToBKhJtCg1NYWtlRGlyZWN0b3J5Eh8uY2FycmVsLnYxLk1ha2VEaXJlY3RvcnlSZXF1ZXN0GhMuY2FycmVsLnYxLkZpbGVJbmZvIiaC0+STAiAiGy92MS9ib3hlcy97Ym94fS9maWxlczpta2RpcjoBKhJECgpXYXRjaEZpbGVzEhwuY2FycmVsLnYxLldhdGNoRmlsZXNSZXF1ZXN0GhQuY2FycmVsLnYxLkZpbGVFdmVudCIAMAESTgoPRG93bmxvYWRBcmNoaXZlEiEuY2FycmVsLnYxLkRvd25sb2FkQXJjaGl2ZVJlcXVlc3QaFC5jYXJyZWwudjEuRmlsZUNodW5rIgAwARJWCg1VcGxvYWRBcmNoaXZlEh8uY2FycmVsLnYxLlVwbG9hZEFyY2hpdmVSZXF1ZXN0GiAuY2FycmVsLnYxLlVwbG9hZEFyY2hpdmVSZXNwb25zZSIAKAFCKlooY2FycmVsLmRldi9jYXJyZWwvYXBpL2NhcnJlbC92MTtjYXJyZWx2MWIGcHJvdG8z", [file_google_api_annotations, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message carrel.v1.FileInfo
@@ -169,6 +169,80 @@ export const ListFilesResponseSchema: GenMessage<ListFilesResponse> = /*@__PURE_
   messageDesc(file_carrel_v1_files, 3);
 
 /**
+ * @generated from message carrel.v1.FindFilesRequest
+ */
+export type FindFilesRequest = Message<"carrel.v1.FindFilesRequest"> & {
+  /**
+   * @generated from field: string box = 1;
+   */
+  box: string;
+
+  /**
+   * @generated from field: string org = 2;
+   */
+  org: string;
+
+  /**
+   * @generated from field: string path = 3;
+   */
+  path: string;
+
+  /**
+   * Part of the name, in any case; at most 255 bytes.
+   *
+   * @generated from field: string name = 4;
+   */
+  name: string;
+
+  /**
+   * At most so many; default 200, at most 1000.
+   *
+   * @generated from field: int32 limit = 5;
+   */
+  limit: number;
+
+  /**
+   * Also look at names that begin with a dot, and into such directories.
+   *
+   * @generated from field: bool hidden = 6;
+   */
+  hidden: boolean;
+};
+
+/**
+ * Describes the message carrel.v1.FindFilesRequest.
+ * Use `create(FindFilesRequestSchema)` to create a new message.
+ */
+export const FindFilesRequestSchema: GenMessage<FindFilesRequest> = /*@__PURE__*/
+  messageDesc(file_carrel_v1_files, 4);
+
+/**
+ * @generated from message carrel.v1.FindFilesResponse
+ */
+export type FindFilesResponse = Message<"carrel.v1.FindFilesResponse"> & {
+  /**
+   * Those near the top first, then by path.
+   *
+   * @generated from field: repeated carrel.v1.FileInfo files = 1;
+   */
+  files: FileInfo[];
+
+  /**
+   * There may be more.
+   *
+   * @generated from field: bool truncated = 2;
+   */
+  truncated: boolean;
+};
+
+/**
+ * Describes the message carrel.v1.FindFilesResponse.
+ * Use `create(FindFilesResponseSchema)` to create a new message.
+ */
+export const FindFilesResponseSchema: GenMessage<FindFilesResponse> = /*@__PURE__*/
+  messageDesc(file_carrel_v1_files, 5);
+
+/**
  * @generated from message carrel.v1.ReadFileRequest
  */
 export type ReadFileRequest = Message<"carrel.v1.ReadFileRequest"> & {
@@ -205,7 +279,7 @@ export type ReadFileRequest = Message<"carrel.v1.ReadFileRequest"> & {
  * Use `create(ReadFileRequestSchema)` to create a new message.
  */
 export const ReadFileRequestSchema: GenMessage<ReadFileRequest> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 4);
+  messageDesc(file_carrel_v1_files, 6);
 
 /**
  * @generated from message carrel.v1.FileChunk
@@ -229,7 +303,7 @@ export type FileChunk = Message<"carrel.v1.FileChunk"> & {
  * Use `create(FileChunkSchema)` to create a new message.
  */
 export const FileChunkSchema: GenMessage<FileChunk> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 5);
+  messageDesc(file_carrel_v1_files, 7);
 
 /**
  * @generated from message carrel.v1.WriteFileRequest
@@ -307,7 +381,7 @@ export type WriteFileRequest = Message<"carrel.v1.WriteFileRequest"> & {
  * Use `create(WriteFileRequestSchema)` to create a new message.
  */
 export const WriteFileRequestSchema: GenMessage<WriteFileRequest> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 6);
+  messageDesc(file_carrel_v1_files, 8);
 
 /**
  * @generated from message carrel.v1.StatUploadRequest
@@ -339,7 +413,7 @@ export type StatUploadRequest = Message<"carrel.v1.StatUploadRequest"> & {
  * Use `create(StatUploadRequestSchema)` to create a new message.
  */
 export const StatUploadRequestSchema: GenMessage<StatUploadRequest> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 7);
+  messageDesc(file_carrel_v1_files, 9);
 
 /**
  * @generated from message carrel.v1.StatUploadResponse
@@ -356,7 +430,7 @@ export type StatUploadResponse = Message<"carrel.v1.StatUploadResponse"> & {
  * Use `create(StatUploadResponseSchema)` to create a new message.
  */
 export const StatUploadResponseSchema: GenMessage<StatUploadResponse> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 8);
+  messageDesc(file_carrel_v1_files, 10);
 
 /**
  * @generated from message carrel.v1.MoveFileRequest
@@ -393,7 +467,7 @@ export type MoveFileRequest = Message<"carrel.v1.MoveFileRequest"> & {
  * Use `create(MoveFileRequestSchema)` to create a new message.
  */
 export const MoveFileRequestSchema: GenMessage<MoveFileRequest> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 9);
+  messageDesc(file_carrel_v1_files, 11);
 
 /**
  * @generated from message carrel.v1.CopyFileRequest
@@ -437,7 +511,7 @@ export type CopyFileRequest = Message<"carrel.v1.CopyFileRequest"> & {
  * Use `create(CopyFileRequestSchema)` to create a new message.
  */
 export const CopyFileRequestSchema: GenMessage<CopyFileRequest> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 10);
+  messageDesc(file_carrel_v1_files, 12);
 
 /**
  * @generated from message carrel.v1.RemoveFileRequest
@@ -469,7 +543,7 @@ export type RemoveFileRequest = Message<"carrel.v1.RemoveFileRequest"> & {
  * Use `create(RemoveFileRequestSchema)` to create a new message.
  */
 export const RemoveFileRequestSchema: GenMessage<RemoveFileRequest> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 11);
+  messageDesc(file_carrel_v1_files, 13);
 
 /**
  * @generated from message carrel.v1.RemoveFileResponse
@@ -482,7 +556,7 @@ export type RemoveFileResponse = Message<"carrel.v1.RemoveFileResponse"> & {
  * Use `create(RemoveFileResponseSchema)` to create a new message.
  */
 export const RemoveFileResponseSchema: GenMessage<RemoveFileResponse> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 12);
+  messageDesc(file_carrel_v1_files, 14);
 
 /**
  * @generated from message carrel.v1.MakeDirectoryRequest
@@ -519,7 +593,7 @@ export type MakeDirectoryRequest = Message<"carrel.v1.MakeDirectoryRequest"> & {
  * Use `create(MakeDirectoryRequestSchema)` to create a new message.
  */
 export const MakeDirectoryRequestSchema: GenMessage<MakeDirectoryRequest> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 13);
+  messageDesc(file_carrel_v1_files, 15);
 
 /**
  * @generated from message carrel.v1.WatchFilesRequest
@@ -551,7 +625,7 @@ export type WatchFilesRequest = Message<"carrel.v1.WatchFilesRequest"> & {
  * Use `create(WatchFilesRequestSchema)` to create a new message.
  */
 export const WatchFilesRequestSchema: GenMessage<WatchFilesRequest> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 14);
+  messageDesc(file_carrel_v1_files, 16);
 
 /**
  * @generated from message carrel.v1.FileEvent
@@ -575,7 +649,7 @@ export type FileEvent = Message<"carrel.v1.FileEvent"> & {
  * Use `create(FileEventSchema)` to create a new message.
  */
 export const FileEventSchema: GenMessage<FileEvent> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 15);
+  messageDesc(file_carrel_v1_files, 17);
 
 /**
  * @generated from message carrel.v1.DownloadArchiveRequest
@@ -602,7 +676,7 @@ export type DownloadArchiveRequest = Message<"carrel.v1.DownloadArchiveRequest">
  * Use `create(DownloadArchiveRequestSchema)` to create a new message.
  */
 export const DownloadArchiveRequestSchema: GenMessage<DownloadArchiveRequest> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 16);
+  messageDesc(file_carrel_v1_files, 18);
 
 /**
  * @generated from message carrel.v1.UploadArchiveRequest
@@ -636,7 +710,7 @@ export type UploadArchiveRequest = Message<"carrel.v1.UploadArchiveRequest"> & {
  * Use `create(UploadArchiveRequestSchema)` to create a new message.
  */
 export const UploadArchiveRequestSchema: GenMessage<UploadArchiveRequest> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 17);
+  messageDesc(file_carrel_v1_files, 19);
 
 /**
  * @generated from message carrel.v1.UploadArchiveResponse
@@ -658,7 +732,7 @@ export type UploadArchiveResponse = Message<"carrel.v1.UploadArchiveResponse"> &
  * Use `create(UploadArchiveResponseSchema)` to create a new message.
  */
 export const UploadArchiveResponseSchema: GenMessage<UploadArchiveResponse> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_files, 18);
+  messageDesc(file_carrel_v1_files, 20);
 
 /**
  * FileService reads and writes files of a box, as the box's user. The gateway serves it. Paths are absolute or relative to
@@ -682,6 +756,16 @@ export const FileService: GenService<{
     methodKind: "unary";
     input: typeof ListFilesRequestSchema;
     output: typeof ListFilesResponseSchema;
+  },
+  /**
+   * FindFiles looks below a directory for names. It follows no links and stops after 5 s, 200,000 names or a full answer.
+   *
+   * @generated from rpc carrel.v1.FileService.FindFiles
+   */
+  findFiles: {
+    methodKind: "unary";
+    input: typeof FindFilesRequestSchema;
+    output: typeof FindFilesResponseSchema;
   },
   /**
    * @generated from rpc carrel.v1.FileService.ReadFile

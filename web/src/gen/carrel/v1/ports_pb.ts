@@ -5,13 +5,15 @@
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import { file_google_api_annotations } from "../../google/api/annotations_pb";
+import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file carrel/v1/ports.proto.
  */
 export const file_carrel_v1_ports: GenFile = /*@__PURE__*/
-  fileDesc("ChVjYXJyZWwvdjEvcG9ydHMucHJvdG8SCWNhcnJlbC52MSI6Cg9PcGVuUG9ydFJlcXVlc3QSCwoDYm94GAEgASgJEgwKBHBvcnQYAiABKAUSDAoEcGF0aBgDIAEoCSIxChBPcGVuUG9ydFJlc3BvbnNlEgsKA3VybBgBIAEoCRIQCghwb3J0X3VybBgCIAEoCSIzChdMaXN0Qm94TGlzdGVuZXJzUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJIkUKGExpc3RCb3hMaXN0ZW5lcnNSZXNwb25zZRIpCglsaXN0ZW5lcnMYASADKAsyFi5jYXJyZWwudjEuQm94TGlzdGVuZXIiRgoLQm94TGlzdGVuZXISDAoEcG9ydBgBIAEoBRIPCgdwcm9jZXNzGAIgASgJEgsKA3BpZBgDIAEoBRILCgN1cmwYBCABKAkygAIKC1BvcnRTZXJ2aWNlEnEKCE9wZW5Qb3J0EhouY2FycmVsLnYxLk9wZW5Qb3J0UmVxdWVzdBobLmNhcnJlbC52MS5PcGVuUG9ydFJlc3BvbnNlIiyC0+STAiYiIS92MS9ib3hlcy97Ym94fS9wb3J0cy97cG9ydH06b3BlbjoBKhJ+ChBMaXN0Qm94TGlzdGVuZXJzEiIuY2FycmVsLnYxLkxpc3RCb3hMaXN0ZW5lcnNSZXF1ZXN0GiMuY2FycmVsLnYxLkxpc3RCb3hMaXN0ZW5lcnNSZXNwb25zZSIhgtPkkwIbEhkvdjEvYm94ZXMve2JveH0vbGlzdGVuZXJzQipaKGNhcnJlbC5kZXYvY2FycmVsL2FwaS9jYXJyZWwvdjE7Y2FycmVsdjFiBnByb3RvMw", [file_google_api_annotations]);
+  fileDesc("ChVjYXJyZWwvdjEvcG9ydHMucHJvdG8SCWNhcnJlbC52MSI6Cg9PcGVuUG9ydFJlcXVlc3QSCwoDYm94GAEgASgJEgwKBHBvcnQYAiABKAUSDAoEcGF0aBgDIAEoCSIxChBPcGVuUG9ydFJlc3BvbnNlEgsKA3VybBgBIAEoCRIQCghwb3J0X3VybBgCIAEoCSIzChdMaXN0Qm94TGlzdGVuZXJzUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJIkUKGExpc3RCb3hMaXN0ZW5lcnNSZXNwb25zZRIpCglsaXN0ZW5lcnMYASADKAsyFi5jYXJyZWwudjEuQm94TGlzdGVuZXIiRgoLQm94TGlzdGVuZXISDAoEcG9ydBgBIAEoBRIPCgdwcm9jZXNzGAIgASgJEgsKA3BpZBgDIAEoBRILCgN1cmwYBCABKAkiSwoOT3BlbldlYlJlcXVlc3QSDAoEcGF0aBgBIAEoCRIrCghsaWZldGltZRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJPCg9PcGVuV2ViUmVzcG9uc2USCwoDdXJsGAEgASgJEi8KC2V4cGlyZV90aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcDLbAgoLUG9ydFNlcnZpY2UScQoIT3BlblBvcnQSGi5jYXJyZWwudjEuT3BlblBvcnRSZXF1ZXN0GhsuY2FycmVsLnYxLk9wZW5Qb3J0UmVzcG9uc2UiLILT5JMCJiIhL3YxL2JveGVzL3tib3h9L3BvcnRzL3twb3J0fTpvcGVuOgEqElkKB09wZW5XZWISGS5jYXJyZWwudjEuT3BlbldlYlJlcXVlc3QaGi5jYXJyZWwudjEuT3BlbldlYlJlc3BvbnNlIheC0+STAhEiDC92MS93ZWI6b3BlbjoBKhJ+ChBMaXN0Qm94TGlzdGVuZXJzEiIuY2FycmVsLnYxLkxpc3RCb3hMaXN0ZW5lcnNSZXF1ZXN0GiMuY2FycmVsLnYxLkxpc3RCb3hMaXN0ZW5lcnNSZXNwb25zZSIhgtPkkwIbEhkvdjEvYm94ZXMve2JveH0vbGlzdGVuZXJzQipaKGNhcnJlbC5kZXYvY2FycmVsL2FwaS9jYXJyZWwvdjE7Y2FycmVsdjFiBnByb3RvMw", [file_google_api_annotations, file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message carrel.v1.OpenPortRequest
@@ -148,6 +150,56 @@ export const BoxListenerSchema: GenMessage<BoxListener> = /*@__PURE__*/
   messageDesc(file_carrel_v1_ports, 4);
 
 /**
+ * @generated from message carrel.v1.OpenWebRequest
+ */
+export type OpenWebRequest = Message<"carrel.v1.OpenWebRequest"> & {
+  /**
+   * Path, with a query if wanted; default "/".
+   *
+   * @generated from field: string path = 1;
+   */
+  path: string;
+
+  /**
+   * How long the link can be used. Default 1 min, at most 15 min.
+   *
+   * @generated from field: google.protobuf.Duration lifetime = 2;
+   */
+  lifetime?: Duration | undefined;
+};
+
+/**
+ * Describes the message carrel.v1.OpenWebRequest.
+ * Use `create(OpenWebRequestSchema)` to create a new message.
+ */
+export const OpenWebRequestSchema: GenMessage<OpenWebRequest> = /*@__PURE__*/
+  messageDesc(file_carrel_v1_ports, 5);
+
+/**
+ * @generated from message carrel.v1.OpenWebResponse
+ */
+export type OpenWebResponse = Message<"carrel.v1.OpenWebResponse"> & {
+  /**
+   * The link for the browser.
+   *
+   * @generated from field: string url = 1;
+   */
+  url: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp expire_time = 2;
+   */
+  expireTime?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message carrel.v1.OpenWebResponse.
+ * Use `create(OpenWebResponseSchema)` to create a new message.
+ */
+export const OpenWebResponseSchema: GenMessage<OpenWebResponse> = /*@__PURE__*/
+  messageDesc(file_carrel_v1_ports, 6);
+
+/**
  * PortService leads browsers to the TCP ports of a box. The gateway serves it; who may reach a port is set with BoxService.SetBoxPort.
  *
  * @generated from service carrel.v1.PortService
@@ -162,6 +214,17 @@ export const PortService: GenService<{
     methodKind: "unary";
     input: typeof OpenPortRequestSchema;
     output: typeof OpenPortResponseSchema;
+  },
+  /**
+   * OpenWeb makes a link that signs a browser in as the caller, once and within a time, and leads on to Carrel's own pages. It needs an API
+   * token.
+   *
+   * @generated from rpc carrel.v1.PortService.OpenWeb
+   */
+  openWeb: {
+    methodKind: "unary";
+    input: typeof OpenWebRequestSchema;
+    output: typeof OpenWebResponseSchema;
   },
   /**
    * ListBoxListeners shows on which ports programs in the box listen now.
