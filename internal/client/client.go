@@ -49,6 +49,8 @@ type Client struct {
 	// Processes is the data plane; calls go with the API token unless their header has a bearer.
 	Processes carrelv1connect.ProcessServiceClient
 	Files     carrelv1connect.FileServiceClient
+	// Notebooks runs code in kernels of boxes.
+	Notebooks carrelv1connect.NotebookServiceClient
 
 	url       string
 	org       string
@@ -134,6 +136,7 @@ func New(config Config) (*Client, error) {
 	c.Ports = carrelv1connect.NewPortServiceClient(c.http, c.url, options...)
 	c.Processes = carrelv1connect.NewProcessServiceClient(c.http, c.url, options...)
 	c.Files = carrelv1connect.NewFileServiceClient(c.http, c.url, options...)
+	c.Notebooks = carrelv1connect.NewNotebookServiceClient(c.http, c.url, options...)
 	return c, nil
 }
 
