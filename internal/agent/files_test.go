@@ -751,3 +751,48 @@ func FuzzFilePath(f *testing.F) {
 		require.NotContains(t, path, "\x00")
 	})
 }
+
+func TestFindLooksBelowADirectoryForNames(t *testing.T) {
+	b := startFileBox(t)
+	b.mkdir("src")
+	b.mkdir("src/deep")
+	b.mkdir(".cache")
+	b.mkdir("closed")
+	b.put("Report.txt", "1")
+	b.put("src/report-2.txt", "22")
+	b.put("src/deep/a report", "")
+	b.put("src/other", "")
+	b.put(".cache/report", "")
+	b.put("closed/report", "")
+	require.NoError(t, os.Chmod(b.at("closed"), 0))
+	require.NoError(t, os.Symlink(b.at("src"), b.at("link")))
+	find := func(request *carrelv1.FindFilesRequest) (names []string, truncated bool) {
+		t.Helper()
+		resp, err := b.files.Find(t.Context(), connect.NewRequest(request))
+		require.NoError(t, err)
+		for _, file := range resp.Msg.GetFiles() {
+			name, err := filepath.Rel(b.home, file.GetPath())
+			require.NoError(t, err)
+			names = append(names, name)
+		}
+		return names, resp.Msg.GetTruncated()
+	}
+
+	names, truncated := find(&carrelv1.FindFilesRequest{Path: ".", Name: "REPORT"})
+	require.Equal(t, []string{"Report.txt", "src/report-2.txt", "src/deep/a report"}, names, "near ones first, no links followed, nothing hidden")
+	require.False(t, truncated)
+	names, _ = find(&carrelv1.FindFilesRequest{Path: ".", Name: "report", Hidden: true})
+	require.Contains(t, names, ".cache/report")
+	require.NotContains(t, names, "closed/report", "what the user may not read is passed over")
+	names, truncated = find(&carrelv1.FindFilesRequest{Path: ".", Name: "report", Limit: 2})
+	require.Len(t, names, 2)
+	require.True(t, truncated)
+	names, truncated = find(&carrelv1.FindFilesRequest{Path: "src", Name: "nothing of the kind"})
+	require.Empty(t, names)
+	require.False(t, truncated)
+
+	for _, bad := range []*carrelv1.FindFilesRequest{{Path: "."}, {Path: ".", Name: strings.Repeat("x", 256)}, {Path: ".", Name: "x", Limit: -1}, {Path: "absent", Name: "x"}} {
+		_, err := b.files.Find(t.Context(), connect.NewRequest(bad))
+		require.Error(t, err)
+	}
+}

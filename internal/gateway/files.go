@@ -162,6 +162,10 @@ func (f *files) ListFiles(ctx context.Context, req *connect.Request[carrelv1.Lis
 	return fileUnary(ctx, f, req, auth.ScopeView, false, agentv1connect.FileServiceClient.List)
 }
 
+func (f *files) FindFiles(ctx context.Context, req *connect.Request[carrelv1.FindFilesRequest]) (*connect.Response[carrelv1.FindFilesResponse], error) {
+	return fileUnary(ctx, f, req, auth.ScopeView, false, agentv1connect.FileServiceClient.Find)
+}
+
 func (f *files) ReadFile(ctx context.Context, req *connect.Request[carrelv1.ReadFileRequest], out *connect.ServerStream[carrelv1.FileChunk]) error {
 	return fileDown(ctx, f, req, true, out, agentv1connect.FileServiceClient.Read)
 }

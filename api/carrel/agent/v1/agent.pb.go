@@ -1079,10 +1079,11 @@ const file_carrel_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"WriteInput\x12\x1c.carrel.v1.WriteInputRequest\x1a\x1d.carrel.v1.WriteInputResponse\"\x00\x12M\n" +
 	"\x06Signal\x12\x1f.carrel.v1.SignalProcessRequest\x1a .carrel.v1.SignalProcessResponse\"\x00\x12M\n" +
-	"\x06Resize\x12\x1f.carrel.v1.ResizeProcessRequest\x1a .carrel.v1.ResizeProcessResponse\"\x002\xc8\x06\n" +
+	"\x06Resize\x12\x1f.carrel.v1.ResizeProcessRequest\x1a .carrel.v1.ResizeProcessResponse\"\x002\x8d\a\n" +
 	"\vFileService\x129\n" +
 	"\x04Stat\x12\x1a.carrel.v1.StatFileRequest\x1a\x13.carrel.v1.FileInfo\"\x00\x12C\n" +
-	"\x04List\x12\x1b.carrel.v1.ListFilesRequest\x1a\x1c.carrel.v1.ListFilesResponse\"\x00\x12<\n" +
+	"\x04List\x12\x1b.carrel.v1.ListFilesRequest\x1a\x1c.carrel.v1.ListFilesResponse\"\x00\x12C\n" +
+	"\x04Find\x12\x1b.carrel.v1.FindFilesRequest\x1a\x1c.carrel.v1.FindFilesResponse\"\x00\x12<\n" +
 	"\x04Read\x12\x1a.carrel.v1.ReadFileRequest\x1a\x14.carrel.v1.FileChunk\"\x000\x01\x12=\n" +
 	"\x05Write\x12\x1b.carrel.v1.WriteFileRequest\x1a\x13.carrel.v1.FileInfo\"\x00(\x01\x12K\n" +
 	"\n" +
@@ -1163,54 +1164,56 @@ var file_carrel_agent_v1_agent_proto_goTypes = []any{
 	(*v1.ResizeProcessRequest)(nil),    // 27: carrel.v1.ResizeProcessRequest
 	(*v1.StatFileRequest)(nil),         // 28: carrel.v1.StatFileRequest
 	(*v1.ListFilesRequest)(nil),        // 29: carrel.v1.ListFilesRequest
-	(*v1.ReadFileRequest)(nil),         // 30: carrel.v1.ReadFileRequest
-	(*v1.WriteFileRequest)(nil),        // 31: carrel.v1.WriteFileRequest
-	(*v1.StatUploadRequest)(nil),       // 32: carrel.v1.StatUploadRequest
-	(*v1.MoveFileRequest)(nil),         // 33: carrel.v1.MoveFileRequest
-	(*v1.CopyFileRequest)(nil),         // 34: carrel.v1.CopyFileRequest
-	(*v1.RemoveFileRequest)(nil),       // 35: carrel.v1.RemoveFileRequest
-	(*v1.MakeDirectoryRequest)(nil),    // 36: carrel.v1.MakeDirectoryRequest
-	(*v1.WatchFilesRequest)(nil),       // 37: carrel.v1.WatchFilesRequest
-	(*v1.DownloadArchiveRequest)(nil),  // 38: carrel.v1.DownloadArchiveRequest
-	(*v1.UploadArchiveRequest)(nil),    // 39: carrel.v1.UploadArchiveRequest
-	(*v1.ExecuteRequest)(nil),          // 40: carrel.v1.ExecuteRequest
-	(*v1.GetExecutionRequest)(nil),     // 41: carrel.v1.GetExecutionRequest
-	(*v1.AnswerInputRequest)(nil),      // 42: carrel.v1.AnswerInputRequest
-	(*v1.InterruptRequest)(nil),        // 43: carrel.v1.InterruptRequest
-	(*v1.GetStatusRequest)(nil),        // 44: carrel.v1.GetStatusRequest
-	(*v1.ListKernelSpecsRequest)(nil),  // 45: carrel.v1.ListKernelSpecsRequest
-	(*v1.StartKernelRequest)(nil),      // 46: carrel.v1.StartKernelRequest
-	(*v1.RestartKernelRequest)(nil),    // 47: carrel.v1.RestartKernelRequest
-	(*v1.ShutdownKernelRequest)(nil),   // 48: carrel.v1.ShutdownKernelRequest
-	(*v1.GetNotebookRequest)(nil),      // 49: carrel.v1.GetNotebookRequest
-	(*v1.EditNotebookRequest)(nil),     // 50: carrel.v1.EditNotebookRequest
-	(*v1.WatchNotebooksRequest)(nil),   // 51: carrel.v1.WatchNotebooksRequest
-	(*v1.GetUsageRequest)(nil),         // 52: carrel.v1.GetUsageRequest
-	(*v1.Process)(nil),                 // 53: carrel.v1.Process
-	(*v1.ProcessEvent)(nil),            // 54: carrel.v1.ProcessEvent
-	(*v1.ListProcessesResponse)(nil),   // 55: carrel.v1.ListProcessesResponse
-	(*v1.WriteInputResponse)(nil),      // 56: carrel.v1.WriteInputResponse
-	(*v1.SignalProcessResponse)(nil),   // 57: carrel.v1.SignalProcessResponse
-	(*v1.ResizeProcessResponse)(nil),   // 58: carrel.v1.ResizeProcessResponse
-	(*v1.FileInfo)(nil),                // 59: carrel.v1.FileInfo
-	(*v1.ListFilesResponse)(nil),       // 60: carrel.v1.ListFilesResponse
-	(*v1.FileChunk)(nil),               // 61: carrel.v1.FileChunk
-	(*v1.StatUploadResponse)(nil),      // 62: carrel.v1.StatUploadResponse
-	(*v1.RemoveFileResponse)(nil),      // 63: carrel.v1.RemoveFileResponse
-	(*v1.FileEvent)(nil),               // 64: carrel.v1.FileEvent
-	(*v1.UploadArchiveResponse)(nil),   // 65: carrel.v1.UploadArchiveResponse
-	(*v1.ExecuteResponse)(nil),         // 66: carrel.v1.ExecuteResponse
-	(*v1.Execution)(nil),               // 67: carrel.v1.Execution
-	(*v1.AnswerInputResponse)(nil),     // 68: carrel.v1.AnswerInputResponse
-	(*v1.InterruptResponse)(nil),       // 69: carrel.v1.InterruptResponse
-	(*v1.NotebookStatus)(nil),          // 70: carrel.v1.NotebookStatus
-	(*v1.ListKernelSpecsResponse)(nil), // 71: carrel.v1.ListKernelSpecsResponse
-	(*v1.Kernel)(nil),                  // 72: carrel.v1.Kernel
-	(*v1.ShutdownKernelResponse)(nil),  // 73: carrel.v1.ShutdownKernelResponse
-	(*v1.Notebook)(nil),                // 74: carrel.v1.Notebook
-	(*v1.EditNotebookResponse)(nil),    // 75: carrel.v1.EditNotebookResponse
-	(*v1.NotebookEvent)(nil),           // 76: carrel.v1.NotebookEvent
-	(*v1.BoxUsage)(nil),                // 77: carrel.v1.BoxUsage
+	(*v1.FindFilesRequest)(nil),        // 30: carrel.v1.FindFilesRequest
+	(*v1.ReadFileRequest)(nil),         // 31: carrel.v1.ReadFileRequest
+	(*v1.WriteFileRequest)(nil),        // 32: carrel.v1.WriteFileRequest
+	(*v1.StatUploadRequest)(nil),       // 33: carrel.v1.StatUploadRequest
+	(*v1.MoveFileRequest)(nil),         // 34: carrel.v1.MoveFileRequest
+	(*v1.CopyFileRequest)(nil),         // 35: carrel.v1.CopyFileRequest
+	(*v1.RemoveFileRequest)(nil),       // 36: carrel.v1.RemoveFileRequest
+	(*v1.MakeDirectoryRequest)(nil),    // 37: carrel.v1.MakeDirectoryRequest
+	(*v1.WatchFilesRequest)(nil),       // 38: carrel.v1.WatchFilesRequest
+	(*v1.DownloadArchiveRequest)(nil),  // 39: carrel.v1.DownloadArchiveRequest
+	(*v1.UploadArchiveRequest)(nil),    // 40: carrel.v1.UploadArchiveRequest
+	(*v1.ExecuteRequest)(nil),          // 41: carrel.v1.ExecuteRequest
+	(*v1.GetExecutionRequest)(nil),     // 42: carrel.v1.GetExecutionRequest
+	(*v1.AnswerInputRequest)(nil),      // 43: carrel.v1.AnswerInputRequest
+	(*v1.InterruptRequest)(nil),        // 44: carrel.v1.InterruptRequest
+	(*v1.GetStatusRequest)(nil),        // 45: carrel.v1.GetStatusRequest
+	(*v1.ListKernelSpecsRequest)(nil),  // 46: carrel.v1.ListKernelSpecsRequest
+	(*v1.StartKernelRequest)(nil),      // 47: carrel.v1.StartKernelRequest
+	(*v1.RestartKernelRequest)(nil),    // 48: carrel.v1.RestartKernelRequest
+	(*v1.ShutdownKernelRequest)(nil),   // 49: carrel.v1.ShutdownKernelRequest
+	(*v1.GetNotebookRequest)(nil),      // 50: carrel.v1.GetNotebookRequest
+	(*v1.EditNotebookRequest)(nil),     // 51: carrel.v1.EditNotebookRequest
+	(*v1.WatchNotebooksRequest)(nil),   // 52: carrel.v1.WatchNotebooksRequest
+	(*v1.GetUsageRequest)(nil),         // 53: carrel.v1.GetUsageRequest
+	(*v1.Process)(nil),                 // 54: carrel.v1.Process
+	(*v1.ProcessEvent)(nil),            // 55: carrel.v1.ProcessEvent
+	(*v1.ListProcessesResponse)(nil),   // 56: carrel.v1.ListProcessesResponse
+	(*v1.WriteInputResponse)(nil),      // 57: carrel.v1.WriteInputResponse
+	(*v1.SignalProcessResponse)(nil),   // 58: carrel.v1.SignalProcessResponse
+	(*v1.ResizeProcessResponse)(nil),   // 59: carrel.v1.ResizeProcessResponse
+	(*v1.FileInfo)(nil),                // 60: carrel.v1.FileInfo
+	(*v1.ListFilesResponse)(nil),       // 61: carrel.v1.ListFilesResponse
+	(*v1.FindFilesResponse)(nil),       // 62: carrel.v1.FindFilesResponse
+	(*v1.FileChunk)(nil),               // 63: carrel.v1.FileChunk
+	(*v1.StatUploadResponse)(nil),      // 64: carrel.v1.StatUploadResponse
+	(*v1.RemoveFileResponse)(nil),      // 65: carrel.v1.RemoveFileResponse
+	(*v1.FileEvent)(nil),               // 66: carrel.v1.FileEvent
+	(*v1.UploadArchiveResponse)(nil),   // 67: carrel.v1.UploadArchiveResponse
+	(*v1.ExecuteResponse)(nil),         // 68: carrel.v1.ExecuteResponse
+	(*v1.Execution)(nil),               // 69: carrel.v1.Execution
+	(*v1.AnswerInputResponse)(nil),     // 70: carrel.v1.AnswerInputResponse
+	(*v1.InterruptResponse)(nil),       // 71: carrel.v1.InterruptResponse
+	(*v1.NotebookStatus)(nil),          // 72: carrel.v1.NotebookStatus
+	(*v1.ListKernelSpecsResponse)(nil), // 73: carrel.v1.ListKernelSpecsResponse
+	(*v1.Kernel)(nil),                  // 74: carrel.v1.Kernel
+	(*v1.ShutdownKernelResponse)(nil),  // 75: carrel.v1.ShutdownKernelResponse
+	(*v1.Notebook)(nil),                // 76: carrel.v1.Notebook
+	(*v1.EditNotebookResponse)(nil),    // 77: carrel.v1.EditNotebookResponse
+	(*v1.NotebookEvent)(nil),           // 78: carrel.v1.NotebookEvent
+	(*v1.BoxUsage)(nil),                // 79: carrel.v1.BoxUsage
 }
 var file_carrel_agent_v1_agent_proto_depIdxs = []int32{
 	2,  // 0: carrel.agent.v1.ListenEvent.listening:type_name -> carrel.agent.v1.Listening
@@ -1229,80 +1232,82 @@ var file_carrel_agent_v1_agent_proto_depIdxs = []int32{
 	27, // 13: carrel.agent.v1.ProcessService.Resize:input_type -> carrel.v1.ResizeProcessRequest
 	28, // 14: carrel.agent.v1.FileService.Stat:input_type -> carrel.v1.StatFileRequest
 	29, // 15: carrel.agent.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
-	30, // 16: carrel.agent.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
-	31, // 17: carrel.agent.v1.FileService.Write:input_type -> carrel.v1.WriteFileRequest
-	32, // 18: carrel.agent.v1.FileService.StatUpload:input_type -> carrel.v1.StatUploadRequest
-	33, // 19: carrel.agent.v1.FileService.Move:input_type -> carrel.v1.MoveFileRequest
-	34, // 20: carrel.agent.v1.FileService.Copy:input_type -> carrel.v1.CopyFileRequest
-	35, // 21: carrel.agent.v1.FileService.Remove:input_type -> carrel.v1.RemoveFileRequest
-	36, // 22: carrel.agent.v1.FileService.MakeDirectory:input_type -> carrel.v1.MakeDirectoryRequest
-	37, // 23: carrel.agent.v1.FileService.Watch:input_type -> carrel.v1.WatchFilesRequest
-	38, // 24: carrel.agent.v1.FileService.DownloadArchive:input_type -> carrel.v1.DownloadArchiveRequest
-	39, // 25: carrel.agent.v1.FileService.UploadArchive:input_type -> carrel.v1.UploadArchiveRequest
-	40, // 26: carrel.agent.v1.NotebookService.Execute:input_type -> carrel.v1.ExecuteRequest
-	41, // 27: carrel.agent.v1.NotebookService.GetExecution:input_type -> carrel.v1.GetExecutionRequest
-	42, // 28: carrel.agent.v1.NotebookService.AnswerInput:input_type -> carrel.v1.AnswerInputRequest
-	43, // 29: carrel.agent.v1.NotebookService.Interrupt:input_type -> carrel.v1.InterruptRequest
-	44, // 30: carrel.agent.v1.NotebookService.GetStatus:input_type -> carrel.v1.GetStatusRequest
-	45, // 31: carrel.agent.v1.NotebookService.ListKernelSpecs:input_type -> carrel.v1.ListKernelSpecsRequest
-	46, // 32: carrel.agent.v1.NotebookService.StartKernel:input_type -> carrel.v1.StartKernelRequest
-	47, // 33: carrel.agent.v1.NotebookService.RestartKernel:input_type -> carrel.v1.RestartKernelRequest
-	48, // 34: carrel.agent.v1.NotebookService.ShutdownKernel:input_type -> carrel.v1.ShutdownKernelRequest
-	49, // 35: carrel.agent.v1.NotebookService.GetNotebook:input_type -> carrel.v1.GetNotebookRequest
-	50, // 36: carrel.agent.v1.NotebookService.EditNotebook:input_type -> carrel.v1.EditNotebookRequest
-	51, // 37: carrel.agent.v1.NotebookService.WatchNotebooks:input_type -> carrel.v1.WatchNotebooksRequest
-	52, // 38: carrel.agent.v1.NotebookService.GetUsage:input_type -> carrel.v1.GetUsageRequest
-	0,  // 39: carrel.agent.v1.ForwardService.Listen:input_type -> carrel.agent.v1.ListenRequest
-	4,  // 40: carrel.agent.v1.ForwardService.ListListeners:input_type -> carrel.agent.v1.ListListenersRequest
-	7,  // 41: carrel.agent.v1.ControlService.Ready:input_type -> carrel.agent.v1.ReadyRequest
-	9,  // 42: carrel.agent.v1.ControlService.Identify:input_type -> carrel.agent.v1.IdentifyRequest
-	11, // 43: carrel.agent.v1.ControlService.Quiesce:input_type -> carrel.agent.v1.QuiesceRequest
-	13, // 44: carrel.agent.v1.ControlService.Unquiesce:input_type -> carrel.agent.v1.UnquiesceRequest
-	15, // 45: carrel.agent.v1.ControlService.Shutdown:input_type -> carrel.agent.v1.ShutdownRequest
-	17, // 46: carrel.agent.v1.ControlService.Activity:input_type -> carrel.agent.v1.ActivityRequest
-	53, // 47: carrel.agent.v1.ProcessService.Start:output_type -> carrel.v1.Process
-	54, // 48: carrel.agent.v1.ProcessService.Run:output_type -> carrel.v1.ProcessEvent
-	54, // 49: carrel.agent.v1.ProcessService.Attach:output_type -> carrel.v1.ProcessEvent
-	55, // 50: carrel.agent.v1.ProcessService.List:output_type -> carrel.v1.ListProcessesResponse
-	53, // 51: carrel.agent.v1.ProcessService.Get:output_type -> carrel.v1.Process
-	56, // 52: carrel.agent.v1.ProcessService.WriteInput:output_type -> carrel.v1.WriteInputResponse
-	57, // 53: carrel.agent.v1.ProcessService.Signal:output_type -> carrel.v1.SignalProcessResponse
-	58, // 54: carrel.agent.v1.ProcessService.Resize:output_type -> carrel.v1.ResizeProcessResponse
-	59, // 55: carrel.agent.v1.FileService.Stat:output_type -> carrel.v1.FileInfo
-	60, // 56: carrel.agent.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
-	61, // 57: carrel.agent.v1.FileService.Read:output_type -> carrel.v1.FileChunk
-	59, // 58: carrel.agent.v1.FileService.Write:output_type -> carrel.v1.FileInfo
-	62, // 59: carrel.agent.v1.FileService.StatUpload:output_type -> carrel.v1.StatUploadResponse
-	59, // 60: carrel.agent.v1.FileService.Move:output_type -> carrel.v1.FileInfo
-	59, // 61: carrel.agent.v1.FileService.Copy:output_type -> carrel.v1.FileInfo
-	63, // 62: carrel.agent.v1.FileService.Remove:output_type -> carrel.v1.RemoveFileResponse
-	59, // 63: carrel.agent.v1.FileService.MakeDirectory:output_type -> carrel.v1.FileInfo
-	64, // 64: carrel.agent.v1.FileService.Watch:output_type -> carrel.v1.FileEvent
-	61, // 65: carrel.agent.v1.FileService.DownloadArchive:output_type -> carrel.v1.FileChunk
-	65, // 66: carrel.agent.v1.FileService.UploadArchive:output_type -> carrel.v1.UploadArchiveResponse
-	66, // 67: carrel.agent.v1.NotebookService.Execute:output_type -> carrel.v1.ExecuteResponse
-	67, // 68: carrel.agent.v1.NotebookService.GetExecution:output_type -> carrel.v1.Execution
-	68, // 69: carrel.agent.v1.NotebookService.AnswerInput:output_type -> carrel.v1.AnswerInputResponse
-	69, // 70: carrel.agent.v1.NotebookService.Interrupt:output_type -> carrel.v1.InterruptResponse
-	70, // 71: carrel.agent.v1.NotebookService.GetStatus:output_type -> carrel.v1.NotebookStatus
-	71, // 72: carrel.agent.v1.NotebookService.ListKernelSpecs:output_type -> carrel.v1.ListKernelSpecsResponse
-	72, // 73: carrel.agent.v1.NotebookService.StartKernel:output_type -> carrel.v1.Kernel
-	72, // 74: carrel.agent.v1.NotebookService.RestartKernel:output_type -> carrel.v1.Kernel
-	73, // 75: carrel.agent.v1.NotebookService.ShutdownKernel:output_type -> carrel.v1.ShutdownKernelResponse
-	74, // 76: carrel.agent.v1.NotebookService.GetNotebook:output_type -> carrel.v1.Notebook
-	75, // 77: carrel.agent.v1.NotebookService.EditNotebook:output_type -> carrel.v1.EditNotebookResponse
-	76, // 78: carrel.agent.v1.NotebookService.WatchNotebooks:output_type -> carrel.v1.NotebookEvent
-	77, // 79: carrel.agent.v1.NotebookService.GetUsage:output_type -> carrel.v1.BoxUsage
-	1,  // 80: carrel.agent.v1.ForwardService.Listen:output_type -> carrel.agent.v1.ListenEvent
-	5,  // 81: carrel.agent.v1.ForwardService.ListListeners:output_type -> carrel.agent.v1.ListListenersResponse
-	8,  // 82: carrel.agent.v1.ControlService.Ready:output_type -> carrel.agent.v1.ReadyResponse
-	10, // 83: carrel.agent.v1.ControlService.Identify:output_type -> carrel.agent.v1.IdentifyResponse
-	12, // 84: carrel.agent.v1.ControlService.Quiesce:output_type -> carrel.agent.v1.QuiesceResponse
-	14, // 85: carrel.agent.v1.ControlService.Unquiesce:output_type -> carrel.agent.v1.UnquiesceResponse
-	16, // 86: carrel.agent.v1.ControlService.Shutdown:output_type -> carrel.agent.v1.ShutdownResponse
-	18, // 87: carrel.agent.v1.ControlService.Activity:output_type -> carrel.agent.v1.ActivityResponse
-	47, // [47:88] is the sub-list for method output_type
-	6,  // [6:47] is the sub-list for method input_type
+	30, // 16: carrel.agent.v1.FileService.Find:input_type -> carrel.v1.FindFilesRequest
+	31, // 17: carrel.agent.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
+	32, // 18: carrel.agent.v1.FileService.Write:input_type -> carrel.v1.WriteFileRequest
+	33, // 19: carrel.agent.v1.FileService.StatUpload:input_type -> carrel.v1.StatUploadRequest
+	34, // 20: carrel.agent.v1.FileService.Move:input_type -> carrel.v1.MoveFileRequest
+	35, // 21: carrel.agent.v1.FileService.Copy:input_type -> carrel.v1.CopyFileRequest
+	36, // 22: carrel.agent.v1.FileService.Remove:input_type -> carrel.v1.RemoveFileRequest
+	37, // 23: carrel.agent.v1.FileService.MakeDirectory:input_type -> carrel.v1.MakeDirectoryRequest
+	38, // 24: carrel.agent.v1.FileService.Watch:input_type -> carrel.v1.WatchFilesRequest
+	39, // 25: carrel.agent.v1.FileService.DownloadArchive:input_type -> carrel.v1.DownloadArchiveRequest
+	40, // 26: carrel.agent.v1.FileService.UploadArchive:input_type -> carrel.v1.UploadArchiveRequest
+	41, // 27: carrel.agent.v1.NotebookService.Execute:input_type -> carrel.v1.ExecuteRequest
+	42, // 28: carrel.agent.v1.NotebookService.GetExecution:input_type -> carrel.v1.GetExecutionRequest
+	43, // 29: carrel.agent.v1.NotebookService.AnswerInput:input_type -> carrel.v1.AnswerInputRequest
+	44, // 30: carrel.agent.v1.NotebookService.Interrupt:input_type -> carrel.v1.InterruptRequest
+	45, // 31: carrel.agent.v1.NotebookService.GetStatus:input_type -> carrel.v1.GetStatusRequest
+	46, // 32: carrel.agent.v1.NotebookService.ListKernelSpecs:input_type -> carrel.v1.ListKernelSpecsRequest
+	47, // 33: carrel.agent.v1.NotebookService.StartKernel:input_type -> carrel.v1.StartKernelRequest
+	48, // 34: carrel.agent.v1.NotebookService.RestartKernel:input_type -> carrel.v1.RestartKernelRequest
+	49, // 35: carrel.agent.v1.NotebookService.ShutdownKernel:input_type -> carrel.v1.ShutdownKernelRequest
+	50, // 36: carrel.agent.v1.NotebookService.GetNotebook:input_type -> carrel.v1.GetNotebookRequest
+	51, // 37: carrel.agent.v1.NotebookService.EditNotebook:input_type -> carrel.v1.EditNotebookRequest
+	52, // 38: carrel.agent.v1.NotebookService.WatchNotebooks:input_type -> carrel.v1.WatchNotebooksRequest
+	53, // 39: carrel.agent.v1.NotebookService.GetUsage:input_type -> carrel.v1.GetUsageRequest
+	0,  // 40: carrel.agent.v1.ForwardService.Listen:input_type -> carrel.agent.v1.ListenRequest
+	4,  // 41: carrel.agent.v1.ForwardService.ListListeners:input_type -> carrel.agent.v1.ListListenersRequest
+	7,  // 42: carrel.agent.v1.ControlService.Ready:input_type -> carrel.agent.v1.ReadyRequest
+	9,  // 43: carrel.agent.v1.ControlService.Identify:input_type -> carrel.agent.v1.IdentifyRequest
+	11, // 44: carrel.agent.v1.ControlService.Quiesce:input_type -> carrel.agent.v1.QuiesceRequest
+	13, // 45: carrel.agent.v1.ControlService.Unquiesce:input_type -> carrel.agent.v1.UnquiesceRequest
+	15, // 46: carrel.agent.v1.ControlService.Shutdown:input_type -> carrel.agent.v1.ShutdownRequest
+	17, // 47: carrel.agent.v1.ControlService.Activity:input_type -> carrel.agent.v1.ActivityRequest
+	54, // 48: carrel.agent.v1.ProcessService.Start:output_type -> carrel.v1.Process
+	55, // 49: carrel.agent.v1.ProcessService.Run:output_type -> carrel.v1.ProcessEvent
+	55, // 50: carrel.agent.v1.ProcessService.Attach:output_type -> carrel.v1.ProcessEvent
+	56, // 51: carrel.agent.v1.ProcessService.List:output_type -> carrel.v1.ListProcessesResponse
+	54, // 52: carrel.agent.v1.ProcessService.Get:output_type -> carrel.v1.Process
+	57, // 53: carrel.agent.v1.ProcessService.WriteInput:output_type -> carrel.v1.WriteInputResponse
+	58, // 54: carrel.agent.v1.ProcessService.Signal:output_type -> carrel.v1.SignalProcessResponse
+	59, // 55: carrel.agent.v1.ProcessService.Resize:output_type -> carrel.v1.ResizeProcessResponse
+	60, // 56: carrel.agent.v1.FileService.Stat:output_type -> carrel.v1.FileInfo
+	61, // 57: carrel.agent.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
+	62, // 58: carrel.agent.v1.FileService.Find:output_type -> carrel.v1.FindFilesResponse
+	63, // 59: carrel.agent.v1.FileService.Read:output_type -> carrel.v1.FileChunk
+	60, // 60: carrel.agent.v1.FileService.Write:output_type -> carrel.v1.FileInfo
+	64, // 61: carrel.agent.v1.FileService.StatUpload:output_type -> carrel.v1.StatUploadResponse
+	60, // 62: carrel.agent.v1.FileService.Move:output_type -> carrel.v1.FileInfo
+	60, // 63: carrel.agent.v1.FileService.Copy:output_type -> carrel.v1.FileInfo
+	65, // 64: carrel.agent.v1.FileService.Remove:output_type -> carrel.v1.RemoveFileResponse
+	60, // 65: carrel.agent.v1.FileService.MakeDirectory:output_type -> carrel.v1.FileInfo
+	66, // 66: carrel.agent.v1.FileService.Watch:output_type -> carrel.v1.FileEvent
+	63, // 67: carrel.agent.v1.FileService.DownloadArchive:output_type -> carrel.v1.FileChunk
+	67, // 68: carrel.agent.v1.FileService.UploadArchive:output_type -> carrel.v1.UploadArchiveResponse
+	68, // 69: carrel.agent.v1.NotebookService.Execute:output_type -> carrel.v1.ExecuteResponse
+	69, // 70: carrel.agent.v1.NotebookService.GetExecution:output_type -> carrel.v1.Execution
+	70, // 71: carrel.agent.v1.NotebookService.AnswerInput:output_type -> carrel.v1.AnswerInputResponse
+	71, // 72: carrel.agent.v1.NotebookService.Interrupt:output_type -> carrel.v1.InterruptResponse
+	72, // 73: carrel.agent.v1.NotebookService.GetStatus:output_type -> carrel.v1.NotebookStatus
+	73, // 74: carrel.agent.v1.NotebookService.ListKernelSpecs:output_type -> carrel.v1.ListKernelSpecsResponse
+	74, // 75: carrel.agent.v1.NotebookService.StartKernel:output_type -> carrel.v1.Kernel
+	74, // 76: carrel.agent.v1.NotebookService.RestartKernel:output_type -> carrel.v1.Kernel
+	75, // 77: carrel.agent.v1.NotebookService.ShutdownKernel:output_type -> carrel.v1.ShutdownKernelResponse
+	76, // 78: carrel.agent.v1.NotebookService.GetNotebook:output_type -> carrel.v1.Notebook
+	77, // 79: carrel.agent.v1.NotebookService.EditNotebook:output_type -> carrel.v1.EditNotebookResponse
+	78, // 80: carrel.agent.v1.NotebookService.WatchNotebooks:output_type -> carrel.v1.NotebookEvent
+	79, // 81: carrel.agent.v1.NotebookService.GetUsage:output_type -> carrel.v1.BoxUsage
+	1,  // 82: carrel.agent.v1.ForwardService.Listen:output_type -> carrel.agent.v1.ListenEvent
+	5,  // 83: carrel.agent.v1.ForwardService.ListListeners:output_type -> carrel.agent.v1.ListListenersResponse
+	8,  // 84: carrel.agent.v1.ControlService.Ready:output_type -> carrel.agent.v1.ReadyResponse
+	10, // 85: carrel.agent.v1.ControlService.Identify:output_type -> carrel.agent.v1.IdentifyResponse
+	12, // 86: carrel.agent.v1.ControlService.Quiesce:output_type -> carrel.agent.v1.QuiesceResponse
+	14, // 87: carrel.agent.v1.ControlService.Unquiesce:output_type -> carrel.agent.v1.UnquiesceResponse
+	16, // 88: carrel.agent.v1.ControlService.Shutdown:output_type -> carrel.agent.v1.ShutdownResponse
+	18, // 89: carrel.agent.v1.ControlService.Activity:output_type -> carrel.agent.v1.ActivityResponse
+	48, // [48:90] is the sub-list for method output_type
+	6,  // [6:48] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name

@@ -65,6 +65,8 @@ const (
 	FileServiceStatProcedure = "/carrel.agent.v1.FileService/Stat"
 	// FileServiceListProcedure is the fully-qualified name of the FileService's List RPC.
 	FileServiceListProcedure = "/carrel.agent.v1.FileService/List"
+	// FileServiceFindProcedure is the fully-qualified name of the FileService's Find RPC.
+	FileServiceFindProcedure = "/carrel.agent.v1.FileService/Find"
 	// FileServiceReadProcedure is the fully-qualified name of the FileService's Read RPC.
 	FileServiceReadProcedure = "/carrel.agent.v1.FileService/Read"
 	// FileServiceWriteProcedure is the fully-qualified name of the FileService's Write RPC.
@@ -402,6 +404,7 @@ func (UnimplementedProcessServiceHandler) Resize(context.Context, *connect.Reque
 type FileServiceClient interface {
 	Stat(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error)
 	List(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error)
+	Find(context.Context, *connect.Request[v1.FindFilesRequest]) (*connect.Response[v1.FindFilesResponse], error)
 	Read(context.Context, *connect.Request[v1.ReadFileRequest]) (*connect.ServerStreamForClient[v1.FileChunk], error)
 	Write(context.Context) *connect.ClientStreamForClient[v1.WriteFileRequest, v1.FileInfo]
 	StatUpload(context.Context, *connect.Request[v1.StatUploadRequest]) (*connect.Response[v1.StatUploadResponse], error)
@@ -435,6 +438,12 @@ func NewFileServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			httpClient,
 			baseURL+FileServiceListProcedure,
 			connect.WithSchema(fileServiceMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		find: connect.NewClient[v1.FindFilesRequest, v1.FindFilesResponse](
+			httpClient,
+			baseURL+FileServiceFindProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("Find")),
 			connect.WithClientOptions(opts...),
 		),
 		read: connect.NewClient[v1.ReadFileRequest, v1.FileChunk](
@@ -504,6 +513,7 @@ func NewFileServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 type fileServiceClient struct {
 	stat            *connect.Client[v1.StatFileRequest, v1.FileInfo]
 	list            *connect.Client[v1.ListFilesRequest, v1.ListFilesResponse]
+	find            *connect.Client[v1.FindFilesRequest, v1.FindFilesResponse]
 	read            *connect.Client[v1.ReadFileRequest, v1.FileChunk]
 	write           *connect.Client[v1.WriteFileRequest, v1.FileInfo]
 	statUpload      *connect.Client[v1.StatUploadRequest, v1.StatUploadResponse]
@@ -524,6 +534,11 @@ func (c *fileServiceClient) Stat(ctx context.Context, req *connect.Request[v1.St
 // List calls carrel.agent.v1.FileService.List.
 func (c *fileServiceClient) List(ctx context.Context, req *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error) {
 	return c.list.CallUnary(ctx, req)
+}
+
+// Find calls carrel.agent.v1.FileService.Find.
+func (c *fileServiceClient) Find(ctx context.Context, req *connect.Request[v1.FindFilesRequest]) (*connect.Response[v1.FindFilesResponse], error) {
+	return c.find.CallUnary(ctx, req)
 }
 
 // Read calls carrel.agent.v1.FileService.Read.
@@ -580,6 +595,7 @@ func (c *fileServiceClient) UploadArchive(ctx context.Context) *connect.ClientSt
 type FileServiceHandler interface {
 	Stat(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.FileInfo], error)
 	List(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error)
+	Find(context.Context, *connect.Request[v1.FindFilesRequest]) (*connect.Response[v1.FindFilesResponse], error)
 	Read(context.Context, *connect.Request[v1.ReadFileRequest], *connect.ServerStream[v1.FileChunk]) error
 	Write(context.Context, *connect.ClientStream[v1.WriteFileRequest]) (*connect.Response[v1.FileInfo], error)
 	StatUpload(context.Context, *connect.Request[v1.StatUploadRequest]) (*connect.Response[v1.StatUploadResponse], error)
@@ -609,6 +625,12 @@ func NewFileServiceHandler(svc FileServiceHandler, opts ...connect.HandlerOption
 		FileServiceListProcedure,
 		svc.List,
 		connect.WithSchema(fileServiceMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceFindHandler := connect.NewUnaryHandler(
+		FileServiceFindProcedure,
+		svc.Find,
+		connect.WithSchema(fileServiceMethods.ByName("Find")),
 		connect.WithHandlerOptions(opts...),
 	)
 	fileServiceReadHandler := connect.NewServerStreamHandler(
@@ -677,6 +699,8 @@ func NewFileServiceHandler(svc FileServiceHandler, opts ...connect.HandlerOption
 			fileServiceStatHandler.ServeHTTP(w, r)
 		case FileServiceListProcedure:
 			fileServiceListHandler.ServeHTTP(w, r)
+		case FileServiceFindProcedure:
+			fileServiceFindHandler.ServeHTTP(w, r)
 		case FileServiceReadProcedure:
 			fileServiceReadHandler.ServeHTTP(w, r)
 		case FileServiceWriteProcedure:
@@ -712,6 +736,10 @@ func (UnimplementedFileServiceHandler) Stat(context.Context, *connect.Request[v1
 
 func (UnimplementedFileServiceHandler) List(context.Context, *connect.Request[v1.ListFilesRequest]) (*connect.Response[v1.ListFilesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.List is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) Find(context.Context, *connect.Request[v1.FindFilesRequest]) (*connect.Response[v1.FindFilesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.FileService.Find is not implemented"))
 }
 
 func (UnimplementedFileServiceHandler) Read(context.Context, *connect.Request[v1.ReadFileRequest], *connect.ServerStream[v1.FileChunk]) error {
