@@ -327,7 +327,7 @@ func targetScope(target string) (string, error) {
 	if target == "agent" {
 		return auth.ScopeView, nil
 	}
-	if target == "session" {
+	if target == "session" || target == "jupyter" {
 		return auth.ScopeExec, nil
 	}
 	kind, rest, ok := strings.Cut(target, "/")
