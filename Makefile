@@ -16,7 +16,9 @@ PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.11
 PROTOC_GEN_CONNECT := connectrpc.com/connect/cmd/protoc-gen-connect-go@v1.21.1
 PROTOC_GEN_OPENAPI := github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv3@v2.32.0
 
-.PHONY: help up down build install install-test install-bench tools generate generate-check lint test test-short bench clean FORCE
+WEB_SOURCES = $(shell find web -path web/node_modules -prune -o -path web/dist -prune -o -type f ! -name '*.go' ! -name '*.md' ! -name '*.test.ts*' -print)
+
+.PHONY: help up down build install install-test install-bench tools generate generate-check lint test test-short test-web bench clean web-modules FORCE
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,11 +31,25 @@ down: ## Pause every box and stop Carrel
 
 build: bin/runsc bin/carreld bin/carrel bin/carrel-agent ## Build bin/
 
-bin/carreld: FORCE
+bin/carreld: web/dist/.built FORCE
 	@$(GO_BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/carreld
 
 bin/carrel: FORCE
 	@$(GO_BUILD) -ldflags '-s -w -X main.buildVersion=$(VERSION)' -o $@ ./cmd/carrel
+
+# What the pages are built with, anew when the lock file changes.
+web/node_modules/.stamp: web/package.json web/package-lock.json web/.npmrc
+	@echo "fetching what the pages are built with"
+	@scripts/node.sh npm --prefix web ci --loglevel=error
+	@touch $@
+
+web-modules: web/node_modules/.stamp
+
+# The pages that carreld has in it.
+web/dist/.built: web/node_modules/.stamp $(WEB_SOURCES)
+	@echo "building the pages"
+	@cd web && ../scripts/node.sh npm run --silent build -- --logLevel warn
+	@touch $@
 
 # The agent's version is its content: a box keeps the agent that it began with, whatever we are at.
 bin/carrel-agent: FORCE
@@ -60,23 +76,29 @@ tools: .tools/bin/sqlc .tools/bin/golangci-lint .tools/bin/protoc-gen-go .tools/
 .tools/bin/protoc-gen-connect-go: ; @GOBIN=$(CURDIR)/.tools/bin go install $(PROTOC_GEN_CONNECT)
 .tools/bin/protoc-gen-openapiv3: ; @GOBIN=$(CURDIR)/.tools/bin go install $(PROTOC_GEN_OPENAPI)
 
-generate: install tools ## Make every generated file
+generate: install tools web-modules ## Make every generated file
 	@scripts/generate.sh
 
 generate-check: generate ## Fail when a generated file is not what its source makes
-	@git diff --exit-code --stat -- api internal docs || { echo "generated files differ: run 'make generate' and commit the result" >&2; exit 1; }
+	@git diff --exit-code --stat -- api internal docs web/src/gen || { echo "generated files differ: run 'make generate' and commit the result" >&2; exit 1; }
 
 lint: tools ## Run the linters
 	@golangci-lint run ./...
 
-test: install-test tools build generate-check lint ## Run every test (root, Debian 12)
+test-web: web/dist/.built ## Check and test the pages' own code
+	@cd web && ../scripts/node.sh npm run --silent typecheck
+	@cd web && ../scripts/node.sh npm run --silent lint
+	@cd web && ../scripts/node.sh npm test --silent
+
+test: install-test tools build generate-check lint test-web ## Run every test (root, Debian 12)
 	go test -timeout 30m ./...
 
-test-short: ## Run the tests that need neither root nor gVisor
+test-short: web/dist/.built ## Run the tests that need neither root nor gVisor
 	go test -short ./...
 
 bench: install-bench build ## Measure against raw runsc on this machine
 	@go test -tags bench -count=1 -timeout 30m -v -run 'TestBench' ./test/e2e
 
 clean: ## Remove what was built
-	rm -rf bin .cache
+	rm -rf bin .cache web/node_modules
+	find web/dist -mindepth 1 ! -name .gitkeep -delete

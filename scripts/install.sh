@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that are missing: those that Carrel stands on, and with the argument `test` or `bench` those
-# that its tests or benchmarks use besides. Needs root and Debian 12.
+# that its tests or benchmarks use besides, with `node` npm alone. Needs root and Debian 12.
 set -euo pipefail
 
 packages=(
@@ -16,11 +16,13 @@ packages=(
 )
 clients=( # real clients, for tests
 	openssh-client rsync sshfs ssh-audit
+	chromium fonts-dejavu-core # the browser that walks through the pages
 )
 servers=( # what benchmarks compare with
 	nginx-light openssh-server
 )
 case ${1:-} in
+node) packages=(npm) ;; # to fetch a newer Node.js with
 test) packages+=("${clients[@]}") ;;
 bench) packages+=("${clients[@]}" "${servers[@]}") ;;
 esac
