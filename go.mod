@@ -2,6 +2,9 @@ module carrel.dev/carrel
 
 go 1.26.0
 
+// Packages of npm, some with Go files of their own.
+ignore ./web/node_modules
+
 require (
 	connectrpc.com/connect v1.21.1 // gRPC, Connect and gRPC-Web from one handler (docs/decisions/0005)
 	connectrpc.com/grpcreflect v1.3.1 // lets grpcurl look at the API
