@@ -28,6 +28,7 @@ type execution struct {
 	stopOnError, allowInput      bool
 	queuedAt                     time.Time
 	done                         chan struct{} // closed when it has ended
+	document                     *document     // of the cell; nil: none
 
 	state          carrelv1.ExecutionState
 	count          int32

@@ -27,6 +27,7 @@ const (
 type output struct {
 	stream  string // name of the stream; empty: another kind of output
 	text    strings.Builder
+	fixed   string // in place of text, in a snapshot
 	fields  map[string]any
 	display string // its display_id, by which it can be updated
 	size    int64
@@ -35,9 +36,17 @@ type output struct {
 // value gives the output as nbformat has it. The caller changes nothing in it.
 func (o *output) value() map[string]any {
 	if o.stream != "" {
-		return map[string]any{"output_type": "stream", "name": o.stream, "text": o.text.String()}
+		return map[string]any{"output_type": "stream", "name": o.stream, "text": o.said()}
 	}
 	return o.fields
+}
+
+// said is the text of a stream.
+func (o *output) said() string {
+	if o.fixed != "" {
+		return o.fixed
+	}
+	return o.text.String()
 }
 
 // wire gives the output as watchers get it: with the display_id, which is in no file.
@@ -131,7 +140,7 @@ func (o *outputs) plainText() string {
 	var all strings.Builder
 	for _, one := range o.list {
 		if one.stream != "" {
-			all.WriteString(one.text.String())
+			all.WriteString(one.said())
 		}
 	}
 	return all.String()

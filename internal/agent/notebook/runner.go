@@ -121,7 +121,7 @@ func (r *runner) cancel(why string) int {
 
 // kick has the kernel execute the next, if it can. s.mu is held.
 func (r *runner) kick() {
-	if r.current != nil || len(r.queue) == 0 || r.s.held {
+	if r.current != nil || len(r.queue) == 0 {
 		return
 	}
 	switch r.k.Info().Phase {

@@ -68,7 +68,6 @@ type Service struct {
 	requests   map[string]*pendingRequest
 	order      []string // of requests
 	lastActive time.Time
-	held       bool // nothing new is begun: the box is about to be paused
 	closed     bool
 	documents  map[string]*document
 }
@@ -354,7 +353,6 @@ func (s *Service) enqueue(ctx context.Context, request *carrelv1.ExecuteRequest,
 		e.state, e.outputs, e.done = queued, &outputs{}, make(chan struct{})
 		s.executions[e.id] = e
 		r.queue = append(r.queue, e)
-		s.executionQueued(e)
 		s.emit(e.event(&carrelv1.NotebookEvent{Event: &carrelv1.NotebookEvent_Queued{Queued: e.show(false)}}))
 	}
 	r.kick()
