@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"time"
 )
 
@@ -195,13 +196,9 @@ func (s *socket) receive(limit int64) (frames [][]byte, size int64, err error) {
 
 // body reads the n bytes of a frame; memory grows as they come.
 func (s *socket) body(n int64) ([]byte, error) {
-	body := make([]byte, min(n, greedy))
-	if _, err := io.ReadFull(s.in, body); err != nil {
-		return nil, err
-	}
-	for int64(len(body)) < n {
-		at := len(body)
-		body = append(body, make([]byte, min(n-int64(at), int64(at)))...)
+	var body []byte
+	for at := 0; int64(at) < n; at = len(body) {
+		body = slices.Grow(body, int(min(n-int64(at), max(greedy, int64(at)))))[:min(n, max(greedy, 2*int64(at)))]
 		if _, err := io.ReadFull(s.in, body[at:]); err != nil {
 			return nil, err
 		}

@@ -176,7 +176,7 @@ func (d *document) run() {
 		select {
 		case <-d.wake:
 		case <-due.C:
-			d.save()
+			_ = d.save() // noted in the document
 		case <-poll.C:
 			d.look()
 		case <-s.ctx.Done():

@@ -126,15 +126,6 @@ func (o *outputs) settle() {
 	}
 }
 
-// values gives all outputs as nbformat has them.
-func (o *outputs) values() []any {
-	values := make([]any, 0, len(o.list))
-	for _, one := range o.list {
-		values = append(values, one.value())
-	}
-	return values
-}
-
 // plainText gives the text of all streams.
 func (o *outputs) plainText() string {
 	var all strings.Builder

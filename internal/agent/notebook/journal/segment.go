@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -92,15 +93,12 @@ func readRecord(in *bufio.Reader, limit int64) ([]byte, error) {
 	if length == 0 || length > limit {
 		return nil, errTorn
 	}
-	payload := make([]byte, min(length, greedy))
-	for at := 0; ; {
+	var payload []byte
+	for at := 0; int64(at) < length; at = len(payload) {
+		payload = slices.Grow(payload, int(min(length-int64(at), max(greedy, int64(at)))))[:min(length, max(greedy, 2*int64(at)))]
 		if _, err := io.ReadFull(in, payload[at:]); err != nil {
 			return nil, errTorn
 		}
-		if at = len(payload); int64(at) == length {
-			break
-		}
-		payload = append(payload, make([]byte, min(length-int64(at), int64(at)))...)
 	}
 	if crc32.Checksum(payload, castagnoli) != binary.LittleEndian.Uint32(head[4:]) {
 		return nil, errTorn
