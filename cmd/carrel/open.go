@@ -21,17 +21,30 @@ func (a *app) openCommand() *cobra.Command {
 		quiet bool
 	)
 	cmd := &cobra.Command{
-		Use:   "open NAME [PORT]",
-		Short: "Open a port of a box in the browser",
-		Long: "Open a port of a box in the browser of this computer, signed in as you. Without PORT it is the one on which\n" +
-			"a program in the box listens. The link that signs the browser in is good once and for a minute.",
-		Example:           example("carrel open mybox 8000", "carrel open mybox", "carrel open mybox 8888 --path /lab --print"),
-		Args:              takes("NAME", "[PORT]"),
+		Use:   "open [NAME [PORT]]",
+		Short: "Open Carrel, or a port of a box, in the browser",
+		Long: "Open Carrel's pages in the browser of this computer, signed in as you; with NAME a port of that box. Without PORT it is the\n" +
+			"one on which a program in the box listens. The link that signs the browser in is good once and for a minute.",
+		Example:           example("carrel open", "carrel open mybox 8000", "carrel open mybox", "carrel open mybox 8888 --path /lab --print"),
+		Args:              takes("[NAME]", "[PORT]"),
 		ValidArgsFunction: a.boxNames(),
 	}
 	cmd.Flags().StringVar(&path, "path", "/", "`PATH` to open there")
 	cmd.Flags().BoolVar(&quiet, "print", false, "print the link and open nothing")
 	cmd.RunE = a.does(func(ctx context.Context, c *client.Client, args []string) error {
+		if len(args) == 0 {
+			link, err := answer(c.Ports.OpenWeb(ctx, connect.NewRequest(&carrelv1.OpenWebRequest{Path: path})))
+			if err != nil {
+				return err
+			}
+			return a.show(link, []string{link.GetUrl()}, func(t *table) {
+				if quiet || a.browse(ctx, link.GetUrl()) != nil {
+					fmt.Fprintln(t.w, link.GetUrl())
+					return
+				}
+				fmt.Fprintln(t.w, "Carrel is open in your browser.")
+			})
+		}
 		box, err := answer(c.Boxes.GetBox(ctx, connect.NewRequest(&carrelv1.GetBoxRequest{Id: args[0]})))
 		if err != nil {
 			return err

@@ -165,6 +165,27 @@ func output(ctx context.Context, c *client.Client, box string, args ...string) (
 	return strings.TrimSpace(out.String()), nil
 }
 
+// linkLifetime is how long the printed link signs a browser in.
+const linkLifetime = 15 * time.Minute
+
+// signInLink makes a link to the browser's pages that signs in as the administrator, once; empty: it could not be made, and the sign-in page
+// takes the token.
+func (p *platform) signInLink(ctx context.Context) string {
+	c, err := p.client()
+	if err != nil {
+		return ""
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	answer, err := c.Ports.OpenWeb(ctx, connect.NewRequest(&carrelv1.OpenWebRequest{Lifetime: durationpb.New(linkLifetime)}))
+	if err != nil {
+		p.log.Warn("no link to sign in with could be made", "error", err)
+		return ""
+	}
+	return answer.Msg.GetUrl()
+}
+
 // hints says how to go on.
 func (p *platform) hints(long bool) string {
 	if !long {
@@ -176,6 +197,7 @@ func (p *platform) hints(long bool) string {
 		"  export PATH=$PWD/bin:$PATH",
 		"  carrel create dev -t base          a box of your own",
 		"  carrel ssh dev                     a shell in it, with your own ssh; carrel config-ssh for editors",
+		"  carrel open                        your boxes in the browser, with a terminal, files and notebooks",
 		"  carrel open dev 8000               what listens on its port 8000, in the browser",
 		"  carrel pause dev                   asleep with its memory; carrel resume dev wakes it",
 		"  carrel list                        what there is; carrel --help shows the rest",

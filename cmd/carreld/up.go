@@ -153,6 +153,9 @@ func (p *platform) serve(ctx context.Context, supervisor *service.Supervisor, to
 			p.out.line("The tour ended early: %v", err)
 		}
 	}
+	if link := p.signInLink(ctx); link != "" {
+		p.out.line("\nOpen this in your browser; it signs you in, once and within %d minutes (`carrel open` makes another):\n  %s", int(linkLifetime.Minutes()), link)
+	}
 	p.out.line("%s", p.hints(tour && first))
 	<-ctx.Done()
 	p.out.line("\nStopping. Boxes go on running; `make up` finds them again, `make down` would have paused them.")
