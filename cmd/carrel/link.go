@@ -36,7 +36,9 @@ func (l *linkWatch) set(state client.Link, _ error) {
 		l.timer.Stop()
 	}
 	if l.down {
-		l.timer = time.AfterFunc(noticeAfter, func() { l.say("the connection is broken; trying again ("+l.wayOut()+" gives up, the command goes on)", true) })
+		l.timer = time.AfterFunc(noticeAfter, func() {
+			l.say("the connection is broken; trying again ("+l.wayOut()+" gives up, the command goes on)", true)
+		})
 		return
 	}
 	if l.told {
@@ -135,10 +137,15 @@ func (l *linkWatch) forwardSignals() (<-chan string, func()) {
 		signal.Stop(caught)
 		close(done)
 		wait.Wait()
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if l.timer != nil {
-			l.timer.Stop()
-		}
+		l.end()
+	}
+}
+
+// end says nothing more.
+func (l *linkWatch) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.timer != nil {
+		l.timer.Stop()
 	}
 }

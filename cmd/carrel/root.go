@@ -81,7 +81,7 @@ func (a *app) root() *cobra.Command {
 	}
 	add(groupBoxes, a.createCommand(), a.listCommand(), a.showCommand(), a.startCommand(), a.stopCommand(), a.pauseCommand(),
 		a.resumeCommand(), a.restartCommand(), a.updateCommand(), a.waitCommand(), a.activityCommand(), a.keepAwakeCommand(), a.deleteCommand())
-	add(groupIn, a.sshCommand(), a.execCommand(), a.psCommand(), a.attachCommand(), a.logsCommand(), a.killCommand(), a.cpCommand(), a.openCommand(), a.portCommand(), a.portForwardCommand())
+	add(groupIn, a.sshCommand(), a.execCommand(), a.runCommand(), a.kernelCommand(), a.psCommand(), a.attachCommand(), a.logsCommand(), a.killCommand(), a.cpCommand(), a.openCommand(), a.portCommand(), a.portForwardCommand())
 	add(groupMore, a.templateCommand(), a.imageCommand(), a.opCommand(), a.eventsCommand())
 	add(groupAdmin, a.loginCommand(), a.contextCommand(), a.whoamiCommand(), a.tokenCommand(), a.keyCommand(), a.configSSHCommand(), a.userCommand(), a.orgCommand(), a.nodeCommand(), a.gatewayCommand(), a.versionCommand())
 	// A parent of commands says what it does not know, in place of showing its help and succeeding.
