@@ -25,6 +25,8 @@ func (w *preparer) planPools() {
 			w.discard(b, "it was prepared for an older version of its template")
 		case b.Snapshot != nil:
 			w.discard(b, "its sandbox died")
+		case w.closed(b):
+			w.discard(b, "its node takes no new boxes")
 		case w.outdated(b, t):
 			w.discard(b, "a newer prebuild takes the place of the one that it came from")
 		default:
@@ -60,6 +62,12 @@ func (w *preparer) planPools() {
 // templateOf is the newest version of a hidden box's template, if anything is prepared for that.
 func (w *preparer) templateOf(b *store.Box) *store.PreparedTemplate {
 	return w.newest[lineage{b.TemplateOrg, b.Template}]
+}
+
+// closed reports whether a box is on a node that shall take no new ones.
+func (w *preparer) closed(b *store.Box) bool {
+	m := w.fleet.byID[b.HomeNode]
+	return m != nil && !m.Schedulable
 }
 
 // outdated reports whether a box was cloned from a prebuild whose place another one that is ready has taken on its node.

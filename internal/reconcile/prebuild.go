@@ -123,6 +123,8 @@ func (w *preparer) planPrebuilds() {
 			w.discard(b, "the template has no prebuild any more")
 		case m == nil || !m.RemovedAt.IsZero():
 			w.discard(b, "its node was removed")
+		case !m.Schedulable:
+			w.discard(b, "its node takes no new boxes")
 		case p.Condemned != "":
 			w.discard(b, "a box could not begin from it (%s)", p.Condemned)
 		default:

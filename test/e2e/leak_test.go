@@ -51,6 +51,7 @@ func (s *stack) nothingLeft() {
 }
 
 func (s *stack) removeAll() {
+	s.prepareNothing()
 	var ids []string
 	orgs, err := s.client.Orgs.ListOrgs(s.ctx(), connect.NewRequest(&carrelv1.ListOrgsRequest{}))
 	require.NoError(s.t, err)
@@ -65,6 +66,16 @@ func (s *stack) removeAll() {
 	}
 	for _, id := range ids {
 		s.await(id, deleted)
+	}
+}
+
+// prepareNothing has no box prepared any more: a node that takes no new boxes has no prebuilds and no boxes that wait to be taken.
+func (s *stack) prepareNothing() {
+	nodes, err := s.client.Nodes.ListNodes(s.ctx(), connect.NewRequest(&carrelv1.ListNodesRequest{}))
+	require.NoError(s.t, err)
+	for _, node := range nodes.Msg.GetNodes() {
+		_, err := s.client.Nodes.UpdateNode(s.ctx(), connect.NewRequest(&carrelv1.UpdateNodeRequest{Id: node.GetId(), Schedulable: false}))
+		require.NoError(s.t, err)
 	}
 }
 
