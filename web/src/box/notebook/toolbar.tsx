@@ -68,7 +68,7 @@ const kernelWords = {
 const kernelTone = { none: "off", starting: "busy", idle: "good", busy: "busy", unresponsive: "bad", dead: "bad", restarting: "busy" } as const;
 
 export function Toolbar(props: ToolbarProps) {
-  const { actions: a, readOnly, busy, kernel } = props;
+  const { actions: a, readOnly, busy } = props;
   const [help, setHelp] = useState(false);
   const more: MenuItem[] = [
     { label: "Run all above", icon: "play", act: a.runAbove },
