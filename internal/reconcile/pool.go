@@ -50,7 +50,7 @@ func (w *preparer) planPools() {
 			}
 			continue
 		}
-		if ready, coming := w.ready(&t); t.Prebuild && coming && !ready {
+		if ready, coming := w.ready(&t); w.JustTaken || t.Prebuild && coming && !ready {
 			continue // clones cost less
 		}
 		for range min(t.Pool-len(boxes), fillAtOnce) {

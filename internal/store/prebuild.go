@@ -77,7 +77,12 @@ type Preparation struct {
 	Hidden []*Box
 	// LackRoom: a user's box waits for room.
 	LackRoom bool
+	// JustTaken: somebody took a box from a pool in the last seconds, and starts to work.
+	JustTaken bool
 }
+
+// refillRest is how long a pool rests after a box was taken from it: what its user does first is not to wait for the next one's start.
+const refillRest = 3 * time.Second
 
 // Preparation reads what there is of prebuilds and pools, and what shall be.
 func (s *Store) Preparation(ctx context.Context) (Preparation, error) {
@@ -99,7 +104,10 @@ func (s *Store) Preparation(ctx context.Context) (Preparation, error) {
 		if p.Hidden, err = t.boxes(ctx, "where b.purpose <> '' and b.deleted_at is null and b.intent <> 'deleted' order by b.created_at, b.id"); err != nil {
 			return err
 		}
-		p.LackRoom, err = t.BoxesLackRoom(ctx)
+		if p.LackRoom, err = t.BoxesLackRoom(ctx); err != nil {
+			return fmt.Errorf("look for boxes without room: %w", err)
+		}
+		p.JustTaken, err = t.JustTaken(ctx, t.now.Add(-refillRest))
 		return err
 	})
 	return p, err

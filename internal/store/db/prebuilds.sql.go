@@ -176,6 +176,17 @@ func (q *Queries) InsertPrebuild(ctx context.Context, arg InsertPrebuildParams) 
 	return err
 }
 
+const justTaken = `-- name: JustTaken :one
+select exists (select 1 from boxes where created_at > $1::timestamptz and identity > 0 and purpose = '')
+`
+
+func (q *Queries) JustTaken(ctx context.Context, since time.Time) (bool, error) {
+	row := q.db.QueryRow(ctx, justTaken, since)
+	var exists bool
+	err := row.Scan(&exists)
+	return exists, err
+}
+
 const lockClones = `-- name: LockClones :many
 select s.id, s.node_id, p.recipe from snapshots s join prebuilds p on p.box_id = s.box_id
 where s.id = any ($1::text[]) and s.doomed_at is null and s.memory_retired_at is null and p.condemned = '' order by s.id for share of s

@@ -68,6 +68,9 @@ delete from events where box_id = $1;
 -- name: ForgetActivity :exec
 delete from box_activity where box_id = $1;
 
+-- name: JustTaken :one
+select exists (select 1 from boxes where created_at > @since::timestamptz and identity > 0 and purpose = '');
+
 -- name: BoxesLackRoom :one
 select exists (select 1 from boxes where purpose = '' and intent = 'running' and deleted_at is null and failure->>'reason' = 'no_room'
 	and not exists (select 1 from runs r where r.box_id = boxes.id and r.ended_at is null));
