@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -302,42 +301,6 @@ func (r *runner) restart(ctx context.Context, j *job, status *carrelv1.NotebookS
 		}
 	}
 	return nil
-}
-
-// write writes the notebook that --output asks for.
-func (r *runner) write(j *job) error {
-	if r.options.output == "" {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	to := client.Place{Path: r.options.output}
-	if j.notebook != "" {
-		return r.c.Copy(ctx, client.CopyOptions{From: client.Place{Box: j.box, Path: j.notebook}, To: to, Stdout: r.a.stdout})
-	}
-	e, err := r.c.GetExecution(ctx, j.box, r.order[0])
-	if err != nil {
-		return err
-	}
-	outputs := make([]any, 0, len(e.GetOutputs()))
-	for _, output := range e.GetOutputs() {
-		outputs = append(outputs, output.AsMap())
-	}
-	text, err := json.MarshalIndent(map[string]any{
-		"cells": []any{map[string]any{
-			"cell_type": "code", "id": e.GetId(), "metadata": map[string]any{}, "execution_count": e.GetExecutionCount(), "outputs": outputs, "source": j.code,
-		}},
-		"metadata": map[string]any{}, "nbformat": 4, "nbformat_minor": 5,
-	}, "", " ")
-	if err != nil {
-		return fmt.Errorf("encode the notebook: %w", err)
-	}
-	text = append(text, '\n')
-	if to.IsStream() {
-		_, err = r.a.stdout.Write(text)
-		return err
-	}
-	return os.WriteFile(to.Path, text, 0o644) //nolint:gosec // a notebook is as readable as any file
 }
 
 // tidy removes what was made for one run alone, unless it goes on.
