@@ -66,12 +66,16 @@ func (a *app) nodeShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.showNode(n)
+			list, err := answer(c.Templates.ListPrebuilds(ctx, connect.NewRequest(&carrelv1.ListPrebuildsRequest{NodeId: n.GetId()})))
+			if err != nil {
+				return err
+			}
+			return a.showNode(n, list.GetPrebuilds()...)
 		}),
 	})
 }
 
-func (a *app) showNode(n *carrelv1.Node) error {
+func (a *app) showNode(n *carrelv1.Node, prebuilds ...*carrelv1.Prebuild) error {
 	return a.show(n, []string{n.GetId()}, func(t *table) {
 		t.field("Id", n.GetId())
 		t.field("Name", n.GetName())
@@ -92,6 +96,9 @@ func (a *app) showNode(n *carrelv1.Node) error {
 		}
 		for _, d := range n.GetImageDigests() {
 			t.field("Image", d)
+		}
+		for _, p := range prebuilds {
+			t.field("Prebuild", p.GetTemplate()+", "+prebuildText(p))
 		}
 		for _, r := range n.GetQuarantinedRuns() {
 			t.field("Unknown run", r)

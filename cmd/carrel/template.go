@@ -23,7 +23,7 @@ func (a *app) templateCommand() *cobra.Command {
 		Long:    "Recipes that boxes are made from: an image, a size, an environment. A version never changes; pushing makes the next.",
 		Example: example("carrel template list", "carrel template push templates/python.yaml"),
 	}
-	cmd.AddCommand(a.templateList(), a.templateShow(), a.templatePush())
+	cmd.AddCommand(a.templateList(), a.templateShow(), a.templatePush(), a.templatePool())
 	return cmd
 }
 
@@ -79,12 +79,20 @@ func (a *app) templateShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.showTemplate(t)
+			var prebuilds []*carrelv1.Prebuild
+			if t.GetPrebuild() != nil {
+				list, err := answer(c.Templates.ListPrebuilds(ctx, connect.NewRequest(&carrelv1.ListPrebuildsRequest{Template: t.GetName()})))
+				if err != nil {
+					return err
+				}
+				prebuilds = list.GetPrebuilds()
+			}
+			return a.showTemplate(t, prebuilds...)
 		}),
 	})
 }
 
-func (a *app) showTemplate(v *carrelv1.Template) error {
+func (a *app) showTemplate(v *carrelv1.Template, prebuilds ...*carrelv1.Prebuild) error {
 	return a.show(v, []string{templateName(v)}, func(t *table) {
 		t.field("Name", templateName(v))
 		t.field("Description", v.GetDescription())
@@ -96,6 +104,15 @@ func (a *app) showTemplate(v *carrelv1.Template) error {
 		t.field("Sudo", yes(v.GetSudo()))
 		t.field("Startup", strings.Join(v.GetStartup(), "; "))
 		t.field("Idle", idleText(v.GetIdle()))
+		t.field("Prepares", recipeText(v.GetPrebuild()))
+		for _, p := range prebuilds {
+			if p.GetOrgId() == v.GetOrgId() {
+				t.field("Prebuild", p.GetTemplate()+" on "+p.GetNodeName()+", "+prebuildText(p))
+			}
+		}
+		if v.GetPoolSize() > 0 {
+			t.field("Warm pool", fmt.Sprintf("%d of %d wait", v.GetPoolReady(), v.GetPoolSize()))
+		}
 		t.field("Organisation", v.GetOrgId())
 		t.field("Created", when(v.GetCreateTime()))
 		t.field("Id", v.GetId())
