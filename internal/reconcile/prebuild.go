@@ -143,7 +143,7 @@ func (w *preparer) planPrebuilds() {
 	}
 	for _, t := range w.Templates {
 		for _, m := range w.fleet.nodes {
-			if !missing[prebuildPlace{lineage{t.Org, t.Name}, m.ID}] || w.building[m.ID] || !m.Schedulable || !m.online(w.now) || !m.images[t.ImageDigest] {
+			if !missing[prebuildPlace{lineage{t.Org, t.Name}, m.ID}] || w.building[m.ID] || !m.Schedulable || !m.RemovedAt.IsZero() || !m.online(w.now) || !m.images[t.ImageDigest] {
 				continue
 			}
 			w.building[m.ID] = true
