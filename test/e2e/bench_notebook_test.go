@@ -30,16 +30,19 @@ func TestBenchNotebook(t *testing.T) {
 		_, err := s.client.Templates.UpdateTemplatePool(s.ctx(), connect.NewRequest(&carrelv1.UpdateTemplatePoolRequest{Name: "pooled", Size: n}))
 		require.NoError(t, err)
 	}
+	round := 0
 	first := func(template, from string) time.Duration {
 		t.Helper()
+		round++
+		name := fmt.Sprint("bench-", round)
 		began := time.Now()
-		box := s.create("bench", warm(template))
+		box := s.create(name, warm(template))
 		ran := time.Now()
-		require.Equal(t, "6", s.python("bench", importing))
+		require.Equal(t, "6", s.python(name, importing))
 		took := time.Since(began)
 		require.Equal(t, from, box.GetStartedFrom(), box.GetNotice())
 		t.Logf("%-8s runs after %4d ms, first output after %4d ms", template, ran.Sub(began).Milliseconds(), took.Milliseconds())
-		s.remove("bench")
+		s.remove(name)
 		return took
 	}
 	taken := func() time.Duration {
