@@ -79,6 +79,7 @@ type Journal struct {
 	changed  chan struct{}
 	problem  string
 	renewed  bool // the writer has to begin anew
+	doomed   []segment
 	closed   bool
 }
 
@@ -263,6 +264,7 @@ func (j *Journal) Renew(owner string) {
 	j.owner = owner
 	j.newID()
 	j.firstOf, j.endOf = map[string]uint64{j.id: j.last + 1}, map[string]uint64{}
+	j.doomed, j.segments = append(j.doomed, j.segments...), nil
 	j.tail, j.tailSize, j.written = nil, 0, j.last
 	j.lost = j.last
 	j.renewed = true
@@ -345,7 +347,7 @@ func (j *Journal) write() {
 			case <-timer.C:
 			case <-j.stop:
 			case answer := <-j.hurry:
-				answer <- err
+				answer <- j.flush()
 			}
 		}
 	}
@@ -371,15 +373,16 @@ func (j *Journal) flushAll() error {
 	j.mu.Lock()
 	renewed := j.renewed
 	j.renewed = false
-	var old []segment
-	if renewed {
-		old, j.segments = j.segments, nil
+	if renewed { // also what was begun a moment too late
+		j.doomed, j.segments = append(j.doomed, j.segments...), nil
 	}
+	doomed := j.doomed
+	j.doomed = nil
 	j.mu.Unlock()
 	if renewed {
 		j.leave()
 		_ = j.config.AsUser(func() error {
-			for _, s := range old {
+			for _, s := range doomed {
 				_ = os.Remove(s.path)
 			}
 			return nil
