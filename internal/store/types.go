@@ -348,7 +348,7 @@ type Node struct {
 	Waking          int // those that begin from a snapshot and do not run yet
 	UsedCPUMillis   int64
 	UsedMemoryBytes int64
-	// Reserved for the boxes whose files are there, and held by snapshots that are to be dropped.
+	// Reserved for the boxes whose files are there, and held by prebuilds and by snapshots that are to be dropped.
 	ReservedDiskBytes int64
 	// What AssignRun would still give. CPU is over-committed by Config.CPUOvercommit.
 	FreeCPUMillis   int64

@@ -290,7 +290,8 @@ select n.id, n.name, n.region, n.schedulable, n.facts, n.facts_at, n.last_seen, 
 	r.runs, r.waking, r.cpu_millis, r.memory_bytes,
 	((select coalesce(sum(b.disk_bytes), 0) from boxes b where b.home_node = n.id and b.deleted_at is null
 			and (b.purpose <> 'prebuild' or exists (select 1 from runs p where p.box_id = b.id and p.ended_at is null)))
-		+ (select coalesce(sum(s.size_bytes), 0) from snapshots s where s.node_id = n.id and s.doomed_at is not null))::bigint as disk_bytes
+		+ (select coalesce(sum(s.size_bytes), 0) from snapshots s where s.node_id = n.id
+			and (s.doomed_at is not null or exists (select 1 from prebuilds p where p.box_id = s.box_id))))::bigint as disk_bytes
 from nodes n, lateral (
 	select count(*) as runs, count(*) filter (where r.from_snapshot <> '' and r.phase in ('assigned', 'starting')) as waking, coalesce(sum(r.cpu_millis), 0)::bigint as cpu_millis, coalesce(sum(r.memory_bytes), 0)::bigint as memory_bytes
 	from runs r where r.node_id = n.id and r.ended_at is null
