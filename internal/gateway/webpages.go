@@ -65,7 +65,7 @@ func (g *Gateway) serveWeb(w http.ResponseWriter, r *http.Request) bool {
 		h.Set("Content-Security-Policy", outputPolicy)
 	}
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Referrer-Policy", "same-origin") // nothing to others; with none at all, browsers hide where our own forms come from
 	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()")
 	h.Set("Content-Type", file.ContentType)
