@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,8 +11,6 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"net/url"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/client"
+	"carrel.dev/carrel/internal/tunnel"
 )
 
 // Headers of the CONNECT request to a node's proxy.
@@ -42,8 +42,7 @@ const (
 // not good (any more), CodeDenied for one of another box, CodePrecondition "box_not_running",
 // CodeUnavailable when node or box do not answer.
 //
-// The connection is one stream of a shared one: it has CloseWrite, and knows no deadlines
-// (os.ErrNoDeadline); close it to end a Read or Write.
+// The connection has CloseWrite. The box's end of data is the end of both directions.
 func (g *Gateway) Dial(ctx context.Context, box carrel.BoxID, target, ticket string) (net.Conn, error) {
 	t, err := g.verifier.Verify(ticket, g.now())
 	if err != nil {
@@ -101,65 +100,39 @@ func (g *Gateway) connect(ctx context.Context, r route, p pass, target string) (
 	if g.revoked.has(r.Node) {
 		return nil, errNodeRemoved(r)
 	}
-	// The stream outlives this call: its own context ends with the connection.
-	streamCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	dialCtx, stopTimer := context.WithTimeout(ctx, dialTimeout)
 	defer stopTimer()
-	stop := context.AfterFunc(dialCtx, cancel)
-	established := false
-	defer func() {
-		if !established {
-			cancel()
-		}
-	}()
-
-	in, out := io.Pipe()
 	header := p.headers()
 	header.Set(headerTarget, target)
-	req := (&http.Request{
-		Method: http.MethodConnect,
-		URL:    &url.URL{Scheme: "https", Host: r.Address},
-		Host:   string(r.Box),
-		Header: header,
-		Body:   in,
-	}).WithContext(streamCtx)
-	resp, err := g.proxies.get(proxyKey{r.Node, r.Address}).RoundTrip(req)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
+	conn, err := g.proxies.open(dialCtx, proxyKey{r.Node, r.Address}, string(r.Box), header)
+	if refused := new(tunnel.RefusedError); errors.As(err, &refused) {
+		return nil, proxyRefusal(r.Box, refused)
+	}
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case dialCtx.Err() != nil:
+		return nil, errUnavailable("box_silent", err, "box %s did not answer in time; try again", r.Box)
+	default:
 		return nil, errUnavailable("node_unreachable", fmt.Errorf("connect to proxy of node %s at %s: %w", r.Node, r.Address, err),
 			"the node of box %s does not answer; if it is restarting, try again in a moment", r.Box)
 	}
-	if resp.StatusCode != http.StatusOK {
-		defer resp.Body.Close()
-		return nil, proxyRefusal(r.Box, resp)
-	}
-	if !stop() {
-		return nil, errUnavailable("box_silent", dialCtx.Err(), "box %s did not answer in time; try again", r.Box)
-	}
-	established = true
 	g.metrics.tunnels.Inc()
-	return &tunnel{box: r.Box, target: target, body: resp.Body, out: out, close: sync.OnceFunc(func() {
-		cancel()
-		_ = out.CloseWithError(net.ErrClosed)
-		_ = resp.Body.Close()
-		g.metrics.tunnels.Dec()
-	})}, nil
+	return &boxConn{Conn: conn, box: r.Box, target: target, closed: sync.OnceFunc(g.metrics.tunnels.Dec)}, nil
 }
 
 // proxyRefusal reads why a proxy did not open a tunnel.
-func proxyRefusal(box carrel.BoxID, resp *http.Response) error {
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+func proxyRefusal(box carrel.BoxID, refused *tunnel.RefusedError) error {
 	var said struct {
 		Reason  string `json:"reason"`
 		Message string `json:"message"`
 	}
-	if json.Unmarshal(body, &said) != nil {
-		said.Message = string(bytes.TrimSpace(body))
+	if json.Unmarshal(refused.Body, &said) != nil {
+		said.Message = string(bytes.TrimSpace(refused.Body))
 	}
-	cause := fmt.Errorf("proxy answered %d %s: %s", resp.StatusCode, said.Reason, clip(said.Message))
-	switch resp.StatusCode {
+	cause := fmt.Errorf("proxy answered %d %s: %s", refused.Status, said.Reason, clip(said.Message))
+	switch refused.Status {
 	case http.StatusUnauthorized:
 		e := carrel.Errorf(carrel.CodeUnauthorized, client.ReasonTicketExpired, "the node of box %s does not accept the ticket (any more); get a new one and try again", box)
 		e.Cause = cause
@@ -181,51 +154,47 @@ func proxyRefusal(box carrel.BoxID, resp *http.Response) error {
 	return errUnavailable("box_silent", cause, "box %s does not answer; if it is starting, try again in a moment", box)
 }
 
-// tunnel is one CONNECT stream as a net.Conn.
-type tunnel struct {
+// boxConn is a connection into a box.
+type boxConn struct {
+	*tunnel.Conn
 	box    carrel.BoxID
 	target string
-	body   io.ReadCloser
-	out    *io.PipeWriter
-	close  func()
+	closed func()
 }
 
-// Read never gives an error of the HTTP/2 connection as it is: one that is about our stream would be taken for one
-// of its own streams by the HTTP/2 connection to the agent that reads here, which would then read again for ever.
-func (t *tunnel) Read(p []byte) (int, error) {
-	n, err := t.body.Read(p)
+// Read is part of net.Conn.
+func (c *boxConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = fmt.Errorf("read from box %s: %w", t.box, err)
+		err = fmt.Errorf("read from box %s: %w", c.box, err)
 	}
 	return n, err
 }
 
-func (t *tunnel) Write(p []byte) (int, error) {
-	n, err := t.out.Write(p)
+// Write is part of net.Conn.
+func (c *boxConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
 	if err != nil {
-		err = fmt.Errorf("write to box %s: %w", t.box, err)
+		err = fmt.Errorf("write to box %s: %w", c.box, err)
 	}
 	return n, err
 }
 
-// CloseWrite tells the other end that nothing more comes; what it sends can still be read.
-func (t *tunnel) CloseWrite() error { return t.out.Close() }
-
-func (t *tunnel) Close() error {
-	t.close()
-	return nil
+// Close ends both directions; what was not read and written until now may be lost. Who wants it whole says CloseWrite and reads to the end first.
+func (c *boxConn) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }
 
-func (t *tunnel) LocalAddr() net.Addr              { return tunnelAddr("gateway") }
-func (t *tunnel) RemoteAddr() net.Addr             { return tunnelAddr(string(t.box) + "/" + t.target) }
-func (t *tunnel) SetDeadline(time.Time) error      { return os.ErrNoDeadline }
-func (t *tunnel) SetReadDeadline(time.Time) error  { return os.ErrNoDeadline }
-func (t *tunnel) SetWriteDeadline(time.Time) error { return os.ErrNoDeadline }
+// LocalAddr and RemoteAddr are part of net.Conn.
+func (c *boxConn) LocalAddr() net.Addr  { return boxAddr("gateway") }
+func (c *boxConn) RemoteAddr() net.Addr { return boxAddr(string(c.box) + "/" + c.target) }
 
-type tunnelAddr string
+type boxAddr string
 
-func (a tunnelAddr) Network() string { return "carrel" }
-func (a tunnelAddr) String() string  { return string(a) }
+// Network and String are part of net.Addr.
+func (a boxAddr) Network() string { return "carrel" }
+func (a boxAddr) String() string  { return string(a) }
 
 // proxyKey names a node's proxy.
 type proxyKey struct {
@@ -233,39 +202,60 @@ type proxyKey struct {
 	address string
 }
 
-// proxyPool has the connections to proxies: one transport for each, with a few connections of many
-// tunnels.
+// proxyPool has the connections to proxies: one for each stream into a box, and a few that are kept for calls.
 type proxyPool struct {
 	identity *identityStore
 
-	mu         sync.Mutex // guards what follows
-	transports map[proxyKey]*http.Transport
-	conns      map[*nodeConn]carrel.NodeID // open ones
+	mu    sync.Mutex // guards what follows
+	known map[proxyKey]*proxyLink
+	conns map[*nodeConn]carrel.NodeID // open ones
+}
+
+// proxyLink is how one proxy is reached.
+type proxyLink struct {
+	dial  func(ctx context.Context, network, address string) (net.Conn, error)
+	tls   *tls.Config
+	calls *http.Transport
 }
 
 func newProxyPool(identity *identityStore) *proxyPool {
-	return &proxyPool{identity: identity, transports: map[proxyKey]*http.Transport{}, conns: map[*nodeConn]carrel.NodeID{}}
+	return &proxyPool{identity: identity, known: map[proxyKey]*proxyLink{}, conns: map[*nodeConn]carrel.NodeID{}}
 }
 
-func (p *proxyPool) get(key proxyKey) *http.Transport {
+func (p *proxyPool) get(key proxyKey) *proxyLink {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	t := p.transports[key]
-	if t == nil {
-		t = p.identity.transport(p.dialNode(key.node), auth.PeerProxy, string(key.node))
-		p.transports[key] = t
+	l := p.known[key]
+	if l == nil {
+		l = &proxyLink{dial: p.dialNode(key.node), tls: p.identity.tlsConfig(auth.PeerProxy, string(key.node))}
+		l.tls.NextProtos, l.tls.DynamicRecordSizingDisabled = []string{tunnel.Protocol}, true
+		l.calls = &http.Transport{
+			DialContext: l.dial, TLSClientConfig: l.tls.Clone(), TLSHandshakeTimeout: 5 * time.Second, IdleConnTimeout: agentIdle,
+			MaxIdleConnsPerHost: 4, MaxResponseHeaderBytes: 64 << 10, DisableCompression: true,
+		}
+		p.known[key] = l
 	}
-	return t
+	return l
 }
 
-// tidy forgets the proxies that no route leads to. Their open tunnels go on.
+// open asks a proxy for a stream into a box. A *tunnel.RefusedError is its answer when it is not yes.
+func (p *proxyPool) open(ctx context.Context, key proxyKey, box string, header http.Header) (*tunnel.Conn, error) {
+	l := p.get(key)
+	raw, err := l.dial(ctx, "tcp", key.address)
+	if err != nil {
+		return nil, err
+	}
+	return tunnel.Open(ctx, raw, l.tls, box, header)
+}
+
+// tidy forgets the proxies that no route leads to. Open streams go on.
 func (p *proxyPool) tidy(wanted map[proxyKey]bool) {
 	p.mu.Lock()
-	var unwanted []*http.Transport
-	for key, t := range p.transports {
+	var unwanted []*proxyLink
+	for key, l := range p.known {
 		if !wanted[key] {
-			unwanted = append(unwanted, t)
-			delete(p.transports, key)
+			unwanted = append(unwanted, l)
+			delete(p.known, key)
 		}
 	}
 	p.mu.Unlock()
@@ -274,14 +264,14 @@ func (p *proxyPool) tidy(wanted map[proxyKey]bool) {
 
 func (p *proxyPool) close() {
 	p.mu.Lock()
-	all := slices.Collect(maps.Values(p.transports))
+	all := slices.Collect(maps.Values(p.known))
 	p.mu.Unlock()
 	closeIdle(all)
 }
 
 // closeIdle closes connections, each of which takes itself off the pool's list: the pool must not be locked.
-func closeIdle(transports []*http.Transport) {
-	for _, t := range transports {
-		t.CloseIdleConnections()
+func closeIdle(links []*proxyLink) {
+	for _, l := range links {
+		l.calls.CloseIdleConnections()
 	}
 }

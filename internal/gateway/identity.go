@@ -204,32 +204,35 @@ func (s *identityStore) transport(dial func(context.Context, string, string) (ne
 		MaxResponseHeaderBytes: 256 << 10,
 		DisableCompression:     true,
 		HTTP2: &http.HTTP2Config{
-			// A proxy takes 1024 streams of a connection: together they fit into what it may have on its way, so that a client that
-			// reads nothing holds up its own streams and no others.
 			MaxReceiveBufferPerStream:     1 << 20,
 			MaxReceiveBufferPerConnection: 1 << 30,
 			MaxReadFrameSize:              128 << 10,
 			SendPingTimeout:               10 * time.Second,
 			PingTimeout:                   10 * time.Second,
 		},
-		TLSClientConfig: &tls.Config{
-			MinVersion: tls.VersionTLS13,
-			// A peer is known by the identity in its certificate, not by its address.
-			InsecureSkipVerify: true,
-			VerifyConnection: func(state tls.ConnectionState) error {
-				me := s.current()
-				if me == nil {
-					return errNotJoined
-				}
-				return auth.VerifyPeer(me.pool, me.cluster, id, role)(state)
-			},
-			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-				me := s.current()
-				if me == nil {
-					return nil, errNotJoined
-				}
-				return &me.cert, nil
-			},
+		TLSClientConfig: s.tlsConfig(role, id),
+	}
+}
+
+// tlsConfig is for connections to a peer of the role and, if it is not empty, the id.
+func (s *identityStore) tlsConfig(role auth.PeerRole, id string) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		// A peer is known by the identity in its certificate, not by its address.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(state tls.ConnectionState) error {
+			me := s.current()
+			if me == nil {
+				return errNotJoined
+			}
+			return auth.VerifyPeer(me.pool, me.cluster, id, role)(state)
+		},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			me := s.current()
+			if me == nil {
+				return nil, errNotJoined
+			}
+			return &me.cert, nil
 		},
 	}
 }

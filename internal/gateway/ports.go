@@ -51,7 +51,8 @@ type portRef struct {
 	Port int // 1 to 65535
 }
 
-func (r portRef) target() string { return "tcp/localhost:" + strconv.Itoa(r.Port) }
+// target is whatever serves the port, wherever in the box it listens.
+func (r portRef) target() string { return "port/" + strconv.Itoa(r.Port) }
 
 // parsePort reads a port as it stands in a URL: digits only, without leading zeros, so that each port has one name.
 func parsePort(text string) (int, bool) {

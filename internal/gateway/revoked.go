@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -45,14 +46,14 @@ func errNodeRemoved(r route) error {
 
 // nodeConn is a connection to a proxy that its pool can cut.
 type nodeConn struct {
-	net.Conn
+	*net.TCPConn
 	forget func()
 }
 
 // Close is part of net.Conn.
 func (c *nodeConn) Close() error {
 	c.forget()
-	return c.Conn.Close()
+	return c.TCPConn.Close()
 }
 
 // dialNode dials the proxy of a node, and keeps the connection where revoke finds it.
@@ -63,7 +64,12 @@ func (p *proxyPool) dialNode(node carrel.NodeID) func(context.Context, string, s
 		if err != nil {
 			return nil, err
 		}
-		c := &nodeConn{Conn: conn}
+		tcp, ok := conn.(*net.TCPConn)
+		if !ok {
+			_ = conn.Close()
+			return nil, fmt.Errorf("dial %s: %T is no TCP connection", address, conn)
+		}
+		c := &nodeConn{TCPConn: tcp}
 		c.forget = func() {
 			p.mu.Lock()
 			defer p.mu.Unlock()

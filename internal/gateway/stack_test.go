@@ -30,6 +30,7 @@ import (
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/client"
 	"carrel.dev/carrel/internal/gateway"
+	"carrel.dev/carrel/internal/tunnel"
 )
 
 const (
@@ -374,7 +375,19 @@ func newFakeProxy(t *testing.T, s *stack, agent *fakeAgent) *fakeProxy {
 	go func() { defer close(done); _ = server.Serve(inside) }()
 	t.Cleanup(func() { server.Close(); <-done })
 
-	serveTLS(t, listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.connect(w, r, inside.Addr().String()) }), cert, s.ca.Pool(), tls.RequireAndVerifyClientCert)
+	front := &http.Server{
+		Handler:  http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.connect(w, r, inside.Addr().String()) }),
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = front.Serve(tunnel.NewListener(listener, &tls.Config{
+			MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, ClientCAs: s.ca.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
+			NextProtos: []string{tunnel.Protocol},
+		}))
+	}()
+	t.Cleanup(func() { front.Close(); <-served })
 	return p
 }
 
@@ -406,30 +419,27 @@ func (p *fakeProxy) connect(w http.ResponseWriter, r *http.Request, agent string
 	p.mu.Lock()
 	p.inner = append(p.inner, conn)
 	p.mu.Unlock()
-	w.WriteHeader(http.StatusOK)
-	flush := http.NewResponseController(w)
-	_ = flush.Flush()
+	stream, err := tunnel.Accept(w)
+	if err != nil {
+		return
+	}
+	defer stream.Close()
 	copied := make(chan struct{})
 	go func() {
 		defer close(copied)
-		_, _ = io.Copy(conn, r.Body)
+		_, err := io.Copy(conn, stream)
 		_ = conn.(*net.TCPConn).CloseWrite()
+		if err == nil {
+			stream.AwaitClose()
+		}
+		conn.Close()
 	}()
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := conn.Read(buf)
-		if n > 0 {
-			if _, err := w.Write(buf[:n]); err != nil {
-				break
-			}
-			_ = flush.Flush()
-		}
-		if err != nil {
-			break
-		}
+	if _, err := io.Copy(stream, conn); err == nil {
+		_ = stream.CloseWrite()
+	} else {
+		stream.Close()
 	}
 	conn.Close()
-	r.Body.Close()
 	<-copied
 }
 

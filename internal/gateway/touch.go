@@ -128,7 +128,7 @@ func (t *toucher) send(p pass, value string) error {
 	req := (&http.Request{
 		Method: http.MethodPost, URL: &url.URL{Scheme: "https", Host: r.Address, Path: "/activity"}, Host: string(p.Box), Header: header,
 	}).WithContext(ctx)
-	resp, err := t.gateway.proxies.get(proxyKey{r.Node, r.Address}).RoundTrip(req)
+	resp, err := t.gateway.proxies.get(proxyKey{r.Node, r.Address}).calls.RoundTrip(req)
 	if err != nil {
 		return err
 	}

@@ -46,9 +46,7 @@ func (b *box) touch(value string) int {
 	c.mu.Lock()
 	address := c.facts.GetProxyAddress()
 	c.mu.Unlock()
-	protocols := new(http.Protocols)
-	protocols.SetHTTP2(true)
-	transport := &http.Transport{Protocols: protocols, TLSClientConfig: &tls.Config{
+	transport := &http.Transport{TLSClientConfig: &tls.Config{
 		Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true, VerifyConnection: auth.VerifyPeer(c.ca.Pool(), "c1", "", auth.PeerProxy),
 	}}
 	defer transport.CloseIdleConnections()

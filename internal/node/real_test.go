@@ -7,11 +7,9 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,6 +33,7 @@ import (
 	"carrel.dev/carrel/internal/runtime"
 	"carrel.dev/carrel/internal/runtime/gvisor"
 	"carrel.dev/carrel/internal/runtime/runtimetest"
+	"carrel.dev/carrel/internal/tunnel"
 )
 
 // tool is a binary of the repository: from the environment, or bin/NAME, or built.
@@ -161,44 +160,22 @@ func (n *realNode) agent(b *box) agentv1connect.ProcessServiceClient {
 	require.NoError(n.t, err)
 	ticket, err := n.signer.Sign(auth.Ticket{Box: b.id, Org: "o", User: "u", Epoch: b.epoch, Scopes: []string{auth.ScopeExec}, Expires: time.Now().Add(time.Minute)})
 	require.NoError(n.t, err)
-	h2, h2c := new(http.Protocols), new(http.Protocols)
-	h2.SetHTTP2(true)
+	h2c := new(http.Protocols)
 	h2c.SetUnencryptedHTTP2(true)
-	outer := &http.Transport{Protocols: h2, TLSClientConfig: &tls.Config{
-		Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true,
+	config := &tls.Config{
+		Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true, NextProtos: []string{tunnel.Protocol},
 		VerifyConnection: auth.VerifyPeer(n.control.ca.Pool(), "c1", string(n.control.node), auth.PeerProxy),
-	}}
-	inner := &http.Transport{Protocols: h2c, DialContext: func(context.Context, string, string) (net.Conn, error) {
-		in, out := io.Pipe()
-		resp, err := outer.RoundTrip(&http.Request{
-			Method: http.MethodConnect, URL: &url.URL{Scheme: "https", Host: n.proxy.Addr().String()}, Host: string(b.id),
-			Header: http.Header{proxy.HeaderTarget: {"agent"}, proxy.HeaderTicket: {ticket}}, Body: in,
-		})
+	}
+	inner := &http.Transport{Protocols: h2c, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		raw, err := net.Dial("tcp", n.proxy.Addr().String())
 		if err != nil {
 			return nil, err
 		}
-		if resp.StatusCode != http.StatusOK {
-			text, _ := io.ReadAll(resp.Body)
-			return nil, fmt.Errorf("status %d: %s", resp.StatusCode, text)
-		}
-		return &tunnel{ReadCloser: resp.Body, out: out}, nil
+		return tunnel.Open(ctx, raw, config, string(b.id), http.Header{proxy.HeaderTarget: {"agent"}, proxy.HeaderTicket: {ticket}})
 	}}
-	n.t.Cleanup(func() { inner.CloseIdleConnections(); outer.CloseIdleConnections() })
+	n.t.Cleanup(inner.CloseIdleConnections)
 	return agentv1connect.NewProcessServiceClient(&http.Client{Transport: inner}, "http://agent")
 }
-
-type tunnel struct {
-	io.ReadCloser
-	out *io.PipeWriter
-}
-
-func (t *tunnel) Write(p []byte) (int, error)      { return t.out.Write(p) }
-func (t *tunnel) Close() error                     { _ = t.out.Close(); return t.ReadCloser.Close() }
-func (t *tunnel) LocalAddr() net.Addr              { return &net.TCPAddr{} }
-func (t *tunnel) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
-func (t *tunnel) SetDeadline(time.Time) error      { return nil }
-func (t *tunnel) SetReadDeadline(time.Time) error  { return nil }
-func (t *tunnel) SetWriteDeadline(time.Time) error { return nil }
 
 // count reads what the program hold has written: its pid, how often it counted, and the sum of its memory.
 func (n *realNode) count(b *box) (pid, count int, sum string) {

@@ -21,6 +21,7 @@ import (
 
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/tunnel"
 )
 
 // Headers of a CONNECT request.
@@ -42,13 +43,11 @@ const (
 	// dialTime is what an agent has to take a stream.
 	dialTime = 5 * time.Second
 	dialTry  = time.Second
-	// maxStreamsPerConn is how many streams one connection of a gateway has; it makes another one for more.
-	maxStreamsPerConn = 1024
-	// streamWindow is how much one stream may have on its way, in bytes: enough to fill a fast network. A connection may have as much as
-	// all its streams: a box that takes nothing stops its own streams and no others.
-	streamWindow     = 512 << 10
-	connectionWindow = maxStreamsPerConn * streamWindow
-	copyBuffer       = 128 << 10
+	// writeTry is how long a box may take nothing before it is looked whether the gateway is still there.
+	writeTry = 5 * time.Second
+	// lingerTime is what a gateway has to take the rest of a stream that the box has ended: a slow reader's time.
+	lingerTime = 10 * time.Minute
+	copyBuffer = 128 << 10
 )
 
 // Config of a proxy.
@@ -75,6 +74,7 @@ type Proxy struct {
 	activity *activity
 	socket   *net.UnixListener
 	listener net.Listener
+	inward   inward
 	buffers  sync.Pool
 	opened   *prometheus.CounterVec
 }
@@ -151,34 +151,27 @@ func (p *Proxy) Ready() bool { return p.table.currentTLS() != nil }
 
 // Run serves until ctx ends; open streams are cut then.
 func (p *Proxy) Run(ctx context.Context) error {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP2(true)
 	errorLog := slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)
+	group, groupCtx := errgroup.WithContext(ctx)
 	data := &http.Server{
-		Handler: p.fromGateways(p.serveStream), ErrorLog: errorLog, Protocols: protocols,
+		Handler: p.fromGateways(p.serveStream), ErrorLog: errorLog,
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: maxHeaders,
-		TLSConfig: &tls.Config{
-			MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
-			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-				if c := p.table.currentTLS(); c != nil {
-					return c, nil
-				}
-				return nil, errors.New("the node has not told who this proxy is")
-			},
-		},
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: maxStreamsPerConn, MaxReadFrameSize: 64 << 10, MaxDecoderHeaderTableSize: 4096, MaxEncoderHeaderTableSize: 4096,
-			MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connectionWindow,
-			SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: time.Minute,
-		},
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext: func(net.Listener) context.Context { return groupCtx },
 	}
+	gateways := tunnel.NewListener(p.listener, &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{tunnel.Protocol},
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			if c := p.table.currentTLS(); c != nil {
+				return c, nil
+			}
+			return nil, errors.New("the node has not told who this proxy is")
+		},
+	})
 	node := &http.Server{
 		Handler: p.api(), ErrorLog: errorLog, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.Go(func() error { return served(data.ServeTLS(p.listener, "", "")) })
+	group.Go(func() error { return served(data.Serve(gateways)) })
 	group.Go(func() error { return served(node.Serve(ownerListener{p.socket, p.cfg.NodeUID})) })
 	group.Go(func() error {
 		<-groupCtx.Done()
@@ -211,7 +204,7 @@ func (p *Proxy) serveStream(w http.ResponseWriter, r *http.Request) {
 	}
 	defer leave()
 	dialCtx, stop := context.WithTimeout(ctx, dialTime)
-	conn, err := dialAgent(dialCtx, route, target, dialTry)
+	conn, err := p.dial(dialCtx, route, target)
 	stop()
 	if err != nil {
 		if known := new(refusal); !errors.As(err, &known) {
@@ -222,13 +215,12 @@ func (p *Proxy) serveStream(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.Close()
 	p.opened.WithLabelValues("opened").Inc()
-	w.WriteHeader(http.StatusOK)
-	if err := http.NewResponseController(w).Flush(); err != nil {
+	gateway, err := tunnel.Accept(w)
+	if err != nil {
+		p.log.Debug("a gateway went away while a stream was opened", "box", route.Box, "run", route.Run, "error", err)
 		return
 	}
-	if !p.splice(ctx, w, r.Body, conn) {
-		panic(http.ErrAbortHandler) // a cut stream is reset, so that its end is not taken for the end of the data
-	}
+	p.splice(ctx, gateway, conn)
 }
 
 // admit checks a request, and enters the stream into the table.
@@ -237,8 +229,8 @@ func (p *Proxy) admit(r *http.Request, cancel context.CancelFunc) (Route, string
 	if err != nil || peer.Role != auth.PeerGateway {
 		return Route{}, "", nil, refuse(http.StatusForbidden, "not_a_gateway", "only gateways may connect")
 	}
-	if r.Method != http.MethodConnect || r.ProtoMajor != 2 {
-		return Route{}, "", nil, refuse(http.StatusMethodNotAllowed, "not_connect", "only CONNECT over HTTP/2 is served")
+	if r.Method != http.MethodConnect {
+		return Route{}, "", nil, refuse(http.StatusMethodNotAllowed, "not_connect", "only CONNECT is served")
 	}
 	target := r.Header.Get(HeaderTarget)
 	scope, err := targetScope(target)
@@ -309,13 +301,10 @@ func (p *Proxy) granted(grant auth.Grant, box carrel.BoxID, epochText string) (a
 	return auth.Ticket{Box: box, Org: org, Epoch: epoch, User: grant.User, Scopes: []string{scope}, Issued: grant.Issued, Expires: grant.Expires}, nil
 }
 
-// PortTarget is the target that a pass of a port allows.
-func PortTarget(port int) string { return "tcp/localhost:" + strconv.Itoa(port) }
-
 // targetScope is the scope that a target needs. The agent's own service can look and act: which of the two
 // a call is, the gateway decides by its method. Everything else acts. The control target is the proxy's alone.
 func targetScope(target string) (string, error) {
-	bad := refuse(http.StatusBadRequest, "bad_target", "the target is not agent, session, tcp/HOST:PORT, unix/PATH, udp/HOST:PORT or accept/ID")
+	bad := refuse(http.StatusBadRequest, "bad_target", "the target is not agent, session, jupyter, port/PORT, tcp/HOST:PORT, unix/PATH, udp/HOST:PORT or accept/ID")
 	if len(target) > maxTarget {
 		return "", bad
 	}
@@ -328,6 +317,9 @@ func targetScope(target string) (string, error) {
 		return auth.ScopeView, nil
 	}
 	if target == "session" || target == "jupyter" {
+		return auth.ScopeExec, nil
+	}
+	if _, ok := portOf(target); ok {
 		return auth.ScopeExec, nil
 	}
 	kind, rest, ok := strings.Cut(target, "/")
@@ -347,55 +339,82 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, err error) {
 	writeError(w, err)
 }
 
-// splice copies both ways until both are at their end, and reports whether it came to that. The gateway's end of data
-// is passed on as a half-close. The other way round HTTP/2 servers of Go can only end both: what the box sends is
-// delivered whole, and its end ends the stream.
-func (p *Proxy) splice(ctx context.Context, w http.ResponseWriter, body io.ReadCloser, conn *agentConn) bool {
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+// splice copies both ways until both are at their end. The gateway's end of data is passed on as a half-close; the box's end is the end
+// of both, when all that it sent was delivered. Whatever else ends it cuts the gateway's stream, so that this is not taken for the end of the data.
+func (p *Proxy) splice(ctx context.Context, gateway *tunnel.Conn, box halfConn) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer gateway.Close()
+	stop := context.AfterFunc(ctx, func() {
+		_ = gateway.Close()
+		_ = box.Close()
+	})
 	defer stop()
-	up := make(chan struct{})
-	go func() {
-		defer close(up)
-		_, err := p.copy(conn.TCPConn, body, nil)
-		if err != nil {
-			_ = conn.Close()
-			return
+	var up sync.WaitGroup
+	up.Go(func() {
+		patient := &patientWriter{box, func() bool { return ctx.Err() == nil && !gateway.Gone() }}
+		switch err := p.copy(patient, gateway); {
+		case err == nil:
+			_ = box.CloseWrite()
+			gateway.AwaitClose()
+		case !errors.Is(err, errNotRead):
+			// The box takes no more, and may still have something to say; the gateway's end has to be seen.
+			_ = p.copy(io.Discard, gateway)
 		}
-		_ = conn.CloseWrite()
-	}()
-	flush := http.NewResponseController(w)
-	fromAgent, err := p.copy(w, conn, flush.Flush)
-	_ = conn.Close()
-	_ = body.Close()
-	<-up
-	return fromAgent && err == nil && ctx.Err() == nil
+		_ = box.Close()
+	})
+	err := p.copy(gateway, box)
+	if err == nil && gateway.CloseWrite() == nil {
+		_ = box.Close()
+		_ = gateway.SetReadDeadline(time.Now().Add(lingerTime))
+	} else {
+		cancel()
+	}
+	up.Wait()
 }
 
-// copy moves data until the reader's end; flush follows every write. It reports whether the reader ended
-// by itself.
-func (p *Proxy) copy(w io.Writer, r io.Reader, flush func() error) (ended bool, err error) {
+// patientWriter writes to a box that may take nothing for a long time, as long as somebody is there who wants it to.
+type patientWriter struct {
+	box    net.Conn
+	wanted func() bool
+}
+
+func (w *patientWriter) Write(p []byte) (int, error) {
+	written := 0
+	for {
+		if err := w.box.SetWriteDeadline(time.Now().Add(writeTry)); err != nil {
+			return written, err
+		}
+		n, err := w.box.Write(p[written:])
+		written += n
+		if !errors.Is(err, os.ErrDeadlineExceeded) || !w.wanted() {
+			return written, err
+		}
+	}
+}
+
+// errNotRead is part of an error of the side that is read.
+var errNotRead = errors.New("read")
+
+// copy moves data until the reader's end.
+func (p *Proxy) copy(w io.Writer, r io.Reader) error {
 	buffer, ok := p.buffers.Get().(*[]byte)
 	if !ok {
-		return false, errors.New("no buffer")
+		return errors.New("no buffer")
 	}
 	defer p.buffers.Put(buffer)
 	for {
 		n, err := r.Read(*buffer)
 		if n > 0 {
 			if _, err := w.Write((*buffer)[:n]); err != nil {
-				return false, err
-			}
-			if flush != nil {
-				if err := flush(); err != nil {
-					return false, err
-				}
+				return err
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			return true, nil
+			return nil
 		}
 		if err != nil {
-			return false, err
+			return fmt.Errorf("%w: %w", errNotRead, err)
 		}
 	}
 }

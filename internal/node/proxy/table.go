@@ -17,6 +17,7 @@ import (
 
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/tunnel"
 )
 
 // Route is one line of the table that the node keeps in its proxy.
@@ -66,7 +67,7 @@ func (i Identity) tlsConfig() (*tls.Config, error) {
 		return nil, errors.New("proxy's certificate authority: there is no certificate in it")
 	}
 	return &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2"},
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, NextProtos: []string{tunnel.Protocol}, DynamicRecordSizingDisabled: true,
 		ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert,
 		VerifyConnection: auth.VerifyPeer(pool, i.Cluster, "", auth.PeerGateway),
 	}, nil
