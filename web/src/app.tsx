@@ -108,7 +108,7 @@ function TopBar({ openPalette, openHelp }: { openPalette: () => void; openHelp: 
         ))}
       </nav>
       <span className="grow" />
-      <button type="button" className="find" onClick={openPalette} aria-label="Find and do (Ctrl K)">
+      <button type="button" className="find" onClick={openPalette}>
         <Icon name="search" size={16} />
         <span>Find and do</span>
         <kbd>{/mac|iphone|ipad/i.test(navigator.platform) ? "⌘K" : "Ctrl K"}</kbd>

@@ -1,5 +1,6 @@
 import { backoff, whenVisible } from "./backoff";
 import { isAborted, isNotFound, isSignedOut } from "./errors";
+import { signedOut } from "./signin";
 
 export type Link = "connecting" | "live" | "lost";
 
@@ -36,7 +37,8 @@ export async function follow(once: (signal: AbortSignal, live: () => void) => Pr
       document.removeEventListener("visibilitychange", hidden);
       signal.removeEventListener("abort", give);
     }
-    if (signal.aborted || isSignedOut(error)) return;
+    if (signal.aborted) return;
+    if (isSignedOut(error)) return signedOut();
     if (round.signal.aborted) continue; // hidden for long
     link("lost", isAborted(error) ? undefined : error);
     if (isNotFound(error)) return;

@@ -7,6 +7,7 @@ import { isNotFound } from "../lib/errors";
 import { bytes, cpus } from "../lib/format";
 import { useLoad } from "../lib/load";
 import { Link } from "../lib/router";
+import { useSession } from "../lib/session";
 import { isLive } from "../lib/states";
 import { useTitle } from "../lib/title";
 import { Ago, Empty, Meter, StateBadge } from "../ui/bits";
@@ -33,10 +34,11 @@ async function allBoxes(signal: AbortSignal): Promise<Box[]> {
 
 export default function NodesPage() {
   useTitle("Machines");
+  const { user } = useSession();
   const nodes = useLoad((signal) => api.nodes.listNodes({}, { signal }), [], 4000);
   const boxes = useLoad(allBoxes, [], 4000);
   const failed = useMemo(() => boxes.data?.filter((b) => b.state === State.FAILED) ?? [], [boxes.data]);
-  if (isNotFound(nodes.error)) return <Empty icon="search" title="There is no such page" />;
+  if (!user.operator || isNotFound(nodes.error)) return <Empty icon="search" title="There is no such page" />;
   const list = nodes.data?.nodes.filter((n) => n.state !== "removed") ?? [];
   return (
     <div className="page">
