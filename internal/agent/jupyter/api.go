@@ -25,7 +25,9 @@ func (s *Server) route(in *request) error {
 	head, rest, _ := strings.Cut(in.path, "/")
 	switch head {
 	case "", "tree", "lab":
-		return s.front(in)
+		if rest == "" {
+			return s.front(in)
+		}
 	case "files":
 		return s.file(in, rest)
 	case "kernelspecs":
