@@ -89,6 +89,9 @@ func (w *worker) tell(ctx context.Context, to owner) error {
 
 // identityFor is what the agent is told of the run.
 func (w *worker) identityFor(s runSpec) identity.Identity {
+	if s.SnapshotID != "" {
+		s.Prepare = nil // it is prepared
+	}
 	return identity.Identity{
 		RunID: string(w.e.Run), BoxID: string(w.e.Box), BoxName: s.BoxName, Key: w.e.Key, MemoryBytes: s.MemoryBytes,
 		Processes: s.Processes, Env: maps.Clone(s.Env), Sudo: s.Sudo, Startup: s.Startup, Prepare: s.Prepare,

@@ -13,6 +13,7 @@ const fillAtOnce = 4
 // planPools decides about the boxes that wait to be taken.
 func (w *preparer) planPools() {
 	waiting := map[lineage][]*store.Box{}
+	open := slices.ContainsFunc(w.fleet.nodes, func(m *machine) bool { return m.Schedulable && m.RemovedAt.IsZero() })
 	for _, b := range w.Hidden {
 		if b.Purpose != carrel.PurposePool {
 			continue
@@ -25,6 +26,8 @@ func (w *preparer) planPools() {
 			w.discard(b, "it was prepared for an older version of its template")
 		case b.Snapshot != nil:
 			w.discard(b, "its sandbox died")
+		case !open && !b.Live():
+			w.discard(b, "no node takes new boxes")
 		case w.closed(b):
 			w.discard(b, "its node takes no new boxes")
 		case w.outdated(b, t):
@@ -50,7 +53,7 @@ func (w *preparer) planPools() {
 			}
 			continue
 		}
-		if ready, coming := w.ready(&t); w.JustTaken || t.Prebuild && coming && !ready {
+		if ready, coming := w.ready(&t); w.JustTaken || !open || t.Prebuild && coming && !ready {
 			continue // clones cost less
 		}
 		for range min(t.Pool-len(boxes), fillAtOnce) {

@@ -161,6 +161,11 @@ func TestPrepareGolden(t *testing.T) {
 			p.Templates[0].Pool = 1
 			p.hidden("p1", carrel.PurposePool, "r1", run("a", carrel.PhaseFailed, true), files("a", carrel.SnapshotDisk))
 		}},
+		{"no node takes new boxes", []store.Node{tool("a", "one", closed)}, func(p *preparing) {
+			p.Templates[0].Pool = 3
+			p.hidden("p1", carrel.PurposePool, "r1", func(b *store.Box) { b.HomeNode = "" })
+			p.hidden("p2", carrel.PurposePool, "r1", waits)
+		}},
 		{"a user's box needs the room", []store.Node{a}, func(p *preparing) {
 			p.prebuild("b1", "r1", "one", true)
 			p.Templates[0].Pool, p.LackRoom = 3, true
