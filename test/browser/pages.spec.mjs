@@ -206,7 +206,7 @@ walk("in the dark, and on a phone", { ...phone, colorScheme: "dark" }, async ({ 
   const name = `small-${Date.now().toString(36)}`;
   await makeBox(name);
   await signIn(page);
-  const narrow = async () => assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${page.url()} is wider than the phone`);
+  const narrow = async () => assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), phone.viewport.width, `${page.url()} is wider than the phone`);
   await page.getByRole("link", { name, exact: true }).waitFor();
   await narrow();
   await accessible(page);

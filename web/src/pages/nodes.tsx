@@ -93,7 +93,7 @@ function NodeCard({ node, boxes }: { node: Node; boxes: Box[] }) {
         </span>
       </header>
       <div className="meters">
-        <Meter label="Processors" used={Number(used?.cpuMillis ?? 0)} of={Number(all?.cpuMillis ?? 0)} text={`${cpus(used?.cpuMillis ?? 0)} of ${cpus(all?.cpuMillis ?? 0)} promised`} />
+        <Meter label="Processors" used={Number(used?.cpuMillis ?? 0)} of={Number(all?.cpuMillis ?? 0)} text={`${cpus(used?.cpuMillis ?? 0)} promised, ${cpus(all?.cpuMillis ?? 0)} there`} over />
         <Meter label="Memory" used={Number(used?.memoryBytes ?? 0)} of={Number(all?.memoryBytes ?? 0)} text={`${bytes(used?.memoryBytes ?? 0)} of ${bytes(all?.memoryBytes ?? 0)} promised`} />
         <Meter label="Disk" used={Number(node.diskUsedBytes)} of={Number(node.diskBytes)} text={`${bytes(node.diskUsedBytes)} of ${bytes(node.diskBytes)} used`} />
       </div>

@@ -13,22 +13,16 @@ export interface Step {
 }
 
 const words: Record<string, string> = {
-  asked: "Asked for",
-  assigned: "Finding a machine",
-  pending: "Waiting for the machine",
-  preparing: "Preparing files and network",
-  images: "Fetching the image",
-  image: "Fetching the image",
-  starting: "Starting",
-  restoring: "Bringing memory back",
-  booting: "Starting programs",
+  asked: "Finding a machine",
+  assigned: "Handing it over",
+  starting: "Preparing and starting",
   running: "Ready",
 };
 
 /** The steps of a box's start with their times, from when it was asked for and the phases of its run. */
 export function stepsOf(box: Pick<Box, "state" | "phases" | "stateTime">, since: number | undefined, now: number): Step[] {
   const marks: { name: string; at: number }[] = [];
-  if (since !== undefined) marks.push({ name: "assigned", at: since });
+  if (since !== undefined) marks.push({ name: "asked", at: since });
   for (const p of box.phases) {
     const at = when(p.time)?.getTime();
     if (at !== undefined && (since === undefined || at >= since - 2000)) marks.push({ name: p.phase, at });

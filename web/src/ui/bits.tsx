@@ -42,7 +42,8 @@ export function Empty({ icon, title, children }: { icon: IconName; title: string
   );
 }
 
-export function Meter({ label, used, of, text }: { label: string; used: number; of: number; text: string }) {
+/** How much of something is used. With `over` more than there is may be promised, and a full bar is no warning. */
+export function Meter({ label, used, of, text, over }: { label: string; used: number; of: number; text: string; over?: boolean }) {
   const share = of > 0 ? Math.min(1, used / of) : 0;
   return (
     <div className="meter">
@@ -51,7 +52,7 @@ export function Meter({ label, used, of, text }: { label: string; used: number; 
         <span>{text}</span>
       </div>
       <div className="meter-bar" role="meter" aria-label={label} aria-valuemin={0} aria-valuemax={100} aria-valuenow={Math.round(share * 100)} aria-valuetext={text}>
-        <span className={share > 0.9 ? "full" : ""} style={{ width: `${share * 100}%` }} />
+        <span className={share > 0.9 && !over ? "full" : ""} style={{ width: `${share * 100}%` }} />
       </div>
     </div>
   );
