@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience bounds everything that one client does.
-const patience = 8 * time.Minute
+const patience = 5 * time.Minute
 
 // box is a box of a ring, with its Jupyter server.
 type box struct {
