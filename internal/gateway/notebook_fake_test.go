@@ -195,7 +195,7 @@ func (n *fakeNotebooks) GetNotebook(_ context.Context, req *connect.Request[carr
 		}
 		return connect.NewResponse(&carrelv1.Notebook{Path: path, Content: content}), nil
 	case "bomb.ipynb":
-		values := make([]*structpb.Value, 3<<20)
+		values := make([]*structpb.Value, 1<<20+1)
 		for i := range values {
 			values[i] = structpb.NewNullValue()
 		}

@@ -187,7 +187,7 @@ func TestALargeNotebookPassesAndOneMadeToFillMemoryDoesNot(t *testing.T) {
 	require.Equal(t, carrel.CodeExhausted, carrel.CodeOf(err), "%v", err)
 	_, err = notebooks.GetNotebook(testContext(t), request(&carrelv1.GetNotebookRequest{Box: string(s.box), Path: "none.ipynb"}))
 	require.Equal(t, carrel.CodeNotFound, carrel.CodeOf(err), "%v", err)
-	status, body := s.rest("POST", "/v1/boxes/"+string(s.box)+"/notebooks:edit", `{"path":"a.ipynb","edits":[{"notebookMetadata":{"x":[`+strings.Repeat("0,", 3<<20)+`0]}}]}`, s.ticket(nil))
+	status, body := s.rest("POST", "/v1/boxes/"+string(s.box)+"/notebooks:edit", `{"path":"a.ipynb","edits":[{"notebookMetadata":{"x":[`+strings.Repeat("0,", 1<<20)+`0]}}]}`, s.ticket(nil))
 	require.Equal(t, 429, status, body)
 }
 
