@@ -314,6 +314,7 @@ func TestQuietTerminalsEndWhenTheRightDoes(t *testing.T) {
 	conn, _, err := s.dialTerminal("", http.Header{"Authorization": {"Bearer " + ticket}})
 	require.NoError(t, err)
 	defer func() { _ = conn.CloseNow() }()
+	require.Eventually(t, func() bool { return s.gateway.AgentCalls() == 1 }, within, 5*time.Millisecond, "it is open on the other side too")
 	s.gateway.CutAll(carrel.Errorf(carrel.CodeUnauthorized, "token_revoked", "the token was revoked"))
 	_, _, err = conn.Read(testContext(t))
 	require.EqualValues(t, 4401, websocket.CloseStatus(err))
