@@ -83,6 +83,10 @@ func (g *Gateway) newHandler() http.Handler {
 		if g.serveWeb(w, r) {
 			return
 		}
+		if strings.HasPrefix(p, jupyterPrefix) { // its clients show what they have in ways of their own
+			g.jupyter.ServeHTTP(w, r)
+			return
+		}
 		r, done, err := g.ports.asSession(r)
 		if err != nil {
 			writeError(w, r, own(r.Context(), g.log, r.Header.Get(headerRequestID), err))
@@ -90,8 +94,6 @@ func (g *Gateway) newHandler() http.Handler {
 		}
 		defer done()
 		switch {
-		case strings.HasPrefix(p, jupyterPrefix):
-			g.jupyter.ServeHTTP(w, r)
 		case p == "/healthz" || p == "/readyz" || p == "/metrics":
 			if g.config.Ops == nil || p == "/metrics" { // figures are for operators, at the operations address
 				writeError(w, r, carrel.NotFound("path", p))

@@ -52,7 +52,7 @@ type jupyterCall struct {
 	pass   pass
 	box    string // as the client calls it
 	path   string // escaped, as the box shall see it
-	token  string // empty: a sign-in
+	token  string // that was shown, or is the sign-in's; empty: none
 	bare   bool   // the client offers protocolJupyter by itself
 }
 
@@ -86,6 +86,14 @@ func (j *jupyterServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if call.token != "" {
 		// Whoever has the token may use it from any page; nothing is added by the browser.
 		allowOrigin(h, r)
+	} else {
+		signedIn, done, err := j.gateway.ports.asSession(r)
+		if err != nil {
+			j.fail(w, r, err)
+			return
+		}
+		defer done()
+		r, call.token = signedIn, jupyterToken(signedIn)
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
@@ -174,7 +182,7 @@ var errNoJupyterToken = carrel.Errorf(carrel.CodeUnauthorized, "no_credentials",
 // woken by what counts.
 func (j *jupyterServer) identify(r *http.Request, call *jupyterCall) (pass, error) {
 	if call.token == "" {
-		return j.bySignIn(r, call)
+		return pass{}, errNoJupyterToken
 	}
 	g := j.gateway
 	bearer := "Bearer " + call.token
@@ -212,47 +220,6 @@ func (j *jupyterServer) wake(r *http.Request, user carrel.UserID, name, org, pat
 		return pass{}, asleep
 	}
 	return g.wake(ctx, user, ref, "port", nil)
-}
-
-// bySignIn is a user who signed in with this browser at the front door. Only its own pages may use that, and no page that a box made is one.
-func (j *jupyterServer) bySignIn(r *http.Request, call *jupyterCall) (pass, error) {
-	g := j.gateway
-	session, ok := g.ports.session(r)
-	if !ok {
-		return pass{}, errNoJupyterToken
-	}
-	if !sameOrigin(r) {
-		return pass{}, carrel.Errorf(carrel.CodeDenied, "other_origin", "a page of another origin may not use your sign-in at this Jupyter server; use an API token")
-	}
-	name, org := boxAndOrg(call.box)
-	ref, err := g.findBox(r.Context(), session.User, name, org)
-	if err != nil {
-		return pass{}, err
-	}
-	p, err := g.passOf(session.User, ref.Box, auth.ScopeExec)
-	if carrel.ReasonOf(err) == client.ReasonBoxNotRunning {
-		p, err = j.wake(r, session.User, string(ref.Box), "", call.path, err)
-	}
-	if token, wrong := auth.ParseToken(session.Token); wrong == nil {
-		p.Token, p.from = token.ID, session.From
-	}
-	return p, err
-}
-
-// sameOrigin reports whether a request that a browser sends with its cookies is of the front door's own pages. Whoever asks for the address by hand
-// sends no Origin; that changes nothing at the box.
-func sameOrigin(r *http.Request) bool {
-	if origin := r.Header.Get("Origin"); origin != "" {
-		u, err := url.Parse(origin)
-		return err == nil && strings.EqualFold(u.Host, r.Host)
-	}
-	switch r.Header.Get("Sec-Fetch-Site") {
-	case "same-origin":
-		return true
-	case "none", "":
-		return r.Method == http.MethodGet || r.Method == http.MethodHead
-	}
-	return false
 }
 
 // jupyterPolled are the paths that clients ask again and again while nobody is there.

@@ -115,6 +115,8 @@ def programs():
     for path in ("api/kernels", "api/contents", "api/status", "files/x", ""):
         refused = nobody.ask("GET", path, 403).json()
         assert refused["message"] and TOKEN not in str(refused)
+    missing = Server(URL.replace("/lab/", "/no-such-box/"), "token", TOKEN)
+    assert "no-such-box" in missing.ask("GET", "api/kernels", 404).json()["message"]
     wrong = Server(URL, "token", TOKEN[:-4] + "AAAA")
     assert TOKEN[:-4] not in wrong.ask("GET", "api/kernels", 403).text
     return "requests and websocket"

@@ -71,7 +71,7 @@ type Server struct {
 	ctx       context.Context // ends with Close
 	stop      context.CancelFunc
 
-	sockets   sync.WaitGroup
+	sockets sync.WaitGroup
 
 	mu     sync.Mutex // guards what follows
 	last   time.Time  // of the last activity
