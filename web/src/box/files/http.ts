@@ -54,8 +54,8 @@ export interface Content {
   size: number;
 }
 
-/** Reads a file, or its first bytes. */
-export async function readContent(box: string, path: string, options: { first?: number; signal?: AbortSignal } = {}): Promise<Content> {
+/** Reads a file, or its first bytes, or (when it has more than `most`) only its size. */
+export async function readContent(box: string, path: string, options: { first?: number; most?: number; signal?: AbortSignal } = {}): Promise<Content> {
   const answer = await fetch(fileAddress(box, path), {
     headers: { ...headerUI, ...(options.first !== undefined && { Range: `bytes=0-${options.first - 1}` }) },
     credentials: "same-origin",
@@ -67,6 +67,11 @@ export async function readContent(box: string, path: string, options: { first?: 
   if (answer.status === 416) return { data: new Uint8Array(), etag: "", size: 0 }; // an empty file has no first byte
   if (!answer.ok) throw new ReadError(errorOf(answer.status, await answer.text()));
   if (!answer.headers.has("ETag")) throw new ReadError({ status: 409, reason: "is_directory", message: "It is a directory." });
+  const length = Number(answer.headers.get("Content-Length") ?? 0);
+  if (options.most !== undefined && length > options.most) {
+    await answer.body?.cancel();
+    return { data: new Uint8Array(), etag: unquote(answer.headers.get("ETag")), size: length };
+  }
   const data = new Uint8Array(await answer.arrayBuffer());
   const total = /\/(\d+)$/.exec(answer.headers.get("Content-Range") ?? "")?.[1];
   return { data, etag: unquote(answer.headers.get("ETag")), size: total ? Number(total) : data.length };
@@ -88,6 +93,8 @@ export async function writeContent(box: string, path: string, body: Blob | Uint8
       body,
       credentials: "same-origin",
       redirect: "error",
+      // A page that goes away has it sent still, as far as browsers do that.
+      keepalive: typeof body === "string" && body.length < 15_000,
       ...(signal && { signal }),
     });
   } catch {

@@ -1,4 +1,4 @@
-import { type DragEvent, useCallback, useEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
+import { type DragEvent, memo, useCallback, useEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
 import { isPassing } from "../../lib/errors";
 import { toast, toastError } from "../../ui/toast";
 import { type Command, useCommands } from "../../palette/commands";
@@ -24,14 +24,11 @@ import "./style.css";
 /** What Cut and Copy took, within this page. */
 let clipboard: { how: "move" | "copy"; paths: string[] } | null = null;
 
-/** What other parts must know of paths that went elsewhere (null: that are gone). */
-export type Went = (from: string, to: string | null) => void;
-
 /** The tree with everything that can be done to files. In the editor's side it is `compact`. */
-export function FilePanel({ compact, current, onWent }: { compact?: boolean; current?: string; onWent?: Went }) {
+export const FilePanel = memo(function FilePanel({ compact, current }: { compact?: boolean; current?: string }) {
   const { box, api, live, mayChange, open } = useBox();
   const stream = useBoxStream();
-  const store = fileStore(stream, box.id, api);
+  const store = fileStore(box.id, api);
   const tree = useSyncExternalStore(store.subscribe, store.get);
   const [error, setError] = useState<unknown>();
   const [editing, setEditing] = useState<Editing | null>(null);
@@ -83,9 +80,9 @@ export function FilePanel({ compact, current, onWent }: { compact?: boolean; cur
   const asker = useMemo(() => ({ clash: (name: string, more: boolean) => new Promise<Awaited<ReturnType<Parameters<typeof transfer>[4]["clash"]>>>((resolve) => setAsk({ kind: "clash", name, more, resolve })) }), []);
   const carry = useCallback(
     async (how: "move" | "copy", paths: readonly string[], directory: string) => {
-      for (const [from, to] of await transfer(place, how, paths, directory, asker)) if (how === "move") onWent?.(from, to);
+      for (const [from, to] of await transfer(place, how, paths, directory, asker)) if (how === "move") store.went(from, to);
     },
-    [place, asker, onWent],
+    [place, asker, store],
   );
   const upload = useCallback(
     async (directory: string, drop: ReturnType<typeof dropped>) => {
@@ -113,7 +110,7 @@ export function FilePanel({ compact, current, onWent }: { compact?: boolean; cur
       kind: "remove",
       entries: all.map((p) => find(store.get(), p) ?? { path: p, name: baseOf(p), type: "file", size: 0, modified: undefined, target: "" }),
       resolve: async (yes) => {
-        if (yes) for (const path of await remove(place, all)) onWent?.(path, null);
+        if (yes) for (const path of await remove(place, all)) store.went(path, null);
         focusTree();
       },
     });
@@ -130,7 +127,7 @@ export function FilePanel({ compact, current, onWent }: { compact?: boolean; cur
     if (was.kind === "rename") {
       const to = await rename(place, was.path, name);
       if (to) {
-        onWent?.(was.path, to);
+        store.went(was.path, to);
         store.set((t) => choose(t, to, "only"));
       }
     } else {
@@ -329,7 +326,7 @@ export function FilePanel({ compact, current, onWent }: { compact?: boolean; cur
       <Questions ask={ask} onEnd={() => setAsk(null)} />
     </div>
   );
-}
+});
 
 /** The menus of two buttons of the bar, told apart from those of entries. */
 const uploadMenu: Entry = { path: "", name: "upload", type: "", size: 0, modified: undefined, target: "" };

@@ -1,8 +1,7 @@
-// The files of one box as this page knows them. It lives as long as the box's stream, so that another tab of the page and back changes nothing.
+// The files of one box as this page knows them. It lives as long as the page, so that another tab of the page and back changes nothing.
 
 import type { Api } from "../../lib/api";
 import { isNotFound } from "../../lib/errors";
-import type { BoxStream } from "../../stream";
 import { carrier, entryOf } from "./http";
 import { baseOf, isBelow, join, parentOf } from "./names";
 import { type Entry, type Tree, failed, find, isDirectory, newTree, openDirectories, read, reading, setOpen, withEntry } from "./tree";
@@ -14,6 +13,9 @@ const gather = 120;
 const rest = 1000;
 /** So many single changes of a directory of several pages are asked for one by one. */
 const few = 20;
+
+/** From where to where; null: it is gone. */
+export type Went = (from: string, to: string | null) => void;
 
 export class FileStore {
   readonly uploads: Uploads;
@@ -36,6 +38,16 @@ export class FileStore {
     return () => this.listeners.delete(listener);
   };
   readonly get = (): Tree => this.tree;
+
+  private readonly followers = new Set<Went>();
+  /** Tells of each path that went elsewhere by this page's doing. */
+  readonly follow = (went: Went): (() => void) => {
+    this.followers.add(went);
+    return () => this.followers.delete(went);
+  };
+  went(from: string, to: string | null): void {
+    for (const f of this.followers) f(from, to);
+  }
 
   set(change: (tree: Tree) => Tree): void {
     const next = change(this.tree);
@@ -153,13 +165,14 @@ export class FileStore {
   }
 }
 
-const stores = new WeakMap<BoxStream, FileStore>();
+const stores = new Map<string, FileStore>();
 
-export function fileStore(stream: BoxStream, box: string, api: Api): FileStore {
-  let store = stores.get(stream);
+/** One for each box of the page: uploads go on while one looks elsewhere. */
+export function fileStore(box: string, api: Api): FileStore {
+  let store = stores.get(box);
   if (!store) {
     store = new FileStore(box, api);
-    stores.set(stream, store);
+    stores.set(box, store);
   }
   return store;
 }
