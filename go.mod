@@ -15,6 +15,7 @@ require (
 	github.com/erofs/go-erofs v0.3.1 // writes EROFS without mkfs.erofs, deterministically
 	github.com/goccy/go-yaml v1.19.2 // YAML with strict decoding and errors that show the place
 	github.com/golang-jwt/jwt/v5 v5.3.1 // tickets
+	github.com/go-zeromq/zmq4 v0.17.0 // tests: the ZeroMQ of a kernel that is played
 	github.com/google/go-containerregistry v0.22.1 // OCI images from registries and disk
 	github.com/google/nftables v0.3.0 // the firewall on the host end of a box, without nft(8)
 	github.com/jackc/pgx/v5 v5.11.0 // PostgreSQL
@@ -43,6 +44,7 @@ require (
 	github.com/docker/cli v29.7.2+incompatible // indirect
 	github.com/docker/docker-credential-helpers v0.9.3 // indirect
 	github.com/fsnotify/fsnotify v1.9.0 // indirect
+	github.com/go-zeromq/goczmq/v4 v4.2.2 // indirect
 	github.com/google/go-cmp v0.7.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/jackc/pgpassfile v1.0.0 // indirect

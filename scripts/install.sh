@@ -17,6 +17,7 @@ packages=(
 clients=( # real clients, for tests
 	openssh-client rsync sshfs ssh-audit
 	chromium fonts-dejavu-core # the browser that walks through the pages
+	python3-ipykernel python3-nbformat # a kernel, and the judge of notebooks that are written
 )
 servers=( # what benchmarks compare with
 	nginx-light openssh-server

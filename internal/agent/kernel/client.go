@@ -11,8 +11,9 @@ import (
 const (
 	// defaultQueue is how much may wait for a client, in bytes.
 	defaultQueue = 32 << 20
-	// maxRoutes is how many requests without a reply are remembered; the oldest is forgotten for one more.
-	maxRoutes = 8192
+	// maxRoutes is how many requests are remembered; the oldest is forgotten for one more. keptRoutes of them may have a reply.
+	maxRoutes  = 8192
+	keptRoutes = 256
 )
 
 // Received is one message for a client, or on the channel State how the kernel is from now on.
@@ -149,8 +150,9 @@ func signal(to chan struct{}) {
 
 // routes remember who made a request.
 type routes struct {
-	byID  map[string]route
-	order []string
+	byID     map[string]route
+	order    []string // oldest first
+	answered []string // of those with a reply, oldest first: what else answers them may come behind it, on another channel
 }
 
 type route struct {
@@ -172,6 +174,15 @@ func (r *routes) add(id string, to route) {
 	}
 	if len(r.order) > 2*maxRoutes { // most of it was answered
 		r.order = slices.DeleteFunc(r.order, func(id string) bool { _, ok := r.byID[id]; return !ok })
+	}
+}
+
+// replied notes that a request has its reply.
+func (r *routes) replied(id string) {
+	r.answered = append(r.answered, id)
+	if len(r.answered) > keptRoutes {
+		delete(r.byID, r.answered[0])
+		r.answered = r.answered[1:]
 	}
 }
 

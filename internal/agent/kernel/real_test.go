@@ -15,7 +15,7 @@ import (
 )
 
 // patience is how long a test waits for what should come.
-const patience = 2 * time.Minute
+const patience = time.Minute
 
 func newManager(t *testing.T, change func(*kernel.Config)) *kernel.Manager {
 	t.Helper()

@@ -427,7 +427,7 @@ func (k *Kernel) deliver(channel Channel, message *Message) {
 	case known:
 		to = []*Client{asked.client}
 		if channel != Stdin {
-			delete(k.routes.byID, parent)
+			k.routes.replied(parent)
 		}
 	}
 	k.mu.Unlock()
