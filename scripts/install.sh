@@ -18,6 +18,7 @@ clients=( # real clients, for tests
 	openssh-client rsync sshfs ssh-audit
 	chromium fonts-dejavu-core # the browser that walks through the pages
 	python3-ipykernel python3-nbformat # a kernel, and the judge of notebooks that are written
+	jupyter-server python3-jupyter-client python3-requests python3-websocket # the real Jupyter server, and clients of ours
 )
 servers=( # what benchmarks compare with
 	nginx-light openssh-server
