@@ -81,28 +81,32 @@ func TestBenchCells(t *testing.T) {
 	}
 	_ = j.conn.CloseNow()
 
-	var late, slower, alone series
+	var late, told, slower, alone series
 	for i := range cellFloodPairs {
-		var one, two, after float64
+		var one, two flooded
 		if i%2 == 0 {
-			one, after = s.floodCell(false)
+			one = s.floodCell(false)
 		}
-		two, _ = s.floodCell(true)
+		two = s.floodCell(true)
 		if i%2 != 0 {
-			one, after = s.floodCell(false)
+			one = s.floodCell(false)
 		}
-		late, slower, alone = append(late, after), append(slower, two/one), append(alone, one)
+		late, told, slower, alone = append(late, one.late), append(told, one.told), append(slower, two.took/one.took), append(alone, one.took)
 	}
 	fmt.Printf("\n| what | Carrel | Jupyter server | ratio, median of pairs (p10 to p90) | aim |\n| --- | --- | --- | --- | --- |\n%s\n"+
-		"| 100 MB of a cell's output: a live viewer has all of it so long after the kernel is done, s | %.2f (worst %.2f) | | | ≤ 2 |\n"+
+		"| 100 MB of a cell's output: a live viewer has all of it so long after the code has ended, s | %.2f (worst %.2f) | | | ≤ 2 |\n"+
+		"| the same, after the agent knew of its end, s | %.2f (worst %.2f) | | | |\n"+
 		"| the kernel's time for it, with a stalled viewer against without (%.2f s) | | | **%.2f** (%.2f to %.2f) | ≤ 1.05 |\n",
-		trip.row(), late.quantile(0.5), late.quantile(1), alone.quantile(0.5), slower.quantile(0.5), slower.quantile(0.1), slower.quantile(0.9))
+		trip.row(), late.quantile(0.5), late.quantile(1), told.quantile(0.5), told.quantile(1), alone.quantile(0.5), slower.quantile(0.5), slower.quantile(0.1), slower.quantile(0.9))
 	s.remove("cells")
 }
 
-// floodCell runs floodCell in the shared kernel while one viewer looks, and another one that never reads if stalled. It gives how long the kernel took,
-// and how long after its end the viewer had everything, in seconds.
-func (s *stack) floodCell(stalled bool) (took, late float64) {
+// flooded is what came of floodCell, in seconds: how long it took the kernel, and how long after its end, and after the agent knew of that, a live viewer
+// had everything.
+type flooded struct{ took, late, told float64 }
+
+// floodCell runs floodCell in the shared kernel while one viewer looks, and another one that never reads if stalled.
+func (s *stack) floodCell(stalled bool) (f flooded) {
 	s.t.Helper()
 	status, err := s.client.NotebookStatus(s.ctx(), "cells")
 	require.NoError(s.t, err)
@@ -121,11 +125,13 @@ func (s *stack) floodCell(stalled bool) (took, late float64) {
 	complete := time.Now()
 	require.Equal(s.t, carrelv1.ExecutionState_EXECUTION_STATE_OK, live.ended.GetState(), live.ended.GetMessage())
 	figures := strings.Fields(s.sh("cells", "cat flooded"))
-	took, err = strconv.ParseFloat(figures[0], 64)
+	f.took, err = strconv.ParseFloat(figures[0], 64)
 	require.NoError(s.t, err)
 	done, err := strconv.ParseFloat(figures[1], 64)
 	require.NoError(s.t, err)
-	return took, complete.Sub(time.Unix(0, int64(done*1e9))).Seconds()
+	f.late = complete.Sub(time.Unix(0, int64(done*1e9))).Seconds()
+	f.told = complete.Sub(live.ended.GetEndTime().AsTime()).Seconds()
+	return f
 }
 
 // jupyter is a client of a kernel of a Jupyter server.
