@@ -105,6 +105,9 @@ func (w *worker) beginFresh(cause error) error {
 		f.Message = "The prebuild is not on this node."
 	}
 	w.log.Warn("a box could not be cloned from a prebuild; it is started afresh", "snapshot", w.e.Spec.SnapshotID, "error", cause)
+	if err := failpoint.Hit("node/start/afresh"); err != nil {
+		return err
+	}
 	err := w.change(func(e *entry) {
 		e.Spec.Clone, e.Spec.WithMemory, e.Spec.SnapshotID = false, false, ""
 		e.CloneFailure = f.Reason
@@ -116,7 +119,7 @@ func (w *worker) beginFresh(cause error) error {
 	w.mu.Lock()
 	w.base = ""
 	w.mu.Unlock()
-	return failpoint.Hit("node/start/afresh")
+	return nil
 }
 
 // prepareTime is how long the box may take to be prepared, beyond what a start takes.

@@ -24,6 +24,9 @@ type routes struct {
 	d    *Daemon
 	wake chan struct{}
 
+	// sending is held from the look at the table to the proxy's answer: else an older route could come after a newer.
+	sending sync.Mutex
+
 	mu      sync.Mutex // guards what follows
 	table   map[carrel.RunID]proxy.Route
 	changed map[carrel.RunID]bool
@@ -50,6 +53,8 @@ func (r *routes) setNow(ctx context.Context, route proxy.Route) error {
 	r.table[route.Run] = route
 	delete(r.changed, route.Run)
 	r.mu.Unlock()
+	r.sending.Lock()
+	defer r.sending.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, proxyTime)
 	defer cancel()
 	err := r.d.proxy.SetRoute(ctx, route)
@@ -129,6 +134,8 @@ func (r *routes) run(ctx context.Context) error {
 
 // push tells the proxy what it does not know.
 func (r *routes) push(ctx context.Context) error {
+	r.sending.Lock()
+	defer r.sending.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, proxyTime)
 	defer cancel()
 	r.mu.Lock()
