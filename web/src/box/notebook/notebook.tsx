@@ -52,7 +52,8 @@ export function NotebookView({ path, onBack }: { path: string; onBack: () => voi
       document.removeEventListener("visibilitychange", hidden);
     };
   }, [store]);
-  const file = useCallback((p: string) => rest(`fs/${p.replace(/^\/+/, (s) => (s ? "/" : ""))}`), [rest]);
+  // Relative paths begin at the user's home.
+  const file = useCallback((p: string) => rest(p.startsWith("/") ? `fs${p}` : `fs/~/${p}`), [rest]);
   if (snapshot.error !== undefined && snapshot.doc === null) {
     return (
       <div className="panel">

@@ -44,8 +44,8 @@ export function OutputFrame({ html, label }: FrameProps) {
       if (typeof said.height === "number" && Number.isFinite(said.height)) setHeight(Math.max(20, Math.min(highest, Math.ceil(said.height))));
       if (typeof said.open === "string") {
         const target = linkTarget(said.open);
-        // Only what a person clicked is opened.
-        if (target !== "" && navigator.userActivation?.isActive === true) window.open(target, "_blank", "noopener,noreferrer");
+        // Only what a person clicked just now, and in this frame, is opened.
+        if (target !== "" && navigator.userActivation?.isActive === true && document.activeElement === frame.current) window.open(target, "_blank", "noopener,noreferrer");
       }
     };
     window.addEventListener("message", heard);
