@@ -79,11 +79,7 @@ func moveError(source, destination string, err error) error {
 }
 
 func renamePath(source, destination string, exclusive bool) error {
-	flags := uint(0)
-	if exclusive {
-		flags = unix.RENAME_NOREPLACE
-	}
-	return unix.Renameat2(unix.AT_FDCWD, source, unix.AT_FDCWD, destination, flags)
+	return renameAt(unix.AT_FDCWD, source, unix.AT_FDCWD, destination, exclusive)
 }
 
 // Copy copies a file, link or directory; the copy appears when it is complete. A directory replaces only an empty one.

@@ -503,9 +503,39 @@ func (s *fileService) finished(path string, done *carrelv1.FileInfo) int64 {
 
 // rename moves within a file system. With exclusive it fails with EEXIST when there is something at the new name.
 func rename(fromDir *os.File, from string, toDir *os.File, to string, exclusive bool) error {
-	flags := uint(0)
-	if exclusive {
-		flags = unix.RENAME_NOREPLACE
+	return renameAt(int(fromDir.Fd()), from, int(toDir.Fd()), to, exclusive)
+}
+
+// renameAt is rename by descriptors of directories; AT_FDCWD for paths.
+func renameAt(fromDir int, from string, toDir int, to string, exclusive bool) error {
+	if !exclusive {
+		return unix.Renameat(fromDir, from, toDir, to)
 	}
-	return unix.Renameat2(int(fromDir.Fd()), from, int(toDir.Fd()), to, flags)
+	err := unix.Renameat2(fromDir, from, toDir, to, unix.RENAME_NOREPLACE)
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return renameByLink(fromDir, from, toDir, to)
+}
+
+// renameByLink is an exclusive rename where the file system has none, as gVisor's of homes, which others than the sandbox may change.
+func renameByLink(fromDir int, from string, toDir int, to string) error {
+	var info unix.Stat_t
+	if err := unix.Fstatat(fromDir, from, &info, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if info.Mode&unix.S_IFMT != unix.S_IFDIR {
+		// A second name is never made over something, and is as good as the first.
+		if err := unix.Linkat(fromDir, from, toDir, to, 0); err != nil {
+			return err
+		}
+		return unix.Unlinkat(fromDir, from, 0)
+	}
+	// Directories have no second name. What comes between this look and the move can only be an empty directory: others are not replaced by one.
+	if err := unix.Fstatat(toDir, to, &info, unix.AT_SYMLINK_NOFOLLOW); err == nil {
+		return unix.EEXIST
+	} else if !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return unix.Renameat(fromDir, from, toDir, to)
 }
