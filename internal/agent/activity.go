@@ -105,7 +105,6 @@ func (s controlService) Activity(context.Context, *connect.Request[agentv1.Activ
 		p.mu.Unlock()
 	}
 	for _, command := range s.a.notebooks.foreground() {
-		s.a.noteForeground()
 		if len(response.GetCommands()) < maxForeground {
 			response.Commands = append(response.Commands, command)
 		}

@@ -126,7 +126,7 @@ func (n *notebooks) close(ctx context.Context) {
 // foreground gives what is executed, as commands in the foreground. What waits for somebody's input is no work.
 func (n *notebooks) foreground() (commands []*agentv1.ForegroundCommand) {
 	for _, work := range n.service.Working() {
-		commands = append(commands, &agentv1.ForegroundCommand{Process: work.ID, Command: cut(printable(work.What), maxCommandLine), StartTime: timestamppb.New(work.Since)})
+		commands = append(commands, &agentv1.ForegroundCommand{Process: work.ID, Command: cut(printable(work.What), maxCommandLine), StartTime: timestamppb.New(work.Since), Cell: true})
 	}
 	return commands
 }

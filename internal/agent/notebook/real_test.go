@@ -53,7 +53,7 @@ func openBox(t *testing.T, home string) *box {
 	b.close = func() {
 		once.Do(func() {
 			kernels.Close(context.Background())
-			b.Service.Close()
+			b.Close()
 		})
 	}
 	t.Cleanup(b.close)

@@ -46,6 +46,7 @@ type usage struct {
 
 	asked   time.Time // when the agent was asked last, or is to be thought of as asked
 	command carrel.Signal
+	cell    carrel.Signal
 	viewers int
 }
 
@@ -121,21 +122,32 @@ func (a *activity) answered(run carrel.RunID, answer *agentv1.ActivityResponse, 
 		}
 		return
 	}
-	command := commandSignal(answer, now)
-	if u.command.At.After(command.At) {
-		command.At = u.command.At
+	command := agentSignal(answer.GetCommands(), carrel.SignalCommand, now)
+	if answer.GetCommandTime() != nil && !command.Active {
+		command.At = earlier(answer.GetCommandTime().AsTime(), now)
 	}
-	u.command = command
+	u.command = newer(command, u.command)
+	u.cell = newer(agentSignal(answer.GetCommands(), carrel.SignalCell, now), u.cell)
 	u.viewers = int(answer.GetViewers())
 }
 
-// commandSignal makes a signal of what an agent, which may be anybody's program, says.
-func commandSignal(answer *agentv1.ActivityResponse, now time.Time) carrel.Signal {
-	s := carrel.Signal{Kind: carrel.SignalCommand}
-	if answer.GetCommandTime() != nil {
-		s.At = earlier(answer.GetCommandTime().AsTime(), now)
+// newer is a signal whose time is not before that of the one before it.
+func newer(signal, before carrel.Signal) carrel.Signal {
+	if before.At.After(signal.At) {
+		signal.At = before.At
 	}
-	commands := answer.GetCommands()
+	return signal
+}
+
+// agentSignal makes a signal, of commands or of cells, of what an agent, which may be anybody's program, says.
+func agentSignal(all []*agentv1.ForegroundCommand, kind carrel.SignalKind, now time.Time) carrel.Signal {
+	s := carrel.Signal{Kind: kind}
+	var commands []*agentv1.ForegroundCommand
+	for _, one := range all {
+		if one.GetCell() == (kind == carrel.SignalCell) {
+			commands = append(commands, one)
+		}
+	}
 	if len(commands) == 0 {
 		return s
 	}
@@ -169,8 +181,10 @@ func (a *activity) snapshot(run carrel.RunID) []carrel.Signal {
 	for kind, at := range u.touched {
 		signals = append(signals, carrel.Signal{Kind: kind, At: at})
 	}
-	if !u.command.At.IsZero() {
-		signals = append(signals, u.command)
+	for _, signal := range []carrel.Signal{u.command, u.cell} {
+		if !signal.At.IsZero() {
+			signals = append(signals, signal)
+		}
 	}
 	open := 0
 	for gateway, c := range u.sessions {

@@ -955,8 +955,10 @@ type ForegroundCommand struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Process string                 `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
 	// At most 200 bytes of its command line.
-	Command       string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
-	StartTime     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	Command   string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// It is code that a kernel executes; process is the id of the execution or the kernel.
+	Cell          bool `protobuf:"varint,4,opt,name=cell,proto3" json:"cell,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1012,6 +1014,13 @@ func (x *ForegroundCommand) GetStartTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ForegroundCommand) GetCell() bool {
+	if x != nil {
+		return x.Cell
+	}
+	return false
+}
+
 var File_carrel_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_carrel_agent_v1_agent_proto_rawDesc = "" +
@@ -1064,12 +1073,13 @@ const file_carrel_agent_v1_agent_proto_rawDesc = "" +
 	"\x10ActivityResponse\x12>\n" +
 	"\bcommands\x18\x01 \x03(\v2\".carrel.agent.v1.ForegroundCommandR\bcommands\x12=\n" +
 	"\fcommand_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vcommandTime\x12\x18\n" +
-	"\aviewers\x18\x03 \x01(\x05R\aviewers\"\x82\x01\n" +
+	"\aviewers\x18\x03 \x01(\x05R\aviewers\"\x96\x01\n" +
 	"\x11ForegroundCommand\x12\x18\n" +
 	"\aprocess\x18\x01 \x01(\tR\aprocess\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x129\n" +
 	"\n" +
-	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime2\xce\x04\n" +
+	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12\x12\n" +
+	"\x04cell\x18\x04 \x01(\bR\x04cell2\xce\x04\n" +
 	"\x0eProcessService\x12=\n" +
 	"\x05Start\x12\x1e.carrel.v1.StartProcessRequest\x1a\x12.carrel.v1.Process\"\x00\x12B\n" +
 	"\x03Run\x12\x1e.carrel.v1.StartProcessRequest\x1a\x17.carrel.v1.ProcessEvent\"\x000\x01\x12F\n" +
