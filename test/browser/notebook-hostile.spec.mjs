@@ -4,6 +4,8 @@ import { createServer } from "node:http";
 import { after, before } from "node:test";
 import { api, dropBox, makeBox, patience, shot, signIn, token, until, url, walk } from "./harness.mjs";
 
+// Little of the machine, so that it fits beside others.
+const small = { resources: { homeBytes: String(1 << 30), rootBytes: String(1 << 30), memoryBytes: String(1 << 30) } };
 const name = `hostile-${Date.now().toString(36)}`;
 let box;
 let sink;
@@ -17,7 +19,7 @@ before(async () => {
     res.end();
   });
   await new Promise((resolve) => sink.listen(0, "127.0.0.1", resolve));
-  box = await makeBox(name, { template: "python" });
+  box = await makeBox(name, { template: "python", ...small });
 });
 after(async () => {
   sink.close();
@@ -54,7 +56,7 @@ function outputs() {
     "base": html(`<base href="${sinkURL()}/base/"><script src="evil.js"></script><img src="picture.png">`),
     "style that loads": html(`<style>@import url(${sinkURL()}/import.css);body{background:url(${sinkURL()}/bg.png)}*{width:expression(${mark("expression")})}</style><div style="background:url(${sinkURL()}/inline.png);position:fixed;inset:0;z-index:99999">over</div>`),
     "objects": html(`<object data="${data(`<script>${mark("object")}</script>`)}"></object><embed src="javascript:${mark("embed")}"><applet code="x"></applet>`),
-    "script from the box": html(`<script src="/v1/boxes/${box.id}/fs/evil.js"></script><script src="${url}/v1/boxes/${box.id}/fs/evil.js"></script>`),
+    "script from the box": html(`<script src="/v1/boxes/${box.id}/fs/~/evil.js"></script><script src="${url}/v1/boxes/${box.id}/fs/~/evil.js"></script>`),
     "going to the top": html(`<script>try{top.location='${sinkURL()}/top'}catch(e){}try{parent.location='${sinkURL()}/parent'}catch(e){}try{window.open('${sinkURL()}/open')}catch(e){}</script><p>top</p>`),
     "leaving its frame": html(`<script>try{location='${sinkURL()}/self'}catch(e){}</script><p>self</p>`),
     "leaving to data": html(`<script>try{location='${data(`<script>${mark("self-data")}</script>`)}'}catch(e){}</script>`),
@@ -83,21 +85,23 @@ function outputs() {
 
 function markdown(n) {
   return [
+    `# <img src=x onerror="${mark(`${n}-heading`)}"> heading`,
     img(`${n}-img`),
     `<script>${mark(`${n}-script`)}</script>`,
     `[a](javascript:${mark(`${n}-link`)}) [b](JaVaScRiPt:alert) [c](&#106;avascript:alert) [d](data:text/html,x) [e](vbscript:x) [f][ref] <javascript:alert(1)>`,
     `[ref]: javascript:${mark(`${n}-ref`)}`,
     `![x](javascript:${mark(`${n}-image`)}) ![y](x"onerror="${mark(`${n}-image2`)}) ![z](${sinkURL()}/remote.png) ![w](//127.0.0.1:${sink.address().port}/remote2.png) ![v](/signout)`,
-    `<iframe srcdoc="<script>${mark(`${n}-srcdoc`)}</script>"></iframe><svg><style><img title="</style>${img(`${n}-style`).replaceAll('"', "&quot;")}"></svg>`,
+    `<iframe srcdoc="<script>${mark(`${n}-srcdoc`)}</script>"></iframe>`,
     `<form action="${sinkURL()}/md-form"><button>go</button></form><base href="${sinkURL()}"><meta http-equiv="refresh" content="0;url=${sinkURL()}/md-refresh"><link rel="stylesheet" href="${sinkURL()}/md.css">`,
     `<a href="x" style="position:fixed;inset:0;z-index:9999" class="button primary nb-big-run" id="root" onclick="${mark(`${n}-a`)}">cover</a>`,
-    `<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=&quot;${mark(`${n}-mxss`)}&quot;&gt;">`,
     `$\\href{javascript:${n}}{x}$ $\\htmlData{a=b}{x} \\includegraphics{${sinkURL()}/tex.png} \\url{javascript:x}$ $<img src=x onerror=alert(1)>$`,
     "```html\n" + img(`${n}-code`) + "\n```",
     "```x\" onmouseover=\"" + n + "\ncode\n```",
     `![svg](data:image/svg+xml;base64,${Buffer.from(`<svg xmlns="http://www.w3.org/2000/svg" onload="${mark(`${n}-svg`)}"/>`).toString("base64")})`,
     `![att](attachment:evil.svg) ![att2](attachment:a.png)`,
-    `# <img src=x onerror="${mark(`${n}-heading`)}"> heading`,
+    // The rest of the text is inside of what these begin.
+    `<svg><style><img title="</style>${img(`${n}-style`).replaceAll('"', "&quot;")}"></svg>`,
+    `<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=&quot;${mark(`${n}-mxss`)}&quot;&gt;">`,
   ].join("\n\n");
 }
 
@@ -123,7 +127,7 @@ function notebook() {
 }
 
 async function put(path, body) {
-  const resp = await fetch(`${url}/v1/boxes/${box.id}/fs/${path.split("/").map(encodeURIComponent).join("/")}`, { method: "PUT", headers: { Authorization: `Bearer ${token}` }, body });
+  const resp = await fetch(`${url}/v1/boxes/${box.id}/fs/~/${path.split("/").map(encodeURIComponent).join("/")}`, { method: "PUT", headers: { Authorization: `Bearer ${token}` }, body });
   assert.ok(resp.ok, `${path}: ${resp.status} ${await resp.text()}`);
 }
 
@@ -149,7 +153,7 @@ async function unharmed(page, context, where) {
       if (el.closest(".nb-outputs, .nb-markdown") && ["form", "input", "meta", "link", "style", "textarea"].includes(tag)) bad.push(`<${tag}> of a box`);
       if (el.closest(".nb-rendered") && getComputedStyle(el).position === "fixed") bad.push(`<${tag}> over the page`);
       if (tag === "a" && el.closest(".nb") && !/^(https?:|mailto:)/.test(el.href || "https:")) bad.push(`<a href=${el.href.slice(0, 40)}>`);
-      if (tag === "img" && !/^(data:image\/|blob:)/.test(el.src) && !new URL(el.src).pathname.startsWith("/v1/boxes/")) bad.push(`<img src=${el.src.slice(0, 60)}>`);
+      if (tag === "img" && el.src !== "" && el.closest(".nb") && !/^(data:image\/|blob:)/.test(el.src) && !new URL(el.src).pathname.startsWith("/v1/boxes/")) bad.push(`<img src=${el.src.slice(0, 60)}>`);
     }
     return bad;
   });
@@ -191,7 +195,7 @@ walk("no script of a notebook ever runs with the platform's origin", async ({ pa
   const marks = async () => (await Promise.all(frames().map((f) => f.evaluate(() => [window.origin, window.pwned ?? ""]).catch(() => ["null", ""]))));
   await until("scripts ran in their frames", async () => {
     const ran = (await marks()).map(([, m]) => m).join(" ");
-    return ["script", "img", "svg-onload", "application-javascript"].every((n) => ran.split(/\s+/).includes(n));
+    return ["script", "img", "svg-script", "application-javascript", "closing2"].every((n) => ran.split(/\s+/).includes(n));
   });
   assert.ok((await marks()).every(([origin]) => origin === "null"), "a frame has an origin");
   await shot(page, "notebook-hostile");

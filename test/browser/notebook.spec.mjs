@@ -1,0 +1,244 @@
+// The notebook, from the first cell to a phone.
+import assert from "node:assert/strict";
+import { after, before } from "node:test";
+import { accessible, api, dropBox, makeBox, phone, shot, signIn, token, until, url, walk } from "./harness.mjs";
+
+// Little of the machine, so that it fits beside others.
+const small = { resources: { homeBytes: String(1 << 30), rootBytes: String(1 << 30), memoryBytes: String(1 << 30) } };
+const name = `notebook-${Date.now().toString(36)}`;
+let box;
+before(async () => {
+  box = await makeBox(name, { template: "python", ...small });
+});
+after(() => dropBox(name));
+
+const path = (file) => `/boxes/${box.id}/notebook?path=${encodeURIComponent(file)}`;
+const cell = (page, n) => page.locator(".nb-cell").nth(n - 1);
+const editor = (page, n) => cell(page, n).locator(".cm-content");
+const opened = (page) => page.locator(".nb-cell").first().waitFor();
+
+async function put(file, cells) {
+  const body = JSON.stringify({ nbformat: 4, nbformat_minor: 5, metadata: {}, cells: cells.map((source, i) => ({ id: `c${i + 1}`, cell_type: "code", source, metadata: {}, execution_count: null, outputs: [] })) });
+  const resp = await fetch(`${url}/v1/boxes/${box.id}/fs/~/${file}`, { method: "PUT", headers: { Authorization: `Bearer ${token}` }, body });
+  assert.ok(resp.ok, await resp.text());
+}
+
+async function onDisk(file) {
+  const resp = await fetch(`${url}/v1/boxes/${box.id}/fs/~/${file}`, { headers: { Authorization: `Bearer ${token}` } });
+  assert.ok(resp.ok);
+  return resp.json();
+}
+const text = (c) => c.outputs.map((o) => [o.text ?? []].flat().join("")).join("");
+
+walk("a new notebook and its first plot", async ({ page, context }) => {
+  await signIn(page, { path: `/boxes/${box.id}/notebook` });
+  await page.getByRole("button", { name: "New notebook", exact: true }).waitFor();
+  await accessible(page);
+  await shot(page, "notebook-start");
+  const begun = Date.now();
+  await page.getByRole("button", { name: "New notebook", exact: true }).click();
+  await editor(page, 1).click();
+  await page.keyboard.insertText("import numpy as np\nimport matplotlib.pyplot as plt\nx = np.linspace(0, 10, 200)\nplt.plot(x, np.sin(x))\nprint('first', 'output')");
+  await page.keyboard.press("Shift+Enter");
+  await page.getByText("first output", { exact: true }).waitFor();
+  console.log(`# new notebook → first output: ${Date.now() - begun} ms`);
+  await cell(page, 1).locator("img.nb-picture").waitFor();
+  await cell(page, 1).getByText("[1]").waitFor();
+  await page.getByRole("status").getByText("Saved").waitFor();
+  // Markdown, a formula, a table, an error.
+  await editor(page, 2).click();
+  await page.keyboard.insertText("import pandas as pd\npd.DataFrame({'a': [1, 2], 'b': [0.5, 0.25]})");
+  await page.keyboard.press("Shift+Enter");
+  await cell(page, 2).locator("table.dataframe").waitFor();
+  await editor(page, 3).click();
+  await page.keyboard.insertText("1 / 0");
+  await page.keyboard.press("Shift+Enter");
+  await cell(page, 3).getByText("ZeroDivisionError: division by zero").waitFor();
+  await page.keyboard.press("Escape");
+  await page.keyboard.press("m");
+  await page.keyboard.press("Enter");
+  await page.locator(".nb-cell.markdown .cm-content").waitFor();
+  await page.keyboard.insertText("# Waves\n\nA sine, $\\sin(x) = \\sum_n \\frac{(-1)^n x^{2n+1}}{(2n+1)!}$, and **nothing** else.");
+  await page.keyboard.press("Control+Enter");
+  await page.locator(".nb-rendered .katex").waitFor();
+  await page.getByRole("heading", { name: "Waves" }).waitFor();
+  await accessible(page, { without: [] });
+  await shot(page, "notebook-light");
+  await page.emulateMedia({ colorScheme: "dark" });
+  await accessible(page);
+  await shot(page, "notebook-dark");
+  await until("the file has it all", async () => {
+    const nb = await onDisk("Untitled.ipynb");
+    return nb.nbformat === 4 && nb.cells.length >= 4 && text(nb.cells[0]).includes("first output") && nb.cells.some((c) => c.cell_type === "markdown");
+  });
+  void context;
+});
+
+walk("a cell goes on without any browser; who comes back and who comes later see all of it", async ({ page, context }) => {
+  await put("long.ipynb", ["import time\nfor i in range(40):\n    print('line', i, flush=True)\n    time.sleep(0.25)", "print('second')"]);
+  await signIn(page, { path: path("long.ipynb") });
+  await opened(page);
+  await page.getByRole("button", { name: "Run more" }).click();
+  await page.getByRole("menuitem", { name: "Run all", exact: true }).click();
+  await cell(page, 1).getByText("line 3").waitFor();
+  await cell(page, 2).getByText(/Queued/).waitFor();
+  await cell(page, 1).getByText(/Running for/).waitFor();
+  await shot(page, "notebook-running");
+  await page.close();
+  // Another comes while it runs, and sees it live.
+  const second = await context.newPage();
+  await second.goto(url + path("long.ipynb"));
+  await cell(second, 1).getByText("line 12").waitFor();
+  // The network goes, and comes back.
+  await context.setOffline(true);
+  await context.setOffline(false);
+  await cell(second, 2).getByText("second", { exact: true }).waitFor();
+  const shown = (await cell(second, 1).locator(".nb-text").innerText()).trim().split("\n");
+  assert.deepEqual(shown, Array.from({ length: 40 }, (_, i) => `line ${i}`));
+  const third = await context.newPage();
+  await third.goto(url + path("long.ipynb"));
+  await cell(third, 2).getByText("second", { exact: true }).waitFor();
+  assert.deepEqual((await cell(third, 1).locator(".nb-text").innerText()).trim().split("\n"), shown);
+});
+
+walk("a cell that sleeps through a pause ends with its output complete", async ({ page }) => {
+  await put("pause.ipynb", ["import time\nfor i in range(12):\n    print('beat', i, flush=True)\n    time.sleep(0.5)\nprint('done')"]);
+  await signIn(page, { path: path("pause.ipynb") });
+  await editor(page, 1).click();
+  await page.keyboard.press("Control+Enter");
+  await cell(page, 1).getByText("beat 2").waitFor();
+  await api("POST", `/v1/boxes/${name}:pause`, {});
+  await api("POST", `/v1/boxes/${name}:wait`, { states: ["STATE_PAUSED"], timeout: "300s" });
+  await api("POST", `/v1/boxes/${name}:resume`, {});
+  await api("POST", `/v1/boxes/${name}:wait`, { states: ["STATE_RUNNING"], timeout: "300s" });
+  await cell(page, 1).getByText("done", { exact: false }).last().waitFor();
+  const want = [...Array.from({ length: 12 }, (_, i) => `beat ${i}`), "done"];
+  await until("every line, once", async () => (await cell(page, 1).locator(".nb-text").innerText()).trim() === want.join("\n"));
+});
+
+walk("input is answered from whichever browser is there", async ({ page, context }) => {
+  await put("ask.ipynb", ["from getpass import getpass\nname = input('Your name? ')\nsecret = getpass('Secret: ')\nprint('hello', name, len(secret))"]);
+  await signIn(page, { path: path("ask.ipynb") });
+  await editor(page, 1).click();
+  await page.keyboard.press("Control+Enter");
+  await page.getByLabel("Your name?").waitFor();
+  await accessible(page);
+  const second = await context.newPage();
+  await second.goto(url + path("ask.ipynb"));
+  await second.getByLabel("Your name?").fill("Ada");
+  await second.getByRole("button", { name: "Send" }).click();
+  const secret = page.getByLabel("Secret:");
+  await secret.waitFor();
+  assert.equal(await secret.getAttribute("type"), "password");
+  await secret.fill("abc");
+  await secret.press("Enter");
+  for (const p of [page, second]) await p.getByText("hello Ada 3").waitFor();
+});
+
+walk("two who write in one cell both keep their words", async ({ page, context }) => {
+  await put("two.ipynb", ["one = 1\n\ntwo = 2", "shared = 0"]);
+  await signIn(page, { path: path("two.ipynb") });
+  await opened(page);
+  const other = await context.newPage();
+  await other.goto(url + path("two.ipynb"));
+  await opened(other);
+  await editor(page, 1).click();
+  await page.keyboard.press("Control+Home");
+  await page.keyboard.insertText("# mine\n");
+  await editor(other, 1).click();
+  await other.keyboard.press("Control+End");
+  await other.keyboard.insertText("\n# theirs");
+  for (const p of [page, other]) await until("both", async () => (await editor(p, 1).innerText()).replaceAll("\n\n", "\n").includes("# mine") && (await editor(p, 1).innerText()).includes("# theirs"));
+  // The same line, while one of them hears nothing: both texts are shown, and one is chosen.
+  await context.setOffline(false);
+  await other.route("**/EditNotebook", (r) => r.abort());
+  await editor(other, 2).click();
+  await other.keyboard.press("Control+A");
+  await other.keyboard.insertText("shared = 'theirs'");
+  await editor(page, 2).click();
+  await page.keyboard.press("Control+A");
+  await page.keyboard.insertText("shared = 'mine'");
+  await page.getByRole("status").getByText("Saved").waitFor();
+  await other.getByText("This cell was changed here and elsewhere at once.").waitFor();
+  await other.unroute("**/EditNotebook");
+  await accessible(other);
+  await shot(other, "notebook-conflict");
+  await other.getByRole("button", { name: "Keep yours" }).click();
+  await page.getByText("shared = 'theirs'").waitFor();
+});
+
+walk("cells are moved, cut, joined and brought back with Jupyter's keys", async ({ page }) => {
+  await put("keys.ipynb", ["a = 1", "b = 2", "c = 3"]);
+  await signIn(page, { path: path("keys.ipynb") });
+  await opened(page);
+  const sources = async () => (await onDisk("keys.ipynb")).cells.map((c) => [c.source].flat().join(""));
+  const becomes = (want) => until(JSON.stringify(want), async () => JSON.stringify(await sources()) === JSON.stringify(want));
+  await cell(page, 1).focus();
+  for (const key of ["j", "x"]) await page.keyboard.press(key);
+  await becomes(["a = 1", "c = 3"]);
+  await page.keyboard.press("v");
+  await becomes(["a = 1", "c = 3", "b = 2"]);
+  await page.keyboard.press("Alt+ArrowUp");
+  await becomes(["a = 1", "b = 2", "c = 3"]);
+  for (const key of ["d", "d"]) await page.keyboard.press(key);
+  await becomes(["a = 1", "c = 3"]);
+  await page.keyboard.press("z");
+  await becomes(["a = 1", "b = 2", "c = 3"]);
+  await cell(page, 1).focus();
+  await page.keyboard.press("Shift+M");
+  await becomes(["a = 1\nb = 2", "c = 3"]);
+  await page.keyboard.press("h");
+  await page.getByRole("dialog", { name: "Keys of the notebook" }).waitFor();
+  await accessible(page);
+});
+
+walk("a kernel that ends is said, and its box and page go on", async ({ page }) => {
+  await put("dead.ipynb", ["import os\nprint('last words', flush=True)\nos.kill(os.getpid(), 9)", "print('again')"]);
+  await signIn(page, { path: path("dead.ipynb") });
+  await editor(page, 1).click();
+  await page.keyboard.press("Control+Enter");
+  await page.getByRole("alert").getByText("The kernel has ended").waitFor();
+  await cell(page, 1).getByText("last words").first().waitFor();
+  await shot(page, "notebook-dead-kernel");
+  await page.getByRole("alert").getByRole("button", { name: "Restart" }).click();
+  await editor(page, 2).click();
+  await page.keyboard.press("Control+Enter");
+  await cell(page, 2).getByText("again", { exact: true }).waitFor();
+  await editor(page, 2).click();
+  await page.keyboard.press("Control+A");
+  await page.keyboard.insertText("while True: pass");
+  await page.keyboard.press("Control+Enter");
+  await cell(page, 2).getByText(/Running/).waitFor();
+  await cell(page, 2).focus();
+  await page.keyboard.press("i");
+  await page.keyboard.press("i");
+  await cell(page, 2).getByText("KeyboardInterrupt").first().waitFor();
+});
+
+walk("four mebibytes of text freeze nothing", async ({ page }) => {
+  await put("flood.ipynb", ["for i in range(60000): print(f'{i:08d} ' + 'x' * 60)"]);
+  await signIn(page, { path: path("flood.ipynb") });
+  await editor(page, 1).click();
+  await page.keyboard.press("Control+Enter");
+  await page.getByText(/lines, [34](\.\d)? MiB/).waitFor();
+  await cell(page, 1).getByText(/^\[1\]$/).waitFor();
+  // Few of the lines are in the page, and it answers.
+  assert.ok((await page.locator("*").count()) < 4000);
+  await page.getByRole("button", { name: "Top", exact: true }).click();
+  await cell(page, 1).getByText("00000000 xxx").waitFor();
+  await shot(page, "notebook-flood");
+});
+
+walk("on a phone", phone, async ({ page }) => {
+  await put("phone.ipynb", ["print('a long line ' * 40)\nprint('small screen')"]);
+  await signIn(page, { path: path("phone.ipynb") });
+  await opened(page);
+  await page.getByRole("button", { name: "Run the cell and go on" }).tap();
+  await page.getByText("small screen").last().waitFor();
+  const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  assert.ok(wide <= 0, `the page is ${wide} pixels too wide`);
+  await accessible(page);
+  await shot(page, "notebook-phone");
+  await page.emulateMedia({ colorScheme: "dark" });
+  await shot(page, "notebook-phone-dark");
+});
