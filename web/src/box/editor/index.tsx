@@ -136,7 +136,7 @@ function Tab({ document: d, selected, twin, onSelect, onClose }: { document: Doc
   }, [selected]);
   return (
     <span ref={element} className={`editor-tab ${selected ? "selected" : ""}`} role="presentation" title={plain(d.path)}>
-      <button type="button" role="tab" aria-selected={selected} aria-controls={selected ? "editor-pane" : undefined} tabIndex={selected ? 0 : -1} onClick={onSelect}>
+      <button type="button" role="tab" aria-selected={selected} aria-controls={selected ? "editor-pane" : undefined} aria-keyshortcuts="Delete" tabIndex={selected ? 0 : -1} onClick={onSelect}>
         {d.dirty && <span className="editor-dirty" aria-hidden="true" />}
         <FileName name={d.name} />
         {twin && (
@@ -146,7 +146,7 @@ function Tab({ document: d, selected, twin, onSelect, onClose }: { document: Doc
         )}
         {d.dirty && <span className="visually-hidden"> (not saved)</span>}
       </button>
-      <button type="button" className="icon-button" tabIndex={selected ? 0 : -1} aria-label={`Close ${plain(d.name)}`} onClick={onClose}>
+      <button type="button" className="icon-button" tabIndex={-1} aria-hidden="true" title={`Close ${plain(d.name)}`} onClick={onClose}>
         <svg className="icon" viewBox="0 0 20 20" width={13} height={13} fill="none" stroke="currentColor" strokeWidth="2" strokeLinecap="round" aria-hidden="true">
           <path d="m5 5 10 10M15 5 5 15" />
         </svg>

@@ -170,12 +170,12 @@ function Shells() {
         <div role="tablist" aria-label="Terminals">
           {sessions.current.map((s) => (
             <span key={s.key} className="terminal-tab" role="presentation">
-              <button type="button" role="tab" id={`terminal-tab-${s.key}`} aria-selected={s.key === current} aria-controls="terminal-place" tabIndex={s.key === current ? 0 : -1} onClick={() => setCurrent(s.key)} onKeyDown={(e) => move(e.key, sessions.current, current, setCurrent)}>
+              <button type="button" role="tab" id={`terminal-tab-${s.key}`} aria-selected={s.key === current} aria-controls="terminal-place" tabIndex={s.key === current ? 0 : -1} onClick={() => setCurrent(s.key)} aria-keyshortcuts="Delete" onKeyDown={(e) => (e.key === "Delete" && mayChange ? close(s) : move(e.key, sessions.current, current, setCurrent))}>
                 <span className={`dot ${s.phase === "starting" ? "moving" : ""}`} data-phase={s.phase} aria-hidden="true" />
                 {s.title}
                 {s.phase === "ended" && <span className="visually-hidden"> (ended)</span>}
               </button>
-              {mayChange && <IconButton icon="close" label={`Close ${s.title}`} onClick={() => close(s)} />}
+              {mayChange && <IconButton icon="close" label={`Close ${s.title}`} tabIndex={-1} aria-hidden="true" onClick={() => close(s)} />}
             </span>
           ))}
         </div>
@@ -224,7 +224,7 @@ function Shells() {
   );
 }
 
-/** Arrow keys go from tab to tab. */
+/** Arrow keys go from tab to tab; Delete closes one, as its button does. */
 function move(key: string, all: readonly Session[], current: number, set: (key: number) => void) {
   const by = { ArrowLeft: -1, ArrowRight: 1 }[key];
   if (!by) return;
