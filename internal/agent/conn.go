@@ -105,7 +105,7 @@ func (a *Agent) serve(ctx context.Context) {
 	parts.Go(func() { a.accept(ctx, servers, &parts) })
 	<-ctx.Done()
 	a.listener.Close()
-	a.jupyter.Close()
+	parts.Go(a.jupyter.Close)
 	a.mu.Lock()
 	var open []*boxConn
 	for conn := range a.conns {
