@@ -30,6 +30,8 @@ var changing = []struct {
 	{regexp.MustCompile(`PID/[0-9]+\.py`), "PID/HASH.py"},
 	{regexp.MustCompile(`[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}`), "UUID"},
 	{regexp.MustCompile(`[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(Z|\+00:00)?`), "TIME"},
+	// When the Python was built: the machine's may be an update older than a box's.
+	{regexp.MustCompile(`main, [A-Z][a-z]{2} +[0-9]+ [0-9]{4}, [0-9:]{8}`), "main, BUILD"},
 	{regexp.MustCompile(`kernel-[0-9A-Za-z]+\.json`), "kernel-ID.json"},
 }
 
