@@ -93,6 +93,19 @@ func TestAWriteWaitsAtMostAsLongAsItsRequest(t *testing.T) {
 	require.Equal(t, string(data), string(receive(t, read)))
 }
 
+func TestASessionOfSSHKnowsItsTerminal(t *testing.T) {
+	b := startBox(t)
+	for kind, want := range map[string]string{"ssh": "same", "": "other"} {
+		stream, err := b.processes.Run(b.context(), connect.NewRequest(&carrelv1.StartProcessRequest{
+			Args: []string{"sh", "-c", `if [ "$SSH_TTY" = "$(tty)" ]; then echo same; else echo other; fi`}, Pty: &carrelv1.TerminalSize{}, Kind: kind,
+		}))
+		require.NoError(t, err)
+		s := &seen{}
+		require.NoError(t, s.readAll(stream))
+		require.Equal(t, want+"\r\n", s.out[stdout].String())
+	}
+}
+
 func TestATerminal(t *testing.T) {
 	b := startBox(t)
 	request := &carrelv1.StartProcessRequest{Args: []string{"sh"}, Pty: &carrelv1.TerminalSize{Rows: 33, Cols: 77}, Env: map[string]string{"PS1": "", "ENV": ""}}

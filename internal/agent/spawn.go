@@ -37,12 +37,13 @@ type command struct {
 	pty     *unix.Winsize
 	modes   []byte // of the terminal, as in applyModes
 	name    string // argv[0], where it is not args[0]
+	ssh     bool   // a session of SSH: SSH_TTY names its terminal
 	stdin   bool
 }
 
 // prepare checks a request and finds the program.
 func prepare(request *carrelv1.StartProcessRequest, who account, boxEnv ...map[string]string) (command, error) {
-	c := command{args: request.GetArgs(), account: who, stdin: request.GetStdin(), modes: request.GetTerminalModes()}
+	c := command{args: request.GetArgs(), account: who, stdin: request.GetStdin(), modes: request.GetTerminalModes(), ssh: request.GetKind() == "ssh"}
 	if err := checkModes(c.modes); err != nil {
 		return command{}, err
 	}
@@ -183,6 +184,7 @@ func lookPath(program, path, cwd string) (string, error) {
 // spawned has the agent's ends of what a started program reads and writes. For a terminal all is one file.
 type spawned struct {
 	stdin, stdout, stderr *os.File
+	terminal              string // the path of the program's terminal; empty: it has none
 }
 
 func (s spawned) close() {
@@ -200,6 +202,9 @@ func (c command) spawn(r *reaper, ended func(unix.WaitStatus)) (spawned, int, er
 		return spawned{}, 0, err
 	}
 	program := vfork.Command{Path: c.path, Args: c.argv(), Env: c.env, Dir: c.cwd, Files: theirs, Terminal: c.pty != nil}
+	if c.ssh && ours.terminal != "" {
+		program.Env = append(slices.Clone(c.env), "SSH_TTY="+ours.terminal)
+	}
 	if isRoot() {
 		program.Credential = &syscall.Credential{Uid: c.account.uid, Gid: c.account.gid, Groups: c.account.groups}
 	}
@@ -254,11 +259,11 @@ func (c command) open() (ours spawned, theirs theirFiles, err error) {
 		}
 	}()
 	if c.pty != nil {
-		master, slave, err := openTerminal(c.pty, c.modes, c.account.uid)
+		master, slave, name, err := openTerminal(c.pty, c.modes, c.account.uid)
 		if err != nil {
 			return ours, theirs, err
 		}
-		ours, theirs = spawned{stdout: master}, theirFiles{slave, slave, slave}
+		ours, theirs = spawned{stdout: master, terminal: name}, theirFiles{slave, slave, slave}
 		return ours, theirs, nil
 	}
 	if c.stdin {
@@ -278,10 +283,10 @@ func (c command) open() (ours spawned, theirs theirFiles, err error) {
 }
 
 // openTerminal makes a terminal: the agent's end, which does not block, and the one of the program.
-func openTerminal(size *unix.Winsize, modes []byte, uid uint32) (master *os.File, slave int, err error) {
+func openTerminal(size *unix.Winsize, modes []byte, uid uint32) (master *os.File, slave int, name string, err error) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, 0, fmt.Errorf("open a terminal: %w", err)
+		return nil, 0, "", fmt.Errorf("open a terminal: %w", err)
 	}
 	master = os.NewFile(uintptr(fd), "terminal")
 	defer func() {
@@ -291,28 +296,28 @@ func openTerminal(size *unix.Winsize, modes []byte, uid uint32) (master *os.File
 	}()
 	number, err := unix.IoctlGetUint32(fd, unix.TIOCGPTN)
 	if err != nil {
-		return nil, 0, fmt.Errorf("number of a terminal: %w", err)
+		return nil, 0, "", fmt.Errorf("number of a terminal: %w", err)
 	}
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		return nil, 0, fmt.Errorf("unlock a terminal: %w", err)
+		return nil, 0, "", fmt.Errorf("unlock a terminal: %w", err)
 	}
 	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, size); err != nil {
-		return nil, 0, fmt.Errorf("size of a terminal: %w", err)
+		return nil, 0, "", fmt.Errorf("size of a terminal: %w", err)
 	}
 	if err := setModes(fd, modes); err != nil {
-		return nil, 0, fmt.Errorf("modes of a terminal: %w", err)
+		return nil, 0, "", fmt.Errorf("modes of a terminal: %w", err)
 	}
-	name := fmt.Sprintf("/dev/pts/%d", number)
+	name = fmt.Sprintf("/dev/pts/%d", number)
 	other, err := unix.Open(name, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, 0, fmt.Errorf("open %s: %w", name, err)
+		return nil, 0, "", fmt.Errorf("open %s: %w", name, err)
 	}
 	if os.Geteuid() == 0 {
 		// As after any login: group 5 is tty. Programs that were started with the terminal open do not need it.
 		_ = unix.Fchown(other, int(uid), 5)
 		_ = unix.Fchmod(other, 0o620)
 	}
-	return master, other, nil
+	return master, other, name, nil
 }
 
 // resize tells a terminal and the programs on it a new size.

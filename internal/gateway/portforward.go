@@ -10,6 +10,8 @@ import (
 	"net/http/httptrace"
 	"net/http/httputil"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +25,7 @@ type portJob struct {
 	ports  *ports
 	ref    portRef
 	path   string // escaped, as the box shall see it
+	host   string // as the client wrote it
 	byPath bool   // under /p/, at the platform's own origin
 }
 
@@ -197,10 +200,13 @@ func (j *portJob) clean(h http.Header) {
 	lines := h.Values("Set-Cookie")
 	h.Del("Set-Cookie")
 	if j.byPath {
+		j.keepWithin(h)
 		// The headers that keep the answer from being a page are ours already; the others would hold for all of the platform's origin.
 		for _, name := range []string{
 			"Content-Security-Policy", "X-Content-Type-Options", "Service-Worker-Allowed",
 			"Strict-Transport-Security", "Nel", "Report-To", "Reporting-Endpoints",
+			// A client must not be led to show the platform's own origin, or another one, what it knows.
+			"Www-Authenticate", "Proxy-Authenticate", "Refresh",
 		} {
 			h.Del(name)
 		}
@@ -216,6 +222,46 @@ func (j *portJob) clean(h http.Header) {
 	}
 	if h.Get("Server") != "" {
 		h.Del("Server")
+	}
+}
+
+// keepWithin lets an answer lead to nothing but the same port under /p/: a client that follows it sends its token along, and the box shall
+// choose neither another origin nor another page of the platform's for that. Paths as the box knows them get the prefix.
+func (j *portJob) keepWithin(h http.Header) {
+	for _, name := range []string{"Location", "Content-Location"} {
+		text := h.Get(name)
+		if text == "" {
+			continue
+		}
+		h.Del(name)
+		to, err := url.Parse(text)
+		if err != nil || to.Opaque != "" || to.Host != "" && to.Host != j.host || to.Scheme != "" && to.Host == "" || to.User != nil {
+			continue
+		}
+		prefix := pathPrefix + string(j.ref.Box) + "/" + strconv.Itoa(j.ref.Port)
+		if rest, ok := strings.CutPrefix(to.EscapedPath(), prefix+"/"); ok { // it knows where it is
+			to.Path, to.RawPath = "", ""
+			if to, err = to.Parse("/" + rest); err != nil {
+				continue
+			}
+		}
+		here, err := url.ParseRequestURI(j.path)
+		if err != nil {
+			continue
+		}
+		// Dots are taken out before the prefix comes: they lead no further up than the port's own root.
+		within := here.ResolveReference(&url.URL{Path: to.Path, RawPath: to.RawPath, RawQuery: to.RawQuery, Fragment: to.Fragment})
+		if parts := strings.Split(within.Path, "/"); slices.Contains(parts, "..") || slices.Contains(parts, ".") {
+			continue // written as %2e, which browsers take out later
+		}
+		value := prefix + within.EscapedPath()
+		if within.RawQuery != "" {
+			value += "?" + within.RawQuery
+		}
+		if within.Fragment != "" {
+			value += "#" + within.EscapedFragment()
+		}
+		h.Set(name, value)
 	}
 }
 

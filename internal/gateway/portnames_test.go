@@ -165,3 +165,33 @@ func TestWhoGoesToAPageIsAPerson(t *testing.T) {
 		require.False(t, navigation(r), name)
 	}
 }
+
+func TestAnswersUnderAPathLeadNowhereElse(t *testing.T) {
+	box := carrel.NewBoxID()
+	prefix := "/p/" + string(box) + "/8000"
+	j := &portJob{ref: portRef{Box: box, Port: 8000}, path: "/app/page", host: "carrel.example:7070", byPath: true}
+	for location, want := range map[string]string{
+		"/login?next=%2Fx#there":               prefix + "/login?next=%2Fx#there",
+		"other":                                prefix + "/app/other",
+		"?page=2":                              prefix + "/app/page?page=2",
+		"../../../v1/boxes":                    prefix + "/v1/boxes",
+		prefix + "/app/":                       prefix + "/app/",
+		prefix + "/../../../v1/boxes":          prefix + "/v1/boxes",
+		"http://carrel.example:7070/v1/tokens": prefix + "/v1/tokens",
+		"/%2e%2E/.%2e/%2e%2e/v1":               "",
+		"/..//elsewhere.example/":              prefix + "/elsewhere.example/",
+		"//elsewhere.example/":                 "",
+		"https://elsewhere.example/":           "",
+		"http://user@carrel.example:7070/":     "",
+		"http://carrel.example:7070.evil/":     "",
+		"javascript:alert(1)":                  "",
+		"http:/v1":                             "",
+		"http://carrel.example:7070:bad/%zz":   "",
+	} {
+		h := http.Header{"Location": {location}, "Www-Authenticate": {"Basic"}, "Proxy-Authenticate": {"Basic"}, "Refresh": {"0; url=//x"}, "Content-Type": {"text/html"}}
+		j.clean(h)
+		require.Equal(t, want, h.Get("Location"), location)
+		h.Del("Location")
+		require.Equal(t, http.Header{"Content-Type": {"text/html"}}, h)
+	}
+}

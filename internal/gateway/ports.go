@@ -180,7 +180,7 @@ func (p *ports) send(w http.ResponseWriter, r *http.Request, ref portRef, who vi
 	if who.user != "" && p.counts(r, who.user, ref) {
 		g.touch(who.pass, activityPort)
 	}
-	job := &portJob{ports: p, ref: ref, visitor: who, path: path, byPath: byPath}
+	job := &portJob{ports: p, ref: ref, visitor: who, path: path, host: r.Host, byPath: byPath}
 	p.forward.ServeHTTP(w, r.WithContext(context.WithValue(ctx, portJobKey{}, job)))
 }
 
