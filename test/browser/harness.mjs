@@ -116,7 +116,7 @@ export async function api(method, path, body) {
 /** Makes a box and waits until it runs; gives it as the API shows it. */
 export async function makeBox(name, { template = "tiny", ...more } = {}) {
   await api("POST", "/v1/boxes", { name, template, ...more });
-  const box = await api("POST", `/v1/boxes/${name}:wait`, { states: ["STATE_RUNNING", "STATE_FAILED"], timeout: "300s" });
+  const box = await api("POST", `/v1/boxes/${name}:wait`, { states: ["STATE_RUNNING", "STATE_FAILED"], timeout: `${Math.ceil(patience / 1000)}s` });
   assert.equal(box.state, "STATE_RUNNING", JSON.stringify(box.failure));
   return box;
 }

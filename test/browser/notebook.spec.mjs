@@ -78,7 +78,7 @@ walk("a cell goes on without any browser; who comes back and who comes later see
   await put("long.ipynb", ["import time\nfor i in range(40):\n    print('line', i, flush=True)\n    time.sleep(0.25)", "print('second')"]);
   await signIn(page, { path: path("long.ipynb") });
   await opened(page);
-  await page.getByRole("button", { name: "Run more" }).click();
+  await page.getByRole("button", { name: "All cells" }).click();
   await page.getByRole("menuitem", { name: "Run all", exact: true }).click();
   await cell(page, 1).getByText("line 3").waitFor();
   await cell(page, 2).getByText(/Queued/).waitFor();

@@ -139,6 +139,78 @@ walk("the list lives: states change by themselves, and the connection comes back
   await row.waitFor({ state: "detached" });
 });
 
+walk("the first page is small, and all works over a link of 300 ms", async ({ page, context }) => {
+  const name = `slow-${Date.now().toString(36)}`;
+  await makeBox(name);
+  await signIn(page);
+  await page.getByRole("link", { name, exact: true }).waitFor();
+  const fresh = await context.newPage();
+  const wire = await context.newCDPSession(fresh);
+  const files = new Map();
+  await wire.send("Network.enable");
+  await wire.send("Network.setCacheDisabled", { cacheDisabled: true });
+  await wire.send("Network.emulateNetworkConditions", { offline: false, latency: 300, downloadThroughput: -1, uploadThroughput: -1 });
+  wire.on("Network.requestWillBeSent", (e) => files.set(e.requestId, { url: e.request.url, bytes: 0 }));
+  wire.on("Network.dataReceived", (e) => (files.get(e.requestId).bytes += e.encodedDataLength));
+  await fresh.goto(url);
+  const row = fresh.getByRole("listitem").filter({ has: fresh.getByRole("link", { name, exact: true }) });
+  await row.locator('[data-state="Running"]').waitFor();
+  const list = [...files.values()];
+  const foreign = list.filter((f) => !f.url.startsWith(`${url}/`) && !f.url.startsWith("data:"));
+  assert.deepEqual(foreign, [], "loaded from elsewhere");
+  const scripts = list.filter((f) => /\.(js|css)$/.test(f.url));
+  assert.ok(scripts.length > 1 && scripts.every((f) => f.bytes > 0), JSON.stringify(list));
+  const sum = list.reduce((n, f) => n + f.bytes, 0);
+  console.log(`first page: ${list.length} requests, ${Math.round(sum / 1000)} kB as sent`);
+  assert.ok(sum <= 400_000, `the first page is ${sum} bytes as sent: ${list.map((f) => `${f.url} ${f.bytes}`).join(", ")}`);
+  await row.getByRole("button", { name: `Pause ${name}` }).click();
+  await row.locator('[data-state="Paused"]').waitFor();
+  await dropBox(name);
+});
+
+walk("a port opens with the sign-in of the pages, also from a link elsewhere", async ({ page, context }) => {
+  const name = `port-${Date.now().toString(36)}`;
+  const box = await makeBox(name, { template: "python" });
+  await api("POST", `/v1/boxes/${box.id}/processes`, { args: ["python3", "-m", "http.server", "8000"] });
+  const at = new URL(url);
+  at.hostname = `8000-${box.id}.localhost`;
+  await until("the program listens", async () => (await api("GET", `/v1/boxes/${box.id}/listeners`)).listeners?.some((l) => l.port === 8000));
+  await signIn(page);
+  await page.goto(at.href);
+  await page.getByRole("heading", { name: "Directory listing for /" }).waitFor();
+  assert.deepEqual((await context.cookies(at.href)).map((c) => c.name), ["carrel_port"], "the session's cookie is the front door's alone");
+  // From a page of another site the browser keeps the session's cookie back at first.
+  await context.clearCookies({ name: "carrel_port" });
+  await page.route("http://elsewhere.test/", (route) => route.fulfill({ contentType: "text/html", body: `<a href="${at.href}">go</a>` }));
+  await page.goto("http://elsewhere.test/");
+  await page.getByRole("link", { name: "go" }).click();
+  await page.getByRole("heading", { name: "Directory listing for /" }).waitFor();
+  await dropBox(name);
+});
+
+walk("a fault of one part leaves the rest alive", async ({ page }) => {
+  const name = `fault-${Date.now().toString(36)}`;
+  const box = await makeBox(name);
+  await page.route("**/assets/events-*.js", (route) => route.abort());
+  await page.route("**/carrel.v1.TokenService/ListTokens", (route) => route.fulfill({ status: 503, contentType: "application/json", body: JSON.stringify({ code: "unavailable", message: "the control plane does not answer at the moment" }) }));
+  await signIn(page, { path: `/boxes/${box.id}/events` });
+  await page.getByText("Events could not be loaded").waitFor();
+  await page.locator('[data-state="Running"]').waitFor();
+  await page.getByRole("button", { name: `Pause ${name}` }).waitFor();
+  await accessible(page);
+  await shot(page, "box-fault");
+  await page.unroute("**/assets/events-*.js");
+  await page.getByRole("button", { name: "Load the page again" }).click();
+  await page.getByRole("log").getByText("created", { exact: true }).waitFor();
+  await page.goto(`${url}/account`);
+  await page.getByText("The control plane does not answer at the moment.").waitFor();
+  await page.getByText("No SSH keys yet.").or(page.getByRole("button", { name: /^Remove/ })).first().waitFor();
+  await page.unroute("**/carrel.v1.TokenService/ListTokens");
+  await page.getByRole("button", { name: "Try again" }).click();
+  await page.getByRole("button", { name: /^Revoke/ }).first().waitFor();
+  await dropBox(name);
+});
+
 walk("keys and the palette reach everything", async ({ page }) => {
   const name = `keys-${Date.now().toString(36)}`;
   await makeBox(name);
