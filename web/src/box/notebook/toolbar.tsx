@@ -117,7 +117,7 @@ export function Toolbar(props: ToolbarProps) {
               </select>
             </label>
             <Menu
-              label="Run more"
+              label="All cells: run or restart"
               className="nb-tool"
               items={[
                 { label: "Run all", icon: "play", act: a.runAll },

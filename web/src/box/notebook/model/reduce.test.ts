@@ -1,7 +1,7 @@
 import { create } from "@bufbuild/protobuf";
 import { describe, expect, it } from "vitest";
 import { ExecutionState, KernelState, NotebookSchema, type NotebookEvent } from "../../../gen/carrel/v1/notebooks_pb";
-import { applyEdits, applyEvents, queuePlaces } from "./reduce";
+import { applyEdits, applyEvents, keepOutputs, queuePlaces } from "./reduce";
 import { document, event } from "./server.fixture";
 import { newCell, parseCell } from "./nbformat";
 import { parseNotebook } from "./wire";
@@ -158,6 +158,33 @@ describe("edits", () => {
     expect(applyEdits(doc, [{ kind: "move", cell: "c0", after: "c0" }])).toBe(doc);
   });
 });
+
+describe("a document that was read again", () => {
+  it("keeps the outputs that are the same, so that frames are not loaded anew", () => {
+    const was = applyEvents(document("x", "y"), [...story, stream("j.9", "other", "stdout", "c1")]);
+    const read = parseNotebook(
+      create(NotebookSchema, {
+        path: "a.ipynb",
+        cursor: "j.9",
+        content: {
+          cells: [
+            { id: "c0", cell_type: "code", source: "x", outputs: JSON.parse(JSON.stringify(story0)) },
+            { id: "c1", cell_type: "code", source: "y", outputs: [{ output_type: "stream", name: "stdout", text: "changed" }] },
+          ],
+        },
+      }),
+    );
+    const kept = keepOutputs(was, read);
+    expect(kept.cells.get("c0")?.outputs).toBe(was.cells.get("c0")?.outputs);
+    expect(kept.cells.get("c1")?.outputs).toBe(read.cells.get("c1")?.outputs);
+  });
+});
+
+const story0 = [
+  { output_type: "stream", name: "stdout", text: "one\ntwo\n" },
+  { output_type: "stream", name: "stderr", text: "oops" },
+  { output_type: "display_data", data: { "text/plain": "100%" }, metadata: {}, transient: { display_id: "bar" } },
+];
 
 describe("nbformat", () => {
   it("of any shape is read without failing", () => {

@@ -253,3 +253,21 @@ export function running(doc: Document): Run | undefined {
   for (const run of doc.runs.values()) if (run.state === "running") return run;
   return undefined;
 }
+
+/** Outputs larger than this are not compared. In characters of JSON. */
+const mostCompared = 1_000_000;
+
+/** A document that was read again, with the outputs of the one before where they are the same: what is shown of them stays as it is. */
+export function keepOutputs(was: Document, now: Document): Document {
+  let cells: Map<string, Cell> | null = null;
+  const text = (outputs: readonly Output[]) => JSON.stringify(outputs, (key, value: unknown) => (key === "key" ? undefined : value));
+  for (const [id, cell] of now.cells) {
+    const old = was.cells.get(id);
+    if (old === undefined || old.outputs.length !== cell.outputs.length || cell.outputs.length === 0) continue;
+    const before = text(old.outputs);
+    if (before.length > mostCompared || before !== text(cell.outputs)) continue;
+    cells ??= new Map(now.cells);
+    cells.set(id, { ...cell, outputs: old.outputs });
+  }
+  return cells === null ? now : { ...now, cells };
+}

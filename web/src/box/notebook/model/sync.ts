@@ -11,7 +11,7 @@ import type { NotebookEvent } from "../../../gen/carrel/v1/notebooks_pb";
 import { reached } from "../../../stream/cursor";
 import { merge } from "./merge";
 import { cellId } from "./nbformat";
-import { applyEdits, applyEvents } from "./reduce";
+import { applyEdits, applyEvents, keepOutputs } from "./reduce";
 import type { Document, Edit } from "./types";
 
 export interface Draft {
@@ -126,7 +126,7 @@ class Turn {
         this.events(applyEvents(this.s.doc, input.events));
         break;
       case "loaded":
-        this.events(input.doc);
+        this.events(keepOutputs(this.s.doc, input.doc));
         break;
       case "typed":
         this.typed(input.cell, input.text);
