@@ -156,10 +156,10 @@ function KernelMenu({ wanted, kernel, readOnly, actions: a }: ToolbarProps) {
   ];
   return (
     <div className="nb-kernel" onPointerEnter={load} onFocus={load}>
-      <Menu label={`Kernel ${kernel?.displayName ?? wanted}: ${kernelWords[health]}`} className="nb-kernel-button" items={readOnly ? [] : items}>
+      <Menu label={`${kernel?.displayName ?? wanted} ${kernelWords[health]}, the kernel`} className="nb-kernel-button" items={readOnly ? [] : items}>
         <span className={`badge ${kernelTone[health]}`} data-kernel={health}>
           <span className={`dot ${kernelTone[health] === "busy" ? "moving" : ""}`} aria-hidden="true" />
-          <span className="nb-kernel-name">{kernel?.displayName ?? wanted}</span>
+          <span className="nb-kernel-name">{kernel?.displayName ?? wanted}</span>{" "}
           <span className="nb-kernel-state">{kernelWords[health]}</span>
         </span>
       </Menu>
