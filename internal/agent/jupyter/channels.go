@@ -161,19 +161,23 @@ func (s *Server) writeKernel(ctx context.Context, c *socket, v *viewer) error {
 		if err != nil {
 			return err
 		}
-		kind, frame := websocket.MessageBinary, []byte(nil)
-		if c.Subprotocol() == protocolV1 {
-			frame = encodeV1(one.channel, one.message)
-		} else {
-			isBinary := false
-			if frame, isBinary = encodeJSON(one.channel, one.message); !isBinary {
-				kind = websocket.MessageText
-			}
-		}
+		kind, frame := c.encode(one)
 		if err := c.send(kind, frame); err != nil {
 			return errors.Join(context.Cause(ctx), err)
 		}
 	}
+}
+
+// encode makes a frame of a message, in the way that the client chose.
+func (c *socket) encode(one item) (websocket.MessageType, []byte) {
+	if c.Subprotocol() == protocolV1 {
+		return websocket.MessageBinary, encodeV1(one.channel, one.message)
+	}
+	frame, isBinary := encodeJSON(one.channel, one.message)
+	if isBinary {
+		return websocket.MessageBinary, frame
+	}
+	return websocket.MessageText, frame
 }
 
 // readKernel gives the kernel what the client says. Messages that make no sense are passed over, as Jupyter does; frames that cannot be

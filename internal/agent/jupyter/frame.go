@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"strings"
 	"time"
 
 	"carrel.dev/carrel/internal/agent/kernel"
@@ -197,16 +196,4 @@ func serverMessage(kind string, parent json.RawMessage, content any, now time.Ti
 		parent = json.RawMessage("{}")
 	}
 	return &kernel.Message{Header: header, Parent: parent, Metadata: json.RawMessage("{}"), Content: body}
-}
-
-// offered reports whether a client offers a subprotocol.
-func offered(header []string, protocol string) bool {
-	for _, line := range header {
-		for one := range strings.SplitSeq(line, ",") {
-			if strings.TrimSpace(one) == protocol {
-				return true
-			}
-		}
-	}
-	return false
 }

@@ -53,8 +53,8 @@ func TestFramesCarryMessagesByteForByte(t *testing.T) {
 
 func TestFramesThatAreNoMessages(t *testing.T) {
 	m := sample([]byte("buffer"))
-	v1, old := encodeV1(kernel.Shell, &m), []byte(nil)
-	old, _ = encodeJSON(kernel.Shell, &m)
+	v1 := encodeV1(kernel.Shell, &m)
+	old, _ := encodeJSON(kernel.Shell, &m)
 	for cut := range len(v1) {
 		_, _, err := decodeV1(v1[:cut])
 		require.Error(t, err, "cut at %d", cut)

@@ -343,7 +343,7 @@ func parseTerminal(data []byte) (kind, text string, size termSize, err error) {
 	case "set_size":
 		var rows, cols float64
 		if len(parts) < 3 || json.Unmarshal(parts[1], &rows) != nil || json.Unmarshal(parts[2], &cols) != nil || rows < 1 || cols < 1 || rows > maxRows || cols > maxRows {
-			return kind, "", termSize{}, nil // a window that is not shown says so
+			return kind, "", termSize{}, nil //nolint:nilerr // a window that is not shown says so
 		}
 		size = termSize{int(rows), int(cols)}
 	}

@@ -87,7 +87,7 @@ func (s Server) Connect(ctx context.Context, kernel, session, protocol string) (
 		options.Subprotocols = []string{protocol}
 	}
 	address := "ws" + strings.TrimPrefix(s.URL, "http") + "api/kernels/" + kernel + "/channels?session_id=" + url.QueryEscape(session)
-	conn, _, err := websocket.Dial(ctx, address, options)
+	conn, _, err := websocket.Dial(ctx, address, options) //nolint:bodyclose // the library has it
 	if err != nil {
 		return nil, fmt.Errorf("connect to a kernel: %w", err)
 	}

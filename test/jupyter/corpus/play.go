@@ -55,7 +55,6 @@ type played struct {
 	answers  []string
 	waiting  map[string]string // what is still to come of each request
 	lines    map[string][]Message
-	kernel   string // its session
 }
 
 func (c *Client) play(ctx context.Context, step Step) ([]string, error) {
