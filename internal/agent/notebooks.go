@@ -44,9 +44,14 @@ type notebooks struct {
 
 func (a *Agent) newNotebooks() (*notebooks, error) {
 	n := &notebooks{a: a}
+	id, _ := a.current()
+	var maxMessage, maxNotebook int64
+	if id.MemoryBytes > 0 { // in memory they are larger
+		maxMessage, maxNotebook = min(256<<20, id.MemoryBytes/4), min(256<<20, id.MemoryBytes/8)
+	}
 	var err error
 	n.kernels, err = kernel.NewManager(kernel.Config{
-		Home: a.config.Home, RuntimeDir: n.runtimeDir, Start: n.start, AsUser: a.runAsUser, Log: a.log,
+		Home: a.config.Home, RuntimeDir: n.runtimeDir, Start: n.start, AsUser: a.runAsUser, MaxMessage: maxMessage, Log: a.log,
 		Env: func() map[string]string {
 			id, base := a.current()
 			env := maps.Clone(base)
@@ -61,7 +66,7 @@ func (a *Agent) newNotebooks() (*notebooks, error) {
 		return nil, fmt.Errorf("make the box's kernels: %w", err)
 	}
 	n.service, err = notebook.New(notebook.Config{
-		Home: a.config.Home, Kernels: n.kernels, AsUser: a.runAsUser, Log: a.log,
+		Home: a.config.Home, Kernels: n.kernels, AsUser: a.runAsUser, MaxNotebook: maxNotebook, Log: a.log,
 		Owner: func() string {
 			id, _ := a.current()
 			return id.BoxID

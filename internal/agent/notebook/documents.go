@@ -392,7 +392,7 @@ func (s *Service) GetNotebook(ctx context.Context, request *carrelv1.GetNotebook
 	if err != nil && errors.Is(err, fs.ErrNotExist) {
 		return nil, fileError("read", path, err)
 	}
-	shown := &carrelv1.Notebook{Path: path}
+	shown := &carrelv1.Notebook{Path: carrel.EncodeFileName(path)}
 	if k := s.config.Kernels.OfPath(path); k != nil {
 		s.mu.Lock()
 		shown.Kernel = s.showKernel(k.Info())

@@ -9,6 +9,7 @@ import (
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
 	"carrel.dev/carrel/internal/agent/kernel"
+	"carrel.dev/carrel/internal/carrel"
 )
 
 // Execution states, by short names.
@@ -63,9 +64,10 @@ func (e *execution) ended() bool { return e.state != queued && e.state != runnin
 // show gives the execution as the protocol has it, with outputs if wanted. Service.mu is held.
 func (e *execution) show(withOutputs bool) *carrelv1.Execution {
 	shown := &carrelv1.Execution{
-		Id: e.id, Kernel: e.kernel, Path: e.path, Cell: e.cell, Code: e.code, State: e.state, ExecutionCount: e.count,
+		Id: e.id, Kernel: e.kernel, Path: carrel.EncodeFileName(e.path), Cell: e.cell, Code: e.code, State: e.state, ExecutionCount: e.count,
 		QueueTime: stamp(e.queuedAt), StartTime: stamp(e.startedAt), EndTime: stamp(e.endedAt), TruncatedBytes: e.truncatedBytes,
-		OutputFile: e.outputFile, Question: e.question, StartedBy: e.startedBy, Message: e.message,
+		OutputFile: carrel.EncodeFileName(e.outputFile), Question: e.question, StartedBy: e.startedBy,
+		Message: strings.ToValidUTF8(e.message, "\ufffd"),
 	}
 	if withOutputs {
 		for _, one := range e.outputs.list {
@@ -91,7 +93,7 @@ func showKernel(info kernel.Info, waiting int) *carrelv1.Kernel {
 		kernel.Restarting: carrelv1.KernelState_KERNEL_STATE_RESTARTING,
 	}
 	shown := &carrelv1.Kernel{
-		Id: info.ID, Spec: info.Spec, DisplayName: info.DisplayName, Language: info.Language, Path: info.Path, State: states[info.Phase],
+		Id: info.ID, Spec: info.Spec, DisplayName: info.DisplayName, Language: info.Language, Path: carrel.EncodeFileName(info.Path), State: states[info.Phase],
 		StartTime: stamp(info.Started), ActivityTime: stamp(info.Activity), Restarts: int32(info.Restarts), Queued: int32(waiting), Message: info.Message,
 		Pid: int32(info.Pid), Prepared: info.Prepared,
 	}

@@ -14,8 +14,7 @@ import (
 const (
 	// formatMajor and formatMinor are the version of nbformat that notebooks are written in.
 	formatMajor, formatMinor = 4, 5
-	// maxNotebook is the largest file that is opened as a notebook, and maxNotebookCells the most cells, with which a document still fits into the
-	// memory of a small box.
+	// maxNotebook is the largest file that is opened as a notebook, in bytes, and maxNotebookCells the most cells that one may have.
 	maxNotebook      = 256 << 20
 	maxNotebookCells = 50_000
 )

@@ -69,7 +69,7 @@ func fileError(do, path string, err error) error {
 }
 
 // readNotebook reads a file. For AsUser.
-func readNotebook(path string) (data []byte, state fileState, err error) {
+func readNotebook(path string, limit int64) (data []byte, state fileState, err error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fileState{}, err
@@ -85,12 +85,12 @@ func readNotebook(path string) (data []byte, state fileState, err error) {
 	case stat.Mode&unix.S_IFMT != unix.S_IFREG:
 		return nil, fileState{}, carrel.Errorf(carrel.CodePrecondition, "not_a_file", "%q is a device, socket or pipe, not a notebook", carrel.EncodeFileName(path))
 	}
-	data, err = io.ReadAll(io.LimitReader(file, maxNotebook+1))
+	data, err = io.ReadAll(io.LimitReader(file, limit+1))
 	if err != nil {
 		return nil, fileState{}, err
 	}
-	if len(data) > maxNotebook {
-		return nil, fileState{}, carrel.Errorf(carrel.CodePrecondition, "notebook_too_large", "%q is larger than %d MiB, the most that is opened; clear outputs in it with another program first", carrel.EncodeFileName(path), maxNotebook>>20)
+	if int64(len(data)) > limit {
+		return nil, fileState{}, carrel.Errorf(carrel.CodePrecondition, "notebook_too_large", "%q is larger than %d MiB, the most that is opened in this box; clear outputs in it with another program first", carrel.EncodeFileName(path), limit>>20)
 	}
 	state = stateOf(&stat)
 	state.hash = maphash.Bytes(hashSeed, data)
@@ -103,7 +103,7 @@ func (d *document) load() error {
 	defer d.saving.Unlock()
 	var data []byte
 	if err := d.s.config.AsUser(func() (err error) {
-		data, d.file, err = readNotebook(d.path)
+		data, d.file, err = readNotebook(d.path, d.s.config.MaxNotebook)
 		return err
 	}); err != nil {
 		return fileError("read", d.path, err)
@@ -148,7 +148,7 @@ func (d *document) refresh() error {
 	}
 	var data []byte
 	if err := s.config.AsUser(func() (err error) {
-		data, state, err = readNotebook(d.path)
+		data, state, err = readNotebook(d.path, d.s.config.MaxNotebook)
 		return err
 	}); err != nil {
 		return err

@@ -43,7 +43,9 @@ type Config struct {
 	Owner func() string
 	// AsUser runs a function with the rights of the box's user; nil: just runs it.
 	AsUser func(func() error) error
-	Log    *slog.Logger
+	// MaxNotebook is the largest file that is opened as a notebook, in bytes; in memory it is some times as large. 0: 256 MiB.
+	MaxNotebook int64
+	Log         *slog.Logger
 }
 
 // Service executes, and keeps notebooks. Its methods are safe for concurrent use. It does nothing and has no goroutines until it is first used.
@@ -87,6 +89,9 @@ func New(config Config) (*Service, error) {
 	}
 	if config.AsUser == nil {
 		config.AsUser = func(f func() error) error { return f() }
+	}
+	if config.MaxNotebook <= 0 {
+		config.MaxNotebook = maxNotebook
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	return &Service{
@@ -142,7 +147,7 @@ func (s *Service) Close() {
 
 // emit puts an event into the journal and gives its cursor. s.mu is held.
 func (s *Service) emit(event *carrelv1.NotebookEvent) string {
-	event.Time = timestamppb.New(s.now())
+	event.Time, event.Path = timestamppb.New(s.now()), carrel.EncodeFileName(event.GetPath())
 	data, err := proto.Marshal(event)
 	if err != nil {
 		s.log.Error("an event could not be written", "error", err)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
+	"carrel.dev/carrel/internal/carrel"
 )
 
 const (
@@ -68,7 +69,7 @@ func (r *runner) truncate(e *execution, bytes int64) {
 
 func (r *runner) tellTruncation(e *execution) {
 	e.toldTruncation = e.truncatedBytes
-	r.s.emit(e.event(&carrelv1.NotebookEvent{Event: &carrelv1.NotebookEvent_Truncated{Truncated: &carrelv1.OutputTruncated{Bytes: e.truncatedBytes, File: e.outputFile}}}))
+	r.s.emit(e.event(&carrelv1.NotebookEvent{Event: &carrelv1.NotebookEvent_Truncated{Truncated: &carrelv1.OutputTruncated{Bytes: e.truncatedBytes, File: carrel.EncodeFileName(e.outputFile)}}}))
 }
 
 // closeSpill ends the file of an execution and marks in its outputs that they are not all. s.mu is held.

@@ -28,6 +28,7 @@ func (s *Service) Watch(ctx context.Context, request *carrelv1.WatchNotebooksReq
 		if path, err = s.path(request.GetPath()); err != nil {
 			return err
 		}
+		path = carrel.EncodeFileName(path) // as events have it
 	}
 	reader, ok := s.journal.Read(request.GetAfter())
 	if !ok {
