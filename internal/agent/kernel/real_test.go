@@ -71,11 +71,17 @@ func TestRealKernel(t *testing.T) {
 	require.NoError(t, k.Ready(wait(t)))
 	c, err := k.Connect(kernel.ClientConfig{Session: "test"})
 	require.NoError(t, err)
-	begin := time.Now()
 	outputs, reply := execute(t, c, "print('hello'); 6*7")
-	t.Log(time.Since(begin))
-	for _, one := range outputs {
-		t.Log(one.Channel, one.Message.Head().Type, string(one.Message.Content))
-	}
 	require.Contains(t, string(reply.Content), `"ok"`)
+	var types []string
+	for _, one := range outputs {
+		types = append(types, one.Message.Head().Type)
+	}
+	require.Equal(t, []string{"status", "execute_input", "stream", "execute_result", "status"}, types)
+	require.JSONEq(t, `{"name": "stdout", "text": "hello\n"}`, string(outputs[2].Message.Content))
+	require.NoError(t, k.Interrupt(wait(t)))
+	require.NoError(t, k.Restart(wait(t)))
+	require.NoError(t, k.Ready(wait(t)))
+	_, reply = execute(t, c, "1")
+	require.Contains(t, string(reply.Content), `"execution_count": 1`)
 }
