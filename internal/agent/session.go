@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	// sessionBuffer reads the frames of one session, in bytes.
+	// sessionBuffer reads the frames of one session, in bytes, and sessionBulk input that comes in large pieces.
 	sessionBuffer = 16 << 10
+	sessionBulk   = 128 << 10
 	// sessionStart is how long a connection may take to say what it wants.
 	sessionStart = 10 * time.Second
 )
@@ -189,6 +190,9 @@ func (s *session) read() {
 		}
 		switch kind {
 		case frame.Input:
+			if size > len(buf) {
+				buf = make([]byte, sessionBulk)
+			}
 			for {
 				n, err := s.in.Read(buf)
 				if errors.Is(err, io.EOF) {

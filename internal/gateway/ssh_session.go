@@ -29,6 +29,8 @@ const (
 	pausedLook = 10 * time.Second
 	// hangUpTime is how long the end of a process that was hung up is waited for.
 	hangUpTime = 2 * time.Second
+	// feedRead is how much input is taken at once of those who send much, in bytes: what leaves together costs the box one wake-up.
+	feedRead = 4 * sessionRead
 	// sshFailed is the exit status for what goes wrong on Carrel's side, as ssh itself has it.
 	sshFailed = 255
 )
@@ -310,8 +312,8 @@ func (s *sshSession) feed(p pass, process *boxProcess) {
 				s.c.g.touch(p, activityInput)
 			}
 			_, _ = process.Write(buf[:n])
-			if n == len(buf) && n < sessionRead {
-				buf = make([]byte, sessionRead)
+			if n == len(buf) && n < feedRead {
+				buf = make([]byte, feedRead)
 			}
 		}
 		if err != nil {

@@ -155,7 +155,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	data := &http.Server{
 		Handler: p.fromGateways(p.serveStream), ErrorLog: errorLog,
-		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: maxHeaders,
+		// Each stream begins with a handshake, of which a busy machine may have many to do.
+		ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: maxHeaders,
 		BaseContext: func(net.Listener) context.Context { return groupCtx },
 	}
 	gateways := tunnel.NewListener(p.listener, &tls.Config{
