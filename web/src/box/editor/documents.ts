@@ -21,6 +21,9 @@ const keepAfter = 250;
 /** A larger picture is not shown, in bytes. */
 const mostPicture = 30 << 20;
 
+/** Stands for a text that is not known; no text that is edited has a NUL. */
+const unknown = "\0";
+
 export type Kind = "opening" | "text" | "picture" | "binary" | "large" | "failed";
 
 export class Document {
@@ -85,7 +88,7 @@ export class Document {
     if (!this.owner.live) {
       if (!draft) return this.changed();
       this.begin(draft.text, draft.eol);
-      this.base = "\0unknown";
+      this.base = unknown;
       this.input({ type: "opened", etag: draft.etag, dirty: true });
       return this.input({ type: "save" });
     }
@@ -99,9 +102,10 @@ export class Document {
       else if (isBinary(content.data)) this.kind = "binary";
       else {
         const { text, eol, damaged } = decode(content.data);
-        this.base = text;
         if (damaged) this.fixed = "It is not UTF-8: it can be looked at, and is left as it is. Characters that cannot be read are shown as �.";
         const mine = draft && !damaged && draft.text !== text ? draft : null;
+        // What a draft was typed on is known only when that is still on the disk.
+        this.base = mine && mine.etag !== content.etag ? unknown : text;
         this.begin(mine?.text ?? text, mine?.eol ?? eol);
         this.input({ type: "opened", etag: mine?.etag ?? content.etag, dirty: mine !== null });
         if (mine && mine.etag !== content.etag) this.compare(text, content.etag);
