@@ -29,7 +29,7 @@ func greeting() []byte {
 	text[0], text[9], text[10], text[11] = 0xff, 0x7f, 3, 1
 	copy(text[12:], "NULL")
 	ready := property(append([]byte{5}, "READY"...), "Socket-Type", "ROUTER")
-	return append(append(text, flagCommand, byte(len(ready))), ready...)
+	return bytes.Join([][]byte{text, {flagCommand, byte(len(ready))}, ready}, nil)
 }
 
 // FuzzSocket has a peer say anything: it must not have the agent take memory for what never comes, nor end it.
