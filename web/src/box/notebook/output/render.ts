@@ -61,6 +61,8 @@ export async function render(kind: RenderKind, host: HTMLElement, source: string
   if (kind === "markdown") await renderMarkdown({ ...common, markdownParser });
   else if (kind === "html") await renderHTML(common);
   else await renderLatex(common);
+  // Links of headings to themselves lead nowhere in a page that is not the document.
+  for (const link of made.querySelectorAll("a.jp-InternalAnchorLink")) link.remove();
   for (const table of made.querySelectorAll("table")) {
     const scroller = document.createElement("div");
     scroller.className = "nb-table";
