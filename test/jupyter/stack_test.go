@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
+	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/carreltest"
 	"carrel.dev/carrel/test/jupyter/corpus"
 )
@@ -36,7 +37,7 @@ type box struct {
 
 func newBox(t *testing.T) *box {
 	t.Helper()
-	s := carreltest.Start(t, carreltest.Options{})
+	s := carreltest.Start(t, carreltest.Options{PoolBytes: carrel.GiB}) // room for the one box
 	t.Cleanup(http.DefaultClient.CloseIdleConnections)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
