@@ -18,7 +18,7 @@ func TestBrowser(t *testing.T) {
 	require.NotEmpty(t, specs)
 	chromium, err := exec.LookPath("chromium")
 	require.NoError(t, err, "the browser is missing: `scripts/install.sh test` brings it")
-	s := newStack(t, options{images: "tiny,python", pool: "40GiB"})
+	s := newStack(t, options{images: "tiny,python", pool: "20GiB"})
 	for _, spec := range specs {
 		t.Run(strings.TrimSuffix(filepath.Base(spec), ".spec.mjs"), func(t *testing.T) {
 			command := exec.Command("../../scripts/node.sh", "node", "--test", "--test-reporter=spec", spec)
