@@ -296,7 +296,7 @@ walk("in the dark, and on a phone", { ...phone, colorScheme: "dark" }, async ({ 
   ]) {
     await page.goto(url + path);
     await page.getByRole("heading", { name: heading, exact: true }).waitFor();
-    await page.getByText("Loading").waitFor({ state: "detached" });
+    await until("everything is loaded", async () => (await page.locator(".loading").count()) === 0);
     await narrow();
     await accessible(page);
     await shot(page, `phone${path.replace("/", "-")}-dark`);
