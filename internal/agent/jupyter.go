@@ -110,21 +110,24 @@ func (t jupyterTerminals) End(id string) error {
 	if err := t.a.hangUp(p); err != nil {
 		return nil //nolint:nilerr // it has ended by itself
 	}
-	t.a.wg.Go(func() {
-		v, err := p.viewAs("", [streams]int64{-1, -1})
-		if err != nil {
-			return
-		}
-		defer v.leave()
+	v, err := p.viewAs("", [streams]int64{-1, -1})
+	if err != nil {
+		return err
+	}
+	defer v.leave()
+	// A list that is asked for next has it no more.
+	for _, last := range []bool{false, true} {
 		ctx, cancel := context.WithTimeout(context.Background(), endTime)
-		defer cancel()
-		for done := false; !done; {
-			if _, done, err = v.event(ctx, nil); err != nil {
-				_ = t.a.reaper.signal(p.pid, unix.SIGKILL)
-				return
-			}
+		for done := false; !done && err == nil; {
+			_, done, err = v.event(ctx, nil)
 		}
-	})
+		cancel()
+		if err == nil || last {
+			return nil
+		}
+		err = nil
+		_ = t.a.reaper.signal(p.pid, unix.SIGKILL)
+	}
 	return nil
 }
 
