@@ -30,7 +30,7 @@ async function onDisk(file) {
 }
 const text = (c) => c.outputs.map((o) => [o.text ?? []].flat().join("")).join("");
 
-walk("a new notebook and its first plot", async ({ page, context }) => {
+walk("a new notebook and its first plot", async ({ page }) => {
   await signIn(page, { path: `/boxes/${box.id}/notebook` });
   await page.getByRole("button", { name: "New notebook", exact: true }).waitFor();
   await accessible(page);
@@ -71,7 +71,6 @@ walk("a new notebook and its first plot", async ({ page, context }) => {
     const nb = await onDisk("Untitled.ipynb");
     return nb.nbformat === 4 && nb.cells.length >= 4 && text(nb.cells[0]).includes("first output") && nb.cells.some((c) => c.cell_type === "markdown");
   });
-  void context;
 });
 
 walk("a cell goes on without any browser; who comes back and who comes later see all of it", async ({ page, context }) => {
