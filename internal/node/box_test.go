@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,6 +25,9 @@ type box struct {
 	generation int64
 	withMemory bool // the newest snapshot has it
 	memory_    int64
+	name       string
+	identity   int64  // raised when somebody else takes it
+	prebuild   string // the snapshot that its first run is cloned from
 }
 
 // newBox makes the image of all boxes and a box that has no run yet.
@@ -37,12 +41,12 @@ func (w *world) newBox() *box {
 	})
 	path := filepath.Join(dir, strings.Replace(imageDigest(baseImage), ":", "-", 1)+".erofs")
 	require.NoError(w.t, os.WriteFile(path, []byte(baseImage), 0o600))
-	return &box{w: w, id: carrel.NewBoxID()}
+	return &box{w: w, id: carrel.NewBoxID(), name: "box"}
 }
 
 func (b *box) spec() *linkv1.RunSpec {
 	return &linkv1.RunSpec{
-		BoxName: "box", ImageDigest: imageDigest(baseImage), CpuMillis: 1000, MemoryBytes: max(b.memory_, 256*carrel.MiB), HomeBytes: 32 * carrel.MiB,
+		BoxName: b.name, ImageDigest: imageDigest(baseImage), CpuMillis: 1000, MemoryBytes: max(b.memory_, 256*carrel.MiB), HomeBytes: 32 * carrel.MiB,
 		RootBytes: 64 * carrel.MiB, Processes: 100, TmpBytes: carrel.MiB, ShmBytes: carrel.MiB, Env: map[string]string{"A": "b"},
 	}
 }
@@ -57,11 +61,39 @@ func (b *box) assign() {
 	spec := b.spec()
 	spec.SnapshotId = c.newest[string(b.id)]
 	spec.WithMemory = spec.SnapshotId != "" && b.withMemory
+	if spec.SnapshotId == "" && b.prebuild != "" {
+		spec.SnapshotId, spec.WithMemory, spec.Clone = b.prebuild, true, true
+	}
 	c.epochs[string(b.id)] = b.epoch
 	c.runs[b.run] = &linkv1.DesiredRun{
 		RunId: b.run, BoxId: string(b.id), OrgId: "odefault000000000000", Epoch: b.epoch, Order: linkv1.Order_ORDER_RUN, Generation: b.generation, Spec: spec,
+		Identity: b.identity,
 	}
 	c.touch()
+}
+
+// handOver makes the box that runs somebody else's.
+func (b *box) handOver(name string) {
+	b.w.t.Helper()
+	b.name = name
+	b.identity++
+	b.generation++
+	c := b.w.control
+	c.mu.Lock()
+	r := proto.CloneOf(c.runs[b.run])
+	r.Generation, r.Identity, r.Spec.BoxName = b.generation, b.identity, name
+	c.runs[b.run] = r
+	c.touch()
+	c.mu.Unlock()
+	done := b.wait()
+	require.Equal(b.w.t, "running", done.GetPhase(), "%s: %s", done.GetReason(), done.GetMessage())
+	data, err := os.ReadFile(filepath.Join(b.w.dir, "run", "identities", b.run, "identity.json"))
+	require.NoError(b.w.t, err)
+	var told struct {
+		Name string `json:"box_name"`
+	}
+	require.NoError(b.w.t, json.Unmarshal(data, &told))
+	require.Equal(b.w.t, name, told.Name)
 }
 
 // order changes what is wanted of the run, for a new generation.

@@ -271,6 +271,10 @@ func (a *agentControl) Ready(context.Context, *connect.Request[agentv1.ReadyRequ
 	return connect.NewResponse(&agentv1.ReadyResponse{RunId: a.run}), nil
 }
 
+func (a *agentControl) Identify(context.Context, *connect.Request[agentv1.IdentifyRequest]) (*connect.Response[agentv1.IdentifyResponse], error) {
+	return connect.NewResponse(&agentv1.IdentifyResponse{}), nil
+}
+
 func (a *agentControl) Quiesce(context.Context, *connect.Request[agentv1.QuiesceRequest]) (*connect.Response[agentv1.QuiesceResponse], error) {
 	return connect.NewResponse(&agentv1.QuiesceResponse{}), nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/failpoint"
 )
 
@@ -28,7 +29,11 @@ func TestLifeOfABox(t *testing.T) {
 func life(t *testing.T, w *world) {
 	t.Helper()
 	b := w.newBox()
+	b.prebuild = string(carrel.NewSnapshotID()) // which is not there
 	b.start()
+	require.Contains(t, b.last().GetNotice(), "started afresh")
+	b.handOver("somebodys")
+	require.Equal(t, "pool", b.last().GetStartedFrom())
 	b.write("/home/carrel/a", "1")
 	b.write("/etc/a", "1")
 	b.remember("alive")
