@@ -248,10 +248,10 @@ func (j *jupyterServer) fail(w http.ResponseWriter, r *http.Request, err error) 
 	}
 	e := own(r.Context(), j.gateway.log, r.Header.Get(headerRequestID), err)
 	status := httpStatus(e.Code)
-	switch {
-	case e.Code == carrel.CodeUnauthorized:
+	switch e.Code {
+	case carrel.CodeUnauthorized:
 		status = http.StatusForbidden
-	case e.Code == carrel.CodePrecondition:
+	case carrel.CodePrecondition:
 		status = http.StatusServiceUnavailable
 	}
 	body, _ := json.Marshal(map[string]string{"message": e.Message, "reason": e.Reason})

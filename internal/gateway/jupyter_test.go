@@ -159,7 +159,7 @@ func TestJupyterIsClosedToStrangers(t *testing.T) {
 	}
 	token := http.Header{"Authorization": {"token " + testToken}}
 	// A body that is too large goes no further.
-	request, err := http.NewRequestWithContext(testContext(t), "PUT", front+"/jupyter/mybox/api/contents/x", strings.NewReader("x"))
+	request, err := http.NewRequestWithContext(testContext(t), http.MethodPut, front+"/jupyter/mybox/api/contents/x", strings.NewReader("x"))
 	require.NoError(t, err)
 	request.Header, request.ContentLength = token.Clone(), -1
 	request.Body = io.NopCloser(io.LimitReader(zeros{}, 200<<20))
@@ -205,7 +205,7 @@ func TestJupyterServesFilesAsNoPages(t *testing.T) {
 	base := front + "/jupyter/mybox/"
 	body, err := json.Marshal(map[string]any{"type": "file", "format": "text", "content": "<script>alert(1)</script>"})
 	require.NoError(t, err)
-	request, err := http.NewRequestWithContext(testContext(t), "PUT", base+"api/contents/page.html", bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(testContext(t), http.MethodPut, base+"api/contents/page.html", bytes.NewReader(body))
 	require.NoError(t, err)
 	request.Header.Set("Authorization", "token "+testToken)
 	response, err := http.DefaultClient.Do(request)

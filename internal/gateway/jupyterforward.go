@@ -189,7 +189,7 @@ func (c *watchedConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
-	return c.Conn.Close()
+	return c.Close()
 }
 
 // frameScan follows the frames of a WebSocket (RFC 6455, section 5.2) in the bytes of one direction. Control frames, with which a client that is left alone

@@ -15,7 +15,7 @@ import (
 
 func TestABoxSeesNothingOfAClientsCredentials(t *testing.T) {
 	const token = "carrel_secret"
-	in := httptest.NewRequest("GET", "http://front/jupyter/lab.org/api/kernels/1/channels?session_id=s&token="+token+"&%74oken="+token+"&x=a%20b", nil)
+	in := httptest.NewRequest(http.MethodGet, "http://front/jupyter/lab.org/api/kernels/1/channels?session_id=s&token="+token+"&%74oken="+token+"&x=a%20b", nil)
 	in.Header = http.Header{
 		"Authorization": {"token " + token}, "Cookie": {"carrel_session=" + token}, "Referer": {"http://front/?token=" + token}, "Origin": {"http://front"},
 		"Sec-Websocket-Protocol": {"v1.kernel.websocket.jupyter.org, v1.token.websocket.jupyter.org", "v1.token.websocket.jupyter.org." + token},
@@ -34,13 +34,13 @@ func TestABoxSeesNothingOfAClientsCredentials(t *testing.T) {
 }
 
 func TestABoxTellsABrowserNothingOfItsOwn(t *testing.T) {
-	response := &http.Response{StatusCode: 200, Header: http.Header{
+	response := &http.Response{StatusCode: http.StatusOK, Header: http.Header{
 		"Set-Cookie": {"carrel_session=stolen"}, "Content-Security-Policy": {"default-src *"}, "Access-Control-Allow-Origin": {"*"}, "Clear-Site-Data": {"*"},
 		"Location": {"//elsewhere.example/"}, "Content-Type": {"text/html"}, "Etag": {"x"}, "Refresh": {"0"}, "Link": {"</x>; rel=preload"},
 	}}
 	(&jupyterCall{}).clean(response)
 	require.Equal(t, http.Header{"Content-Type": {"text/html"}, "Etag": {"x"}}, response.Header)
-	response = &http.Response{StatusCode: 101, Header: http.Header{}}
+	response = &http.Response{StatusCode: http.StatusSwitchingProtocols, Header: http.Header{}}
 	(&jupyterCall{bare: true}).clean(response)
 	require.Equal(t, "v1.token.websocket.jupyter.org", response.Header.Get("Sec-WebSocket-Protocol"))
 }

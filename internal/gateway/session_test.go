@@ -57,7 +57,7 @@ func TestOnlyOurOwnPagesUseASignIn(t *testing.T) {
 	}
 	p.gateway.public = &url.URL{Scheme: "https", Host: "carrel.example"}
 	for origin, want := range map[string]bool{"https://carrel.example": true, "http://carrel.example": false, "https://localhost:7070": true, own: false} {
-		r := httptest.NewRequest("POST", own+"/v1/boxes", nil)
+		r := httptest.NewRequest(http.MethodPost, own+"/v1/boxes", nil)
 		r.Header.Set("Origin", origin)
 		r.Header.Set(headerUI, "1")
 		require.Equal(t, want, p.ownRequest(r), "behind TLS: %s", origin)
@@ -72,7 +72,7 @@ func TestARightThatIsShownCountsBeforeTheCookie(t *testing.T) {
 		"Jupyter's way": func(r *http.Request) { r.URL.RawQuery = "a=b&token=x" },
 		"a subprotocol": func(r *http.Request) { r.Header.Set("Sec-WebSocket-Protocol", "carrel.terminal.v1, carrel.ticket.x") },
 	} {
-		r := httptest.NewRequest("GET", "http://localhost/v1/boxes", nil)
+		r := httptest.NewRequest(http.MethodGet, "http://localhost/v1/boxes", nil)
 		require.False(t, showsRight(r))
 		change(r)
 		require.True(t, showsRight(r), what)
@@ -81,7 +81,7 @@ func TestARightThatIsShownCountsBeforeTheCookie(t *testing.T) {
 
 func TestPagesAreUnderstoodWithAndWithoutCompression(t *testing.T) {
 	for text, want := range map[string]bool{"": false, "gzip": true, "gzip, deflate, br": true, "br;q=1, GZIP;q=0.5": true, "*": true, "gzip;q=0": false, "gzip; q=0.0, br": false, "identity": false, "gzip;q=x": false} {
-		r := httptest.NewRequest("GET", "/", nil)
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
 		if text != "" {
 			r.Header.Set("Accept-Encoding", text)
 		}

@@ -66,13 +66,11 @@ const (
 func (p *page) ask(channel uint32, request *carrelv1.StreamRequest) {
 	p.t.Helper()
 	request.Channel = channel
-	kind, data, err := websocket.MessageBinary, []byte(nil), error(nil)
+	kind, marshal := websocket.MessageBinary, proto.Marshal
 	if p.conn.Subprotocol() == jsonStream {
-		kind = websocket.MessageText
-		data, err = protojson.Marshal(request)
-	} else {
-		data, err = proto.Marshal(request)
+		kind, marshal = websocket.MessageText, protojson.Marshal
 	}
+	data, err := marshal(request)
 	require.NoError(p.t, err)
 	require.NoError(p.t, p.conn.Write(testContext(p.t), kind, data))
 }
