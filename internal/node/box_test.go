@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -25,7 +26,7 @@ type box struct {
 	generation int64
 	withMemory bool // the newest snapshot has it
 	memory_    int64
-	name       string
+	name       string // default "box"
 	identity   int64  // raised when somebody else takes it
 	prebuild   string // the snapshot that its first run is cloned from
 }
@@ -41,12 +42,12 @@ func (w *world) newBox() *box {
 	})
 	path := filepath.Join(dir, strings.Replace(imageDigest(baseImage), ":", "-", 1)+".erofs")
 	require.NoError(w.t, os.WriteFile(path, []byte(baseImage), 0o600))
-	return &box{w: w, id: carrel.NewBoxID(), name: "box"}
+	return &box{w: w, id: carrel.NewBoxID()}
 }
 
 func (b *box) spec() *linkv1.RunSpec {
 	return &linkv1.RunSpec{
-		BoxName: b.name, ImageDigest: imageDigest(baseImage), CpuMillis: 1000, MemoryBytes: max(b.memory_, 256*carrel.MiB), HomeBytes: 32 * carrel.MiB,
+		BoxName: cmp.Or(b.name, "box"), ImageDigest: imageDigest(baseImage), CpuMillis: 1000, MemoryBytes: max(b.memory_, 256*carrel.MiB), HomeBytes: 32 * carrel.MiB,
 		RootBytes: 64 * carrel.MiB, Processes: 100, TmpBytes: carrel.MiB, ShmBytes: carrel.MiB, Env: map[string]string{"A": "b"},
 	}
 }

@@ -314,9 +314,9 @@ type control struct {
 	done     []*linkv1.ChoreReport
 	facts    *linkv1.NodeFacts
 	signals  map[string]map[string]*linkv1.ActivitySignal // of each run, by kind
-	refuse   string // reason to refuse the next commit with
-	lose     int    // answers to commits that get lost
-	broken   error  // what everything is answered with
+	refuse   string                                       // reason to refuse the next commit with
+	lose     int                                          // answers to commits that get lost
+	broken   error                                        // what everything is answered with
 	cut      chan struct{}
 	problems []string
 }
