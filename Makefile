@@ -91,7 +91,7 @@ test-web: web/dist/.built ## Check and test the pages' own code
 	@cd web && ../scripts/node.sh npm test --silent
 
 test: install-test tools build generate-check lint test-web ## Run every test (root, Debian 12)
-	go test -timeout 60m ./...
+	go test -timeout 60m ./test/e2e ./... # the longest first
 
 test-short: web/dist/.built ## Run the tests that need neither root nor gVisor
 	go test -short ./...
