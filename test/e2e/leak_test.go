@@ -60,6 +60,9 @@ func (s *stack) removeAll() {
 		require.NoError(s.t, err)
 		for _, box := range boxes.Msg.GetBoxes() {
 			_, err := s.client.Boxes.DeleteBox(s.ctx(), connect.NewRequest(&carrelv1.DeleteBoxRequest{Id: box.GetId(), Org: org.GetId()}))
+			if connect.CodeOf(err) == connect.CodeNotFound {
+				continue // it was being deleted
+			}
 			require.NoError(s.t, err)
 			ids = append(ids, box.GetId())
 		}
