@@ -215,9 +215,12 @@ func (s *sshSession) run(ctx context.Context) {
 // carry starts the process, or joins a kept one, and goes with it to its end or the channel's.
 func (s *sshSession) carry(ctx context.Context) (*carrelv1.Process, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
+	// The process is not left when the transport ends, which ends ctx, but when it is known how the client went.
+	staying, leave := context.WithCancelCause(context.WithoutCancel(ctx))
 	var parts sync.WaitGroup
 	defer func() {
 		cancel(nil) // first: the listener for the SSH agent ends with it
+		leave(nil)
 		parts.Wait()
 	}()
 	p, err := s.c.pass(ctx, true, s.progress())
@@ -264,7 +267,7 @@ func (s *sshSession) carry(ctx context.Context) (*carrelv1.Process, error) {
 	var exited *carrelv1.Process
 	parts.Go(func() {
 		var err error
-		exited, err = process.run(ctx)
+		exited, err = process.run(staying)
 		result <- err
 	})
 	go s.feed(p, process) // it ends with the channel, which run closes
@@ -279,16 +282,16 @@ func (s *sshSession) carry(ctx context.Context) (*carrelv1.Process, error) {
 		case err := <-result:
 			return exited, err
 		case <-time.After(hangUpTime):
-		case <-ctx.Done():
 		}
 	}
-	cancel(errSessionOver)
+	leave(errSessionOver)
 	return nil, <-result
 }
 
 var errSessionOver = errors.New("the session is over")
 
-// output passes what the process writes on to the client.
+// output passes what the process writes on to the client. What comes when there is no client any more is dropped: carry decides what becomes of
+// the process, by how the client went.
 func (s *sshSession) output(stream carrelv1.Stream, data []byte) error {
 	var err error
 	if stream == carrelv1.Stream_STREAM_STDERR {
@@ -297,7 +300,7 @@ func (s *sshSession) output(stream carrelv1.Stream, data []byte) error {
 		_, err = s.ch.Write(data)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", errSessionOver, err)
+		<-s.closed // it is, or is about to be: nothing else fails a write
 	}
 	return nil
 }

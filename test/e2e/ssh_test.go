@@ -563,8 +563,7 @@ func (c *sshClient) keptShell(t *testing.T) {
 	third.typeLine("echo here-$((1+1))\n")
 	third.sees("here-2")
 	require.NotContains(t, third.out.String(), "Rejoin")
-	third.typeLine("~.") // only at the beginning of a line
-	third.typeLine("\n~.")
+	third.typeLine("~.") // at the beginning of a line
 	<-third.done
 	c.await(t, "a shell whose user said good-bye is hung up", func() bool { return shells() == "0" })
 }
