@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
+	"carrel.dev/carrel/internal/carrel"
 )
 
 // tearDown removes every box, brings Carrel down, and fails the test when anything is left of it on the machine. Then it
@@ -60,7 +61,7 @@ func (s *stack) removeAll() {
 		require.NoError(s.t, err)
 		for _, box := range boxes.Msg.GetBoxes() {
 			_, err := s.client.Boxes.DeleteBox(s.ctx(), connect.NewRequest(&carrelv1.DeleteBoxRequest{Id: box.GetId(), Org: org.GetId()}))
-			if connect.CodeOf(err) == connect.CodeNotFound {
+			if carrel.CodeOf(err) == carrel.CodeNotFound {
 				continue // it was being deleted
 			}
 			require.NoError(s.t, err)
