@@ -147,8 +147,10 @@ func TestInterruptEndsWhatRunsAndCancelsWhatWaits(t *testing.T) {
 func TestKernelsThatDieAreStartedAgain(t *testing.T) {
 	b := newBox(t)
 	w := b.watch(&carrelv1.WatchNotebooksRequest{After: "0"})
-	first := b.start(&carrelv1.ExecuteRequest{Code: "import os\nprint('last words', flush=True)\nos.kill(os.getpid(), 9)"})[0]
+	first := b.start(&carrelv1.ExecuteRequest{Code: "import os, time\nprint('last words', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\nos.kill(os.getpid(), 9)"})[0]
 	second := b.start(&carrelv1.ExecuteRequest{Code: "1"})[0]
+	w.until("output", func(e *carrelv1.NotebookEvent) bool { return e.GetOutput() != nil }) // what it has not sent dies with it
+	b.put("go", "")
 	e := b.ended(w, first.GetId())
 	require.Equal(t, stateLost, e.GetState())
 	require.Contains(t, e.GetMessage(), "killed")

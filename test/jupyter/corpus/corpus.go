@@ -104,7 +104,7 @@ var Steps = []Step{
 	{Name: "several inputs", Code: "print(input(), input('b'), sep='|')", Answers: []string{"1", ""}},
 	{Name: "input that is not allowed", Code: "input('x')", Options: map[string]any{"allow_stdin": false}},
 	{Name: "interrupt", Code: "import threading, time\nthreading.Timer(1, lambda: print('sleeping', flush=True)).start(); time.sleep(300)", Interrupt: "sleeping"},
-	{Name: "interrupt that is caught", Code: "try:\n    print('waiting', flush=True)\n    time.sleep(300)\nexcept KeyboardInterrupt:\n    print('caught')", Interrupt: "waiting"},
+	{Name: "interrupt that is caught", Code: "try:\n    threading.Timer(1, lambda: print('waiting', flush=True)).start(); time.sleep(300)\nexcept KeyboardInterrupt:\n    print('caught')", Interrupt: "waiting"},
 	{Name: "queue", Code: "time.sleep(0.1)\nprint('one')", Then: "print('two')"},
 	{Name: "queue that an error ends", Code: "time.sleep(0.1)\n1/0", Then: "print('never')"},
 	{Name: "no stop on error", Code: "1/0", Options: map[string]any{"stop_on_error": false}, Then: "print('still')"},
