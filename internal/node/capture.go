@@ -23,6 +23,8 @@ const (
 	quietLease = 10 * time.Second
 	// shutdownGrace is what processes have between SIGTERM and SIGKILL when their box is stopped.
 	shutdownGrace = 10 * time.Second
+	// formerTime bounds the wait of a start for the removal of the box's former run.
+	formerTime = 30 * time.Second
 	// fillCheck is how often the pool's free space is looked at while memory is written to it.
 	fillCheck = 25 * time.Millisecond
 )
@@ -320,21 +322,56 @@ func (w *worker) commit(ctx context.Context, o order) error {
 	if err := failpoint.Hit("node/commit/accepted"); err != nil {
 		return err
 	}
-	if err := w.clear(ctx); err != nil {
-		return fmt.Errorf("commit: %w", err)
-	}
-	times.lap("clear")
-	w.log.Debug("a snapshot was committed", "snapshot", ref.ID, "times", times)
-	if err := failpoint.Hit("node/commit/cleared"); err != nil {
-		return err
-	}
 	generation := ref.Generation
 	if now := w.wanted(); wantedKind(now.kind) == ref.Kind {
 		generation = max(generation, now.generation) // the same was asked for again meanwhile
 	}
 	r := w.report(endPhase(ref.Kind), generation)
 	r.SnapshotID = ref.ID
-	return w.settle(r, func(e *entry) { e.Stage = stageEnded })
+	if err := w.settle(r, func(e *entry) { e.Stage = stageClearing }); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	times.lap("tell")
+	if err := failpoint.Hit("node/commit/told"); err != nil {
+		return err
+	}
+	if err := w.finish(ctx); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	times.lap("clear")
+	w.log.Debug("a snapshot was committed", "snapshot", ref.ID, "times", times)
+	return nil
+}
+
+// finish removes what is left of a run whose end control was told already. Nobody waits for it, since the kernel takes a while to give
+// back a sandbox's memory; and the end of the daemon does, so that a node that was stopped leaves nothing that is frozen.
+func (w *worker) finish(ctx context.Context) error {
+	w.mu.Lock()
+	w.alive = false
+	w.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	if err := w.clear(ctx); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("node/finish/cleared"); err != nil {
+		return err
+	}
+	return w.change(func(e *entry) { e.Stage = stageEnded })
+}
+
+// awaitFormer waits until the box's former run, whose end control knows, has left this machine: of a box there is one sandbox.
+func (w *worker) awaitFormer(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, formerTime)
+	defer cancel()
+	for _, former := range w.d.manager.finishing(w.e.Box) {
+		select {
+		case <-former.over:
+		case <-ctx.Done():
+			return carrel.Errorf(carrel.CodeUnavailable, "former_run", "what is left of the box's former run could not be removed yet")
+		}
+	}
+	return nil
 }
 
 // refused is a definite no: the snapshot is nothing, and the box goes on until control orders otherwise.

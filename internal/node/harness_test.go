@@ -25,7 +25,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -36,6 +35,7 @@ import (
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/failpoint"
+	"carrel.dev/carrel/internal/leftover"
 	"carrel.dev/carrel/internal/node"
 	"carrel.dev/carrel/internal/node/disk"
 	"carrel.dev/carrel/internal/node/netpool"
@@ -54,7 +54,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	os.Exit(leftover.Main(m))
 }
 
 // childConfig is what a node process of the tests is told.

@@ -201,6 +201,19 @@ func (m *manager) measured() []measured {
 	return live
 }
 
+// finishing lists the workers of a box's runs that are over and of which something is left.
+func (m *manager) finishing(box carrel.BoxID) []*worker {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var list []*worker
+	for _, w := range m.workers {
+		if w.box == box && w.finishing() {
+			list = append(list, w)
+		}
+	}
+	return list
+}
+
 // told lets workers know that control has their reports up to a sequence.
 func (m *manager) told(run carrel.RunID, sequence int64) {
 	m.mu.Lock()

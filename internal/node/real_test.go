@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -221,7 +222,10 @@ func TestRealBox(t *testing.T) {
 	var sum string
 	for i := range 3 {
 		timed("pause", b.pause)
-		require.NoFileExists(t, n.pool.HomePath(b.run))
+		n.eventually("its home is given back", func() bool {
+			_, err := os.Lstat(n.pool.HomePath(b.run))
+			return errors.Is(err, os.ErrNotExist)
+		})
 		if i == 1 { // nothing of the daemon but its files is needed
 			n.stop()
 			n.start()

@@ -169,6 +169,9 @@ func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack, booted f
 		}
 	}
 	times.lap("check")
+	if err := w.awaitFormer(ctx); err != nil {
+		return err
+	}
 	if err := w.boot(ctx, spec, base, times, booted); err != nil {
 		return err
 	}

@@ -46,6 +46,9 @@ func TestNextStep(t *testing.T) {
 		{stageCommitting, all, "", orders, stepUndo},
 		{stageSalvaging, all, "", orders, stepSalvage},
 		{stageSalvaging, all, files, orders, stepSalvage},
+		// Control knows that it is over: whatever is there goes, and whatever is wanted.
+		{stageClearing, all, mem, []carrel.Order{run, pause, stop, destroy}, stepClear},
+		{stageClearing, all, "", []carrel.Order{run, pause, stop, destroy}, stepClear},
 		{stageEnded, all, "", []carrel.Order{run, pause, stop, destroy}, stepNothing},
 	}
 	for _, s := range []stage{stageStarting, stageRunning, stageCommitting, stageSalvaging} {

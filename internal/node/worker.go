@@ -30,6 +30,7 @@ var errSuperseded = errors.New("another order came")
 type worker struct {
 	d     *Daemon
 	log   *slog.Logger
+	box   carrel.BoxID
 	epoch int64
 
 	e       *entry
@@ -44,6 +45,7 @@ type worker struct {
 	strange time.Time
 
 	wake chan struct{}
+	over chan struct{} // closed when nothing of the run is left on this machine
 
 	mu       sync.Mutex // guards what follows
 	current  order
@@ -72,10 +74,15 @@ type watch struct {
 
 func newWorker(d *Daemon, e *entry) *worker {
 	w := &worker{
-		d: d, log: d.log.With("run", e.Run, "box", e.Box), epoch: e.Epoch, e: e, sandbox: sandboxAbsent, wake: make(chan struct{}, 1),
+		d: d, log: d.log.With("run", e.Run, "box", e.Box), box: e.Box, epoch: e.Epoch, e: e, sandbox: sandboxAbsent, wake: make(chan struct{}, 1), over: make(chan struct{}),
 		current: order{e.Order, e.OrderGeneration}, desired: true, alive: e.Stage != stageEnded,
 	}
-	if e.Stage != stageEnded {
+	switch e.Stage {
+	case stageEnded:
+		close(w.over)
+	case stageClearing:
+		w.alive = false
+	default:
 		w.base = e.Spec.SnapshotID
 	}
 	return w
@@ -158,6 +165,18 @@ func (w *worker) lost() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.alive && !w.desired
+}
+
+// finishing reports whether the run is over and not yet gone.
+func (w *worker) finishing() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	select {
+	case <-w.over:
+		return false
+	default:
+		return !w.alive
+	}
 }
 
 // uses reports whether the run still needs the snapshot that it begins from.
@@ -245,11 +264,14 @@ func (w *worker) do(ctx context.Context, next step, o order) error {
 	defer func() {
 		w.mu.Lock()
 		w.cancel = nil
-		w.alive = w.e.Stage != stageEnded
+		w.alive = w.e.Stage != stageEnded && w.e.Stage != stageClearing
 		if !w.alive {
 			w.base = ""
 		}
 		w.mu.Unlock()
+		if w.e.Stage == stageEnded {
+			close(w.over) // there is no step after it
+		}
 	}()
 	began := w.d.now()
 	var err error
@@ -262,6 +284,8 @@ func (w *worker) do(ctx context.Context, next step, o order) error {
 		err = w.undo(ctx)
 	case stepCommit:
 		err = w.commit(ctx, o)
+	case stepClear:
+		err = w.finish(ctx)
 	case stepSalvage:
 		err = w.salvage(ctx)
 	case stepDestroy:

@@ -23,17 +23,17 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	agentv1 "carrel.dev/carrel/api/carrel/agent/v1"
 	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/leftover"
 	"carrel.dev/carrel/internal/node/proxy"
 	"carrel.dev/carrel/internal/tunnel"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { os.Exit(leftover.Main(m)) }
 
 const key = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
 
