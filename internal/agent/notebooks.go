@@ -265,6 +265,14 @@ func (s notebookService) WatchNotebooks(ctx context.Context, request *connect.Re
 	return s.service.Watch(ctx, request.Msg, stream.Send)
 }
 
+func (s notebookService) CompleteCode(ctx context.Context, request *connect.Request[carrelv1.CompleteCodeRequest]) (*connect.Response[carrelv1.CompleteCodeResponse], error) {
+	return respond(s.service.CompleteCode(ctx, request.Msg))
+}
+
+func (s notebookService) InspectCode(ctx context.Context, request *connect.Request[carrelv1.InspectCodeRequest]) (*connect.Response[carrelv1.InspectCodeResponse], error) {
+	return respond(s.service.InspectCode(ctx, request.Msg))
+}
+
 func (s notebookService) GetUsage(context.Context, *connect.Request[carrelv1.GetUsageRequest]) (*connect.Response[carrelv1.BoxUsage], error) {
 	return respond(s.a.usage(time.Now()))
 }

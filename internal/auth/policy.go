@@ -92,6 +92,8 @@ var policy = map[string]Rule{
 	"/carrel.v1.NotebookService/GetNotebook":     {Need: NeedRole, Role: RoleViewer},
 	"/carrel.v1.NotebookService/EditNotebook":    {Need: NeedRole, Role: RoleMember, Mutates: true},
 	"/carrel.v1.NotebookService/WatchNotebooks":  {Need: NeedRole, Role: RoleViewer},
+	"/carrel.v1.NotebookService/CompleteCode":    {Need: NeedRole, Role: RoleMember, Mutates: true},
+	"/carrel.v1.NotebookService/InspectCode":     {Need: NeedRole, Role: RoleMember, Mutates: true},
 	"/carrel.v1.NotebookService/GetUsage":        {Need: NeedRole, Role: RoleViewer},
 
 	// A user's own keys.

@@ -29,7 +29,7 @@ const (
 )
 
 // notebookPath is every REST path of NotebookService.
-var notebookPath = regexp.MustCompile(`^/v1/(boxes/[^/]+/(execute|executions/[^/]+|interrupt|status|kernelspecs|kernels(/[^/]+)?|notebooks(:edit)?|usage)|sessions/[^/]+/(execute|interrupt|status))$`)
+var notebookPath = regexp.MustCompile(`^/v1/(boxes/[^/]+/(execute|executions/[^/]+|interrupt|status|kernelspecs|kernels(/[^/]+)?|notebooks(:edit)?|complete|inspect|usage)|sessions/[^/]+/(execute|interrupt|status|complete|inspect))$`)
 
 // notebooks is the public NotebookService: every call goes on to the box's agent.
 type notebooks struct{ gateway *Gateway }
@@ -215,6 +215,14 @@ func (n *notebooks) GetNotebook(ctx context.Context, req *connect.Request[carrel
 
 func (n *notebooks) EditNotebook(ctx context.Context, req *connect.Request[carrelv1.EditNotebookRequest]) (*connect.Response[carrelv1.EditNotebookResponse], error) {
 	return notebookUnary(ctx, n, req, auth.ScopeExec, activityInput, agentv1connect.NotebookServiceClient.EditNotebook)
+}
+
+func (n *notebooks) CompleteCode(ctx context.Context, req *connect.Request[carrelv1.CompleteCodeRequest]) (*connect.Response[carrelv1.CompleteCodeResponse], error) {
+	return notebookUnary(ctx, n, req, auth.ScopeExec, activityInput, agentv1connect.NotebookServiceClient.CompleteCode)
+}
+
+func (n *notebooks) InspectCode(ctx context.Context, req *connect.Request[carrelv1.InspectCodeRequest]) (*connect.Response[carrelv1.InspectCodeResponse], error) {
+	return notebookUnary(ctx, n, req, auth.ScopeExec, activityInput, agentv1connect.NotebookServiceClient.InspectCode)
 }
 
 func (n *notebooks) GetUsage(ctx context.Context, req *connect.Request[carrelv1.GetUsageRequest]) (*connect.Response[carrelv1.BoxUsage], error) {

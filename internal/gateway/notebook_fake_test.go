@@ -47,6 +47,17 @@ func newFakeNotebooks() *fakeNotebooks {
 	return &fakeNotebooks{first: 1, changed: make(chan struct{}), executed: map[string]int{}, finish: make(chan *carrelv1.ExecuteResponse, 10), ports: []uint32{8000}}
 }
 
+// CompleteCode says what it was asked.
+func (n *fakeNotebooks) CompleteCode(_ context.Context, request *connect.Request[carrelv1.CompleteCodeRequest]) (*connect.Response[carrelv1.CompleteCodeResponse], error) {
+	m := request.Msg
+	return connect.NewResponse(&carrelv1.CompleteCodeResponse{Completions: []*carrelv1.Completion{{Text: m.GetPath() + " " + m.GetCode()}}, End: m.GetCursor()}), nil
+}
+
+// InspectCode refuses as a kernel does that executes.
+func (n *fakeNotebooks) InspectCode(context.Context, *connect.Request[carrelv1.InspectCodeRequest]) (*connect.Response[carrelv1.InspectCodeResponse], error) {
+	return nil, connect.NewError(connect.CodeFailedPrecondition, carrel.Errorf(carrel.CodePrecondition, "kernel_busy", "the kernel is executing"))
+}
+
 // handler serves what an agent does.
 func (a *fakeAgent) handler() http.Handler {
 	mux := http.NewServeMux()

@@ -79,6 +79,14 @@ func TestNotebookCallsNeedTheirScope(t *testing.T) {
 			_, err := c.Interrupt(testContext(t), request(&carrelv1.InterruptRequest{Box: box}))
 			return err
 		},
+		"complete": func(c carrelv1connect.NotebookServiceClient) error {
+			_, err := c.CompleteCode(testContext(t), request(&carrelv1.CompleteCodeRequest{Box: box, Code: "1"}))
+			return err
+		},
+		"inspect": func(c carrelv1connect.NotebookServiceClient) error {
+			_, err := c.InspectCode(testContext(t), request(&carrelv1.InspectCodeRequest{Box: box, Code: "1"}))
+			return err
+		},
 		"start": func(c carrelv1connect.NotebookServiceClient) error {
 			_, err := c.StartKernel(testContext(t), request(&carrelv1.StartKernelRequest{Box: box}))
 			return err
@@ -111,6 +119,12 @@ func TestNotebooksAreServedUnderBoxAndSession(t *testing.T) {
 		status, body := s.rest("POST", path+"/execute", `{"code":"print(1)"}`, s.ticket(nil))
 		require.Equal(t, 200, status, body)
 		require.Contains(t, body, `"EXECUTION_STATE_QUEUED"`)
+		status, body = s.rest("POST", path+"/complete", `{"path":"a.ipynb","code":"pri","cursor":3}`, s.ticket(nil))
+		require.Equal(t, 200, status, body)
+		require.Contains(t, body, `"a.ipynb pri"`)
+		status, body = s.rest("POST", path+"/inspect", `{"code":"print","cursor":2}`, s.ticket(nil))
+		require.Equal(t, 400, status, body)
+		require.Contains(t, body, "kernel_busy")
 		status, body = s.rest("GET", path+"/status", "", s.viewTicket())
 		require.Equal(t, 200, status, body)
 		require.Contains(t, body, `"KERNEL_STATE_IDLE"`)

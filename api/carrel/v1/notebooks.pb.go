@@ -2296,6 +2296,406 @@ func (x *EditNotebookResponse) GetCursor() string {
 	return ""
 }
 
+type CompleteCodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Box   string                 `protobuf:"bytes,1,opt,name=box,proto3" json:"box,omitempty"`
+	Org   string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
+	// Instead of a box: the id of its run.
+	Session string `protobuf:"bytes,3,opt,name=session,proto3" json:"session,omitempty"`
+	// The kernel of this notebook, or
+	Path string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	// the kernel with this id. Neither: the shared kernel of the box's default kernelspec.
+	Kernel string `protobuf:"bytes,5,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	// At most 1 MiB.
+	Code string `protobuf:"bytes,6,opt,name=code,proto3" json:"code,omitempty"`
+	// A place in the code, counted in Unicode code points as Jupyter does, from 0 to the code's length.
+	Cursor        int32 `protobuf:"varint,7,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompleteCodeRequest) Reset() {
+	*x = CompleteCodeRequest{}
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompleteCodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompleteCodeRequest) ProtoMessage() {}
+
+func (x *CompleteCodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompleteCodeRequest.ProtoReflect.Descriptor instead.
+func (*CompleteCodeRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *CompleteCodeRequest) GetBox() string {
+	if x != nil {
+		return x.Box
+	}
+	return ""
+}
+
+func (x *CompleteCodeRequest) GetOrg() string {
+	if x != nil {
+		return x.Org
+	}
+	return ""
+}
+
+func (x *CompleteCodeRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *CompleteCodeRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *CompleteCodeRequest) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *CompleteCodeRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *CompleteCodeRequest) GetCursor() int32 {
+	if x != nil {
+		return x.Cursor
+	}
+	return 0
+}
+
+type CompleteCodeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the kernel's order, at most 500.
+	Completions []*Completion `protobuf:"bytes,1,rep,name=completions,proto3" json:"completions,omitempty"`
+	// What a completion stands in place of: from here
+	Start int32 `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
+	// up to before here, in code points.
+	End int32 `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"`
+	// There were more.
+	Truncated     bool `protobuf:"varint,4,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompleteCodeResponse) Reset() {
+	*x = CompleteCodeResponse{}
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompleteCodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompleteCodeResponse) ProtoMessage() {}
+
+func (x *CompleteCodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompleteCodeResponse.ProtoReflect.Descriptor instead.
+func (*CompleteCodeResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *CompleteCodeResponse) GetCompletions() []*Completion {
+	if x != nil {
+		return x.Completions
+	}
+	return nil
+}
+
+func (x *CompleteCodeResponse) GetStart() int32 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *CompleteCodeResponse) GetEnd() int32 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *CompleteCodeResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+type Completion struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 1 KiB; longer ones are left out.
+	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	// What the kernel says that it is, such as "function", "module" or "magic"; empty: it does not say.
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// Such as "(a, b=1)"; empty: not known.
+	Signature     string `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Completion) Reset() {
+	*x = Completion{}
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Completion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Completion) ProtoMessage() {}
+
+func (x *Completion) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Completion.ProtoReflect.Descriptor instead.
+func (*Completion) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Completion) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Completion) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Completion) GetSignature() string {
+	if x != nil {
+		return x.Signature
+	}
+	return ""
+}
+
+type InspectCodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Box   string                 `protobuf:"bytes,1,opt,name=box,proto3" json:"box,omitempty"`
+	Org   string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
+	// Instead of a box: the id of its run.
+	Session string `protobuf:"bytes,3,opt,name=session,proto3" json:"session,omitempty"`
+	// The kernel of this notebook, or
+	Path string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	// the kernel with this id. Neither: the shared kernel of the box's default kernelspec.
+	Kernel string `protobuf:"bytes,5,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	// At most 1 MiB.
+	Code string `protobuf:"bytes,6,opt,name=code,proto3" json:"code,omitempty"`
+	// A place in the code, counted in Unicode code points as Jupyter does, from 0 to the code's length.
+	Cursor int32 `protobuf:"varint,7,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// More than the usual, such as the source.
+	Detailed      bool `protobuf:"varint,8,opt,name=detailed,proto3" json:"detailed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectCodeRequest) Reset() {
+	*x = InspectCodeRequest{}
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectCodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectCodeRequest) ProtoMessage() {}
+
+func (x *InspectCodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectCodeRequest.ProtoReflect.Descriptor instead.
+func (*InspectCodeRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *InspectCodeRequest) GetBox() string {
+	if x != nil {
+		return x.Box
+	}
+	return ""
+}
+
+func (x *InspectCodeRequest) GetOrg() string {
+	if x != nil {
+		return x.Org
+	}
+	return ""
+}
+
+func (x *InspectCodeRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *InspectCodeRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *InspectCodeRequest) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *InspectCodeRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *InspectCodeRequest) GetCursor() int32 {
+	if x != nil {
+		return x.Cursor
+	}
+	return 0
+}
+
+func (x *InspectCodeRequest) GetDetailed() bool {
+	if x != nil {
+		return x.Detailed
+	}
+	return false
+}
+
+type InspectCodeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Found bool                   `protobuf:"varint,1,opt,name=found,proto3" json:"found,omitempty"`
+	// Plain text of at most 64 KiB, with the kernel's ANSI colours.
+	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// There was more.
+	Truncated     bool `protobuf:"varint,3,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectCodeResponse) Reset() {
+	*x = InspectCodeResponse{}
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectCodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectCodeResponse) ProtoMessage() {}
+
+func (x *InspectCodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectCodeResponse.ProtoReflect.Descriptor instead.
+func (*InspectCodeResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *InspectCodeResponse) GetFound() bool {
+	if x != nil {
+		return x.Found
+	}
+	return false
+}
+
+func (x *InspectCodeResponse) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *InspectCodeResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
 type WatchNotebooksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Box   string                 `protobuf:"bytes,1,opt,name=box,proto3" json:"box,omitempty"`
@@ -2312,7 +2712,7 @@ type WatchNotebooksRequest struct {
 
 func (x *WatchNotebooksRequest) Reset() {
 	*x = WatchNotebooksRequest{}
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[29]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2724,7 @@ func (x *WatchNotebooksRequest) String() string {
 func (*WatchNotebooksRequest) ProtoMessage() {}
 
 func (x *WatchNotebooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[29]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2737,7 @@ func (x *WatchNotebooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNotebooksRequest.ProtoReflect.Descriptor instead.
 func (*WatchNotebooksRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{29}
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WatchNotebooksRequest) GetBox() string {
@@ -2410,7 +2810,7 @@ type NotebookEvent struct {
 
 func (x *NotebookEvent) Reset() {
 	*x = NotebookEvent{}
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[30]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +2822,7 @@ func (x *NotebookEvent) String() string {
 func (*NotebookEvent) ProtoMessage() {}
 
 func (x *NotebookEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[30]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +2835,7 @@ func (x *NotebookEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotebookEvent.ProtoReflect.Descriptor instead.
 func (*NotebookEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{30}
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NotebookEvent) GetCursor() string {
@@ -2749,7 +3149,7 @@ type ExecutionStarted struct {
 
 func (x *ExecutionStarted) Reset() {
 	*x = ExecutionStarted{}
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[31]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +3161,7 @@ func (x *ExecutionStarted) String() string {
 func (*ExecutionStarted) ProtoMessage() {}
 
 func (x *ExecutionStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[31]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +3174,7 @@ func (x *ExecutionStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecutionStarted.ProtoReflect.Descriptor instead.
 func (*ExecutionStarted) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{31}
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExecutionStarted) GetExecutionCount() int32 {
@@ -2795,7 +3195,7 @@ type DisplayUpdate struct {
 
 func (x *DisplayUpdate) Reset() {
 	*x = DisplayUpdate{}
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[32]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2807,7 +3207,7 @@ func (x *DisplayUpdate) String() string {
 func (*DisplayUpdate) ProtoMessage() {}
 
 func (x *DisplayUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[32]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +3220,7 @@ func (x *DisplayUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayUpdate.ProtoReflect.Descriptor instead.
 func (*DisplayUpdate) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{32}
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DisplayUpdate) GetDisplayId() string {
@@ -2854,7 +3254,7 @@ type ClearOutput struct {
 
 func (x *ClearOutput) Reset() {
 	*x = ClearOutput{}
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[33]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +3266,7 @@ func (x *ClearOutput) String() string {
 func (*ClearOutput) ProtoMessage() {}
 
 func (x *ClearOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[33]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +3279,7 @@ func (x *ClearOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearOutput.ProtoReflect.Descriptor instead.
 func (*ClearOutput) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{33}
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ClearOutput) GetWait() bool {
@@ -2899,7 +3299,7 @@ type OutputTruncated struct {
 
 func (x *OutputTruncated) Reset() {
 	*x = OutputTruncated{}
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[34]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2911,7 +3311,7 @@ func (x *OutputTruncated) String() string {
 func (*OutputTruncated) ProtoMessage() {}
 
 func (x *OutputTruncated) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[34]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2924,7 +3324,7 @@ func (x *OutputTruncated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputTruncated.ProtoReflect.Descriptor instead.
 func (*OutputTruncated) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{34}
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *OutputTruncated) GetBytes() int64 {
@@ -2953,7 +3353,7 @@ type NotebookEdited struct {
 
 func (x *NotebookEdited) Reset() {
 	*x = NotebookEdited{}
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[35]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2965,7 +3365,7 @@ func (x *NotebookEdited) String() string {
 func (*NotebookEdited) ProtoMessage() {}
 
 func (x *NotebookEdited) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[35]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2978,7 +3378,7 @@ func (x *NotebookEdited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotebookEdited.ProtoReflect.Descriptor instead.
 func (*NotebookEdited) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{35}
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *NotebookEdited) GetRevision() int64 {
@@ -3019,7 +3419,7 @@ type NotebookReloaded struct {
 
 func (x *NotebookReloaded) Reset() {
 	*x = NotebookReloaded{}
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[36]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3431,7 @@ func (x *NotebookReloaded) String() string {
 func (*NotebookReloaded) ProtoMessage() {}
 
 func (x *NotebookReloaded) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[36]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3444,7 @@ func (x *NotebookReloaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotebookReloaded.ProtoReflect.Descriptor instead.
 func (*NotebookReloaded) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{36}
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *NotebookReloaded) GetRevision() int64 {
@@ -3071,7 +3471,7 @@ type GetUsageRequest struct {
 
 func (x *GetUsageRequest) Reset() {
 	*x = GetUsageRequest{}
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[37]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3083,7 +3483,7 @@ func (x *GetUsageRequest) String() string {
 func (*GetUsageRequest) ProtoMessage() {}
 
 func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[37]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3096,7 +3496,7 @@ func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUsageRequest.ProtoReflect.Descriptor instead.
 func (*GetUsageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{37}
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetUsageRequest) GetBox() string {
@@ -3135,7 +3535,7 @@ type BoxUsage struct {
 
 func (x *BoxUsage) Reset() {
 	*x = BoxUsage{}
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[38]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3147,7 +3547,7 @@ func (x *BoxUsage) String() string {
 func (*BoxUsage) ProtoMessage() {}
 
 func (x *BoxUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_notebooks_proto_msgTypes[38]
+	mi := &file_carrel_v1_notebooks_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3160,7 +3560,7 @@ func (x *BoxUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BoxUsage.ProtoReflect.Descriptor instead.
 func (*BoxUsage) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{38}
+	return file_carrel_v1_notebooks_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *BoxUsage) GetTime() *timestamppb.Timestamp {
@@ -3422,7 +3822,38 @@ const file_carrel_v1_notebooks_proto_rawDesc = "" +
 	"\bmetadata\x18\x02 \x01(\v2\x17.google.protobuf.StructR\bmetadata\"J\n" +
 	"\x14EditNotebookResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x16\n" +
-	"\x06cursor\x18\x02 \x01(\tR\x06cursor\"\x83\x01\n" +
+	"\x06cursor\x18\x02 \x01(\tR\x06cursor\"\xab\x01\n" +
+	"\x13CompleteCodeRequest\x12\x10\n" +
+	"\x03box\x18\x01 \x01(\tR\x03box\x12\x10\n" +
+	"\x03org\x18\x02 \x01(\tR\x03org\x12\x18\n" +
+	"\asession\x18\x03 \x01(\tR\asession\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x12\x16\n" +
+	"\x06kernel\x18\x05 \x01(\tR\x06kernel\x12\x12\n" +
+	"\x04code\x18\x06 \x01(\tR\x04code\x12\x16\n" +
+	"\x06cursor\x18\a \x01(\x05R\x06cursor\"\x95\x01\n" +
+	"\x14CompleteCodeResponse\x127\n" +
+	"\vcompletions\x18\x01 \x03(\v2\x15.carrel.v1.CompletionR\vcompletions\x12\x14\n" +
+	"\x05start\x18\x02 \x01(\x05R\x05start\x12\x10\n" +
+	"\x03end\x18\x03 \x01(\x05R\x03end\x12\x1c\n" +
+	"\ttruncated\x18\x04 \x01(\bR\ttruncated\"R\n" +
+	"\n" +
+	"Completion\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\tR\tsignature\"\xc6\x01\n" +
+	"\x12InspectCodeRequest\x12\x10\n" +
+	"\x03box\x18\x01 \x01(\tR\x03box\x12\x10\n" +
+	"\x03org\x18\x02 \x01(\tR\x03org\x12\x18\n" +
+	"\asession\x18\x03 \x01(\tR\asession\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x12\x16\n" +
+	"\x06kernel\x18\x05 \x01(\tR\x06kernel\x12\x12\n" +
+	"\x04code\x18\x06 \x01(\tR\x04code\x12\x16\n" +
+	"\x06cursor\x18\a \x01(\x05R\x06cursor\x12\x1a\n" +
+	"\bdetailed\x18\b \x01(\bR\bdetailed\"]\n" +
+	"\x13InspectCodeResponse\x12\x14\n" +
+	"\x05found\x18\x01 \x01(\bR\x05found\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x1c\n" +
+	"\ttruncated\x18\x03 \x01(\bR\ttruncated\"\x83\x01\n" +
 	"\x15WatchNotebooksRequest\x12\x10\n" +
 	"\x03box\x18\x01 \x01(\tR\x03box\x12\x10\n" +
 	"\x03org\x18\x02 \x01(\tR\x03org\x12\x14\n" +
@@ -3509,7 +3940,7 @@ const file_carrel_v1_notebooks_proto_rawDesc = "" +
 	"\x11KERNEL_STATE_BUSY\x10\x03\x12\x1d\n" +
 	"\x19KERNEL_STATE_UNRESPONSIVE\x10\x04\x12\x15\n" +
 	"\x11KERNEL_STATE_DEAD\x10\x05\x12\x1b\n" +
-	"\x17KERNEL_STATE_RESTARTING\x10\x062\xa8\f\n" +
+	"\x17KERNEL_STATE_RESTARTING\x10\x062\xdd\x0e\n" +
 	"\x0fNotebookService\x12\x89\x01\n" +
 	"\aExecute\x12\x19.carrel.v1.ExecuteRequest\x1a\x1a.carrel.v1.ExecuteResponse\"G\x82\xd3\xe4\x93\x02A:\x01*Z#:\x01*\"\x1e/v1/sessions/{session}/execute\"\x17/v1/boxes/{box}/execute\x12t\n" +
 	"\fGetExecution\x12\x1e.carrel.v1.GetExecutionRequest\x1a\x14.carrel.v1.Execution\".\x82\xd3\xe4\x93\x02(\x12&/v1/boxes/{box}/executions/{execution}\x12\x86\x01\n" +
@@ -3521,7 +3952,9 @@ const file_carrel_v1_notebooks_proto_rawDesc = "" +
 	"\rRestartKernel\x12\x1f.carrel.v1.RestartKernelRequest\x1a\x11.carrel.v1.Kernel\"3\x82\xd3\xe4\x93\x02-:\x01*\"(/v1/boxes/{box}/kernels/{kernel}:restart\x12\x7f\n" +
 	"\x0eShutdownKernel\x12 .carrel.v1.ShutdownKernelRequest\x1a!.carrel.v1.ShutdownKernelResponse\"(\x82\xd3\xe4\x93\x02\"* /v1/boxes/{box}/kernels/{kernel}\x12d\n" +
 	"\vGetNotebook\x12\x1d.carrel.v1.GetNotebookRequest\x1a\x13.carrel.v1.Notebook\"!\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/boxes/{box}/notebooks\x12z\n" +
-	"\fEditNotebook\x12\x1e.carrel.v1.EditNotebookRequest\x1a\x1f.carrel.v1.EditNotebookResponse\")\x82\xd3\xe4\x93\x02#:\x01*\"\x1e/v1/boxes/{box}/notebooks:edit\x12P\n" +
+	"\fEditNotebook\x12\x1e.carrel.v1.EditNotebookRequest\x1a\x1f.carrel.v1.EditNotebookResponse\")\x82\xd3\xe4\x93\x02#:\x01*\"\x1e/v1/boxes/{box}/notebooks:edit\x12\x9a\x01\n" +
+	"\fCompleteCode\x12\x1e.carrel.v1.CompleteCodeRequest\x1a\x1f.carrel.v1.CompleteCodeResponse\"I\x82\xd3\xe4\x93\x02C:\x01*Z$:\x01*\"\x1f/v1/sessions/{session}/complete\"\x18/v1/boxes/{box}/complete\x12\x95\x01\n" +
+	"\vInspectCode\x12\x1d.carrel.v1.InspectCodeRequest\x1a\x1e.carrel.v1.InspectCodeResponse\"G\x82\xd3\xe4\x93\x02A:\x01*Z#:\x01*\"\x1e/v1/sessions/{session}/inspect\"\x17/v1/boxes/{box}/inspect\x12P\n" +
 	"\x0eWatchNotebooks\x12 .carrel.v1.WatchNotebooksRequest\x1a\x18.carrel.v1.NotebookEvent\"\x000\x01\x12Z\n" +
 	"\bGetUsage\x12\x1a.carrel.v1.GetUsageRequest\x1a\x13.carrel.v1.BoxUsage\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/boxes/{box}/usageB*Z(carrel.dev/carrel/api/carrel/v1;carrelv1b\x06proto3"
 
@@ -3538,7 +3971,7 @@ func file_carrel_v1_notebooks_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_notebooks_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_carrel_v1_notebooks_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_carrel_v1_notebooks_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_carrel_v1_notebooks_proto_goTypes = []any{
 	(ExecutionState)(0),             // 0: carrel.v1.ExecutionState
 	(KernelState)(0),                // 1: carrel.v1.KernelState
@@ -3571,38 +4004,43 @@ var file_carrel_v1_notebooks_proto_goTypes = []any{
 	(*SetCellType)(nil),             // 28: carrel.v1.SetCellType
 	(*SetCellMetadata)(nil),         // 29: carrel.v1.SetCellMetadata
 	(*EditNotebookResponse)(nil),    // 30: carrel.v1.EditNotebookResponse
-	(*WatchNotebooksRequest)(nil),   // 31: carrel.v1.WatchNotebooksRequest
-	(*NotebookEvent)(nil),           // 32: carrel.v1.NotebookEvent
-	(*ExecutionStarted)(nil),        // 33: carrel.v1.ExecutionStarted
-	(*DisplayUpdate)(nil),           // 34: carrel.v1.DisplayUpdate
-	(*ClearOutput)(nil),             // 35: carrel.v1.ClearOutput
-	(*OutputTruncated)(nil),         // 36: carrel.v1.OutputTruncated
-	(*NotebookEdited)(nil),          // 37: carrel.v1.NotebookEdited
-	(*NotebookReloaded)(nil),        // 38: carrel.v1.NotebookReloaded
-	(*GetUsageRequest)(nil),         // 39: carrel.v1.GetUsageRequest
-	(*BoxUsage)(nil),                // 40: carrel.v1.BoxUsage
-	nil,                             // 41: carrel.v1.ExecuteRequest.SourcesEntry
-	(*durationpb.Duration)(nil),     // 42: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 43: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),         // 44: google.protobuf.Struct
+	(*CompleteCodeRequest)(nil),     // 31: carrel.v1.CompleteCodeRequest
+	(*CompleteCodeResponse)(nil),    // 32: carrel.v1.CompleteCodeResponse
+	(*Completion)(nil),              // 33: carrel.v1.Completion
+	(*InspectCodeRequest)(nil),      // 34: carrel.v1.InspectCodeRequest
+	(*InspectCodeResponse)(nil),     // 35: carrel.v1.InspectCodeResponse
+	(*WatchNotebooksRequest)(nil),   // 36: carrel.v1.WatchNotebooksRequest
+	(*NotebookEvent)(nil),           // 37: carrel.v1.NotebookEvent
+	(*ExecutionStarted)(nil),        // 38: carrel.v1.ExecutionStarted
+	(*DisplayUpdate)(nil),           // 39: carrel.v1.DisplayUpdate
+	(*ClearOutput)(nil),             // 40: carrel.v1.ClearOutput
+	(*OutputTruncated)(nil),         // 41: carrel.v1.OutputTruncated
+	(*NotebookEdited)(nil),          // 42: carrel.v1.NotebookEdited
+	(*NotebookReloaded)(nil),        // 43: carrel.v1.NotebookReloaded
+	(*GetUsageRequest)(nil),         // 44: carrel.v1.GetUsageRequest
+	(*BoxUsage)(nil),                // 45: carrel.v1.BoxUsage
+	nil,                             // 46: carrel.v1.ExecuteRequest.SourcesEntry
+	(*durationpb.Duration)(nil),     // 47: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 48: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),         // 49: google.protobuf.Struct
 }
 var file_carrel_v1_notebooks_proto_depIdxs = []int32{
-	42, // 0: carrel.v1.ExecuteRequest.wait:type_name -> google.protobuf.Duration
-	41, // 1: carrel.v1.ExecuteRequest.sources:type_name -> carrel.v1.ExecuteRequest.SourcesEntry
+	47, // 0: carrel.v1.ExecuteRequest.wait:type_name -> google.protobuf.Duration
+	46, // 1: carrel.v1.ExecuteRequest.sources:type_name -> carrel.v1.ExecuteRequest.SourcesEntry
 	4,  // 2: carrel.v1.ExecuteResponse.executions:type_name -> carrel.v1.Execution
 	0,  // 3: carrel.v1.Execution.state:type_name -> carrel.v1.ExecutionState
-	43, // 4: carrel.v1.Execution.queue_time:type_name -> google.protobuf.Timestamp
-	43, // 5: carrel.v1.Execution.start_time:type_name -> google.protobuf.Timestamp
-	43, // 6: carrel.v1.Execution.end_time:type_name -> google.protobuf.Timestamp
-	44, // 7: carrel.v1.Execution.outputs:type_name -> google.protobuf.Struct
+	48, // 4: carrel.v1.Execution.queue_time:type_name -> google.protobuf.Timestamp
+	48, // 5: carrel.v1.Execution.start_time:type_name -> google.protobuf.Timestamp
+	48, // 6: carrel.v1.Execution.end_time:type_name -> google.protobuf.Timestamp
+	49, // 7: carrel.v1.Execution.outputs:type_name -> google.protobuf.Struct
 	5,  // 8: carrel.v1.Execution.question:type_name -> carrel.v1.InputQuestion
 	13, // 9: carrel.v1.NotebookStatus.kernels:type_name -> carrel.v1.Kernel
 	4,  // 10: carrel.v1.NotebookStatus.executions:type_name -> carrel.v1.Execution
 	1,  // 11: carrel.v1.Kernel.state:type_name -> carrel.v1.KernelState
-	43, // 12: carrel.v1.Kernel.start_time:type_name -> google.protobuf.Timestamp
-	43, // 13: carrel.v1.Kernel.activity_time:type_name -> google.protobuf.Timestamp
+	48, // 12: carrel.v1.Kernel.start_time:type_name -> google.protobuf.Timestamp
+	48, // 13: carrel.v1.Kernel.activity_time:type_name -> google.protobuf.Timestamp
 	16, // 14: carrel.v1.ListKernelSpecsResponse.specs:type_name -> carrel.v1.KernelSpec
-	44, // 15: carrel.v1.Notebook.content:type_name -> google.protobuf.Struct
+	49, // 15: carrel.v1.Notebook.content:type_name -> google.protobuf.Struct
 	13, // 16: carrel.v1.Notebook.kernel:type_name -> carrel.v1.Kernel
 	4,  // 17: carrel.v1.Notebook.executions:type_name -> carrel.v1.Execution
 	24, // 18: carrel.v1.EditNotebookRequest.edits:type_name -> carrel.v1.NotebookEdit
@@ -3611,56 +4049,61 @@ var file_carrel_v1_notebooks_proto_depIdxs = []int32{
 	27, // 21: carrel.v1.NotebookEdit.source:type_name -> carrel.v1.SetCellSource
 	28, // 22: carrel.v1.NotebookEdit.type:type_name -> carrel.v1.SetCellType
 	29, // 23: carrel.v1.NotebookEdit.metadata:type_name -> carrel.v1.SetCellMetadata
-	44, // 24: carrel.v1.NotebookEdit.notebook_metadata:type_name -> google.protobuf.Struct
-	44, // 25: carrel.v1.InsertCell.cell:type_name -> google.protobuf.Struct
-	44, // 26: carrel.v1.SetCellMetadata.metadata:type_name -> google.protobuf.Struct
-	43, // 27: carrel.v1.NotebookEvent.time:type_name -> google.protobuf.Timestamp
-	4,  // 28: carrel.v1.NotebookEvent.queued:type_name -> carrel.v1.Execution
-	33, // 29: carrel.v1.NotebookEvent.started:type_name -> carrel.v1.ExecutionStarted
-	44, // 30: carrel.v1.NotebookEvent.output:type_name -> google.protobuf.Struct
-	34, // 31: carrel.v1.NotebookEvent.display_update:type_name -> carrel.v1.DisplayUpdate
-	35, // 32: carrel.v1.NotebookEvent.clear_output:type_name -> carrel.v1.ClearOutput
-	36, // 33: carrel.v1.NotebookEvent.truncated:type_name -> carrel.v1.OutputTruncated
-	5,  // 34: carrel.v1.NotebookEvent.question:type_name -> carrel.v1.InputQuestion
-	4,  // 35: carrel.v1.NotebookEvent.ended:type_name -> carrel.v1.Execution
-	13, // 36: carrel.v1.NotebookEvent.kernel_changed:type_name -> carrel.v1.Kernel
-	37, // 37: carrel.v1.NotebookEvent.edited:type_name -> carrel.v1.NotebookEdited
-	38, // 38: carrel.v1.NotebookEvent.reloaded:type_name -> carrel.v1.NotebookReloaded
-	44, // 39: carrel.v1.DisplayUpdate.data:type_name -> google.protobuf.Struct
-	44, // 40: carrel.v1.DisplayUpdate.metadata:type_name -> google.protobuf.Struct
-	24, // 41: carrel.v1.NotebookEdited.edits:type_name -> carrel.v1.NotebookEdit
-	43, // 42: carrel.v1.BoxUsage.time:type_name -> google.protobuf.Timestamp
-	2,  // 43: carrel.v1.NotebookService.Execute:input_type -> carrel.v1.ExecuteRequest
-	6,  // 44: carrel.v1.NotebookService.GetExecution:input_type -> carrel.v1.GetExecutionRequest
-	7,  // 45: carrel.v1.NotebookService.AnswerInput:input_type -> carrel.v1.AnswerInputRequest
-	9,  // 46: carrel.v1.NotebookService.Interrupt:input_type -> carrel.v1.InterruptRequest
-	11, // 47: carrel.v1.NotebookService.GetStatus:input_type -> carrel.v1.GetStatusRequest
-	14, // 48: carrel.v1.NotebookService.ListKernelSpecs:input_type -> carrel.v1.ListKernelSpecsRequest
-	17, // 49: carrel.v1.NotebookService.StartKernel:input_type -> carrel.v1.StartKernelRequest
-	18, // 50: carrel.v1.NotebookService.RestartKernel:input_type -> carrel.v1.RestartKernelRequest
-	19, // 51: carrel.v1.NotebookService.ShutdownKernel:input_type -> carrel.v1.ShutdownKernelRequest
-	21, // 52: carrel.v1.NotebookService.GetNotebook:input_type -> carrel.v1.GetNotebookRequest
-	23, // 53: carrel.v1.NotebookService.EditNotebook:input_type -> carrel.v1.EditNotebookRequest
-	31, // 54: carrel.v1.NotebookService.WatchNotebooks:input_type -> carrel.v1.WatchNotebooksRequest
-	39, // 55: carrel.v1.NotebookService.GetUsage:input_type -> carrel.v1.GetUsageRequest
-	3,  // 56: carrel.v1.NotebookService.Execute:output_type -> carrel.v1.ExecuteResponse
-	4,  // 57: carrel.v1.NotebookService.GetExecution:output_type -> carrel.v1.Execution
-	8,  // 58: carrel.v1.NotebookService.AnswerInput:output_type -> carrel.v1.AnswerInputResponse
-	10, // 59: carrel.v1.NotebookService.Interrupt:output_type -> carrel.v1.InterruptResponse
-	12, // 60: carrel.v1.NotebookService.GetStatus:output_type -> carrel.v1.NotebookStatus
-	15, // 61: carrel.v1.NotebookService.ListKernelSpecs:output_type -> carrel.v1.ListKernelSpecsResponse
-	13, // 62: carrel.v1.NotebookService.StartKernel:output_type -> carrel.v1.Kernel
-	13, // 63: carrel.v1.NotebookService.RestartKernel:output_type -> carrel.v1.Kernel
-	20, // 64: carrel.v1.NotebookService.ShutdownKernel:output_type -> carrel.v1.ShutdownKernelResponse
-	22, // 65: carrel.v1.NotebookService.GetNotebook:output_type -> carrel.v1.Notebook
-	30, // 66: carrel.v1.NotebookService.EditNotebook:output_type -> carrel.v1.EditNotebookResponse
-	32, // 67: carrel.v1.NotebookService.WatchNotebooks:output_type -> carrel.v1.NotebookEvent
-	40, // 68: carrel.v1.NotebookService.GetUsage:output_type -> carrel.v1.BoxUsage
-	56, // [56:69] is the sub-list for method output_type
-	43, // [43:56] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	49, // 24: carrel.v1.NotebookEdit.notebook_metadata:type_name -> google.protobuf.Struct
+	49, // 25: carrel.v1.InsertCell.cell:type_name -> google.protobuf.Struct
+	49, // 26: carrel.v1.SetCellMetadata.metadata:type_name -> google.protobuf.Struct
+	33, // 27: carrel.v1.CompleteCodeResponse.completions:type_name -> carrel.v1.Completion
+	48, // 28: carrel.v1.NotebookEvent.time:type_name -> google.protobuf.Timestamp
+	4,  // 29: carrel.v1.NotebookEvent.queued:type_name -> carrel.v1.Execution
+	38, // 30: carrel.v1.NotebookEvent.started:type_name -> carrel.v1.ExecutionStarted
+	49, // 31: carrel.v1.NotebookEvent.output:type_name -> google.protobuf.Struct
+	39, // 32: carrel.v1.NotebookEvent.display_update:type_name -> carrel.v1.DisplayUpdate
+	40, // 33: carrel.v1.NotebookEvent.clear_output:type_name -> carrel.v1.ClearOutput
+	41, // 34: carrel.v1.NotebookEvent.truncated:type_name -> carrel.v1.OutputTruncated
+	5,  // 35: carrel.v1.NotebookEvent.question:type_name -> carrel.v1.InputQuestion
+	4,  // 36: carrel.v1.NotebookEvent.ended:type_name -> carrel.v1.Execution
+	13, // 37: carrel.v1.NotebookEvent.kernel_changed:type_name -> carrel.v1.Kernel
+	42, // 38: carrel.v1.NotebookEvent.edited:type_name -> carrel.v1.NotebookEdited
+	43, // 39: carrel.v1.NotebookEvent.reloaded:type_name -> carrel.v1.NotebookReloaded
+	49, // 40: carrel.v1.DisplayUpdate.data:type_name -> google.protobuf.Struct
+	49, // 41: carrel.v1.DisplayUpdate.metadata:type_name -> google.protobuf.Struct
+	24, // 42: carrel.v1.NotebookEdited.edits:type_name -> carrel.v1.NotebookEdit
+	48, // 43: carrel.v1.BoxUsage.time:type_name -> google.protobuf.Timestamp
+	2,  // 44: carrel.v1.NotebookService.Execute:input_type -> carrel.v1.ExecuteRequest
+	6,  // 45: carrel.v1.NotebookService.GetExecution:input_type -> carrel.v1.GetExecutionRequest
+	7,  // 46: carrel.v1.NotebookService.AnswerInput:input_type -> carrel.v1.AnswerInputRequest
+	9,  // 47: carrel.v1.NotebookService.Interrupt:input_type -> carrel.v1.InterruptRequest
+	11, // 48: carrel.v1.NotebookService.GetStatus:input_type -> carrel.v1.GetStatusRequest
+	14, // 49: carrel.v1.NotebookService.ListKernelSpecs:input_type -> carrel.v1.ListKernelSpecsRequest
+	17, // 50: carrel.v1.NotebookService.StartKernel:input_type -> carrel.v1.StartKernelRequest
+	18, // 51: carrel.v1.NotebookService.RestartKernel:input_type -> carrel.v1.RestartKernelRequest
+	19, // 52: carrel.v1.NotebookService.ShutdownKernel:input_type -> carrel.v1.ShutdownKernelRequest
+	21, // 53: carrel.v1.NotebookService.GetNotebook:input_type -> carrel.v1.GetNotebookRequest
+	23, // 54: carrel.v1.NotebookService.EditNotebook:input_type -> carrel.v1.EditNotebookRequest
+	31, // 55: carrel.v1.NotebookService.CompleteCode:input_type -> carrel.v1.CompleteCodeRequest
+	34, // 56: carrel.v1.NotebookService.InspectCode:input_type -> carrel.v1.InspectCodeRequest
+	36, // 57: carrel.v1.NotebookService.WatchNotebooks:input_type -> carrel.v1.WatchNotebooksRequest
+	44, // 58: carrel.v1.NotebookService.GetUsage:input_type -> carrel.v1.GetUsageRequest
+	3,  // 59: carrel.v1.NotebookService.Execute:output_type -> carrel.v1.ExecuteResponse
+	4,  // 60: carrel.v1.NotebookService.GetExecution:output_type -> carrel.v1.Execution
+	8,  // 61: carrel.v1.NotebookService.AnswerInput:output_type -> carrel.v1.AnswerInputResponse
+	10, // 62: carrel.v1.NotebookService.Interrupt:output_type -> carrel.v1.InterruptResponse
+	12, // 63: carrel.v1.NotebookService.GetStatus:output_type -> carrel.v1.NotebookStatus
+	15, // 64: carrel.v1.NotebookService.ListKernelSpecs:output_type -> carrel.v1.ListKernelSpecsResponse
+	13, // 65: carrel.v1.NotebookService.StartKernel:output_type -> carrel.v1.Kernel
+	13, // 66: carrel.v1.NotebookService.RestartKernel:output_type -> carrel.v1.Kernel
+	20, // 67: carrel.v1.NotebookService.ShutdownKernel:output_type -> carrel.v1.ShutdownKernelResponse
+	22, // 68: carrel.v1.NotebookService.GetNotebook:output_type -> carrel.v1.Notebook
+	30, // 69: carrel.v1.NotebookService.EditNotebook:output_type -> carrel.v1.EditNotebookResponse
+	32, // 70: carrel.v1.NotebookService.CompleteCode:output_type -> carrel.v1.CompleteCodeResponse
+	35, // 71: carrel.v1.NotebookService.InspectCode:output_type -> carrel.v1.InspectCodeResponse
+	37, // 72: carrel.v1.NotebookService.WatchNotebooks:output_type -> carrel.v1.NotebookEvent
+	45, // 73: carrel.v1.NotebookService.GetUsage:output_type -> carrel.v1.BoxUsage
+	59, // [59:74] is the sub-list for method output_type
+	44, // [44:59] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_notebooks_proto_init() }
@@ -3679,7 +4122,7 @@ func file_carrel_v1_notebooks_proto_init() {
 		(*NotebookEdit_NotebookMetadata)(nil),
 	}
 	file_carrel_v1_notebooks_proto_msgTypes[25].OneofWrappers = []any{}
-	file_carrel_v1_notebooks_proto_msgTypes[30].OneofWrappers = []any{
+	file_carrel_v1_notebooks_proto_msgTypes[35].OneofWrappers = []any{
 		(*NotebookEvent_Queued)(nil),
 		(*NotebookEvent_Started)(nil),
 		(*NotebookEvent_Output)(nil),
@@ -3703,7 +4146,7 @@ func file_carrel_v1_notebooks_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_notebooks_proto_rawDesc), len(file_carrel_v1_notebooks_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   40,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -219,32 +219,42 @@ func (k *Kernel) Interrupt(ctx context.Context) error {
 		}
 		return nil
 	}
-	return k.ask(ctx, "interrupt_request", map[string]any{})
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err := k.ask(ctx, Control, "interrupt_request", map[string]any{})
+	return err
 }
 
-// ask makes a request on the control channel and waits for its reply.
-func (k *Kernel) ask(ctx context.Context, kind string, content any) error {
+// Ask makes a request that executes nothing, such as complete_request, and gives the reply. A kernel that is executing replies only when it is
+// done; the caller bounds ctx. While the kernel is not connected it is an error with the reason "kernel_not_ready".
+func (k *Kernel) Ask(ctx context.Context, kind string, content any) (*Message, error) {
+	return k.ask(ctx, Shell, kind, content)
+}
+
+// ask makes a request on a channel and waits for its reply.
+func (k *Kernel) ask(ctx context.Context, channel Channel, kind string, content any) (*Message, error) {
 	c, err := k.Connect(ClientConfig{Session: k.session})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer c.Close()
 	message, err := NewMessage(kind, k.session, content)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := c.Send(Control, message); err != nil {
-		return err
+	if err := c.Send(channel, message); err != nil {
+		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
 	for {
 		got, err := c.Receive(ctx)
 		if err != nil {
-			return fmt.Errorf("wait for the reply to %s: %w", kind, err)
+			return nil, fmt.Errorf("wait for the reply to %s: %w", kind, err)
 		}
-		if got.Channel == Control {
-			return nil
+		if got.Channel == State && (got.Info.Phase == Dead || got.Info.Phase == Restarting) {
+			return nil, carrel.Errorf(carrel.CodePrecondition, "kernel_ended", "the kernel's process ended before it answered")
+		}
+		if got.Channel == channel && got.Message.ParentHead().ID == message.Head().ID {
+			return got.Message, nil
 		}
 	}
 }

@@ -245,8 +245,10 @@ func TestDeathIsTold(t *testing.T) {
 func TestKernelsThatHangAreTold(t *testing.T) {
 	m, fake := newFake(t, func(c *kernel.Config) { c.Heartbeat = 20 * time.Millisecond })
 	k := start(t, m, "tcp")
-	c := connect(t, k, kernel.ClientConfig{})
 	fake.Last().Deafen()
+	c, err := k.Connect(kernel.ClientConfig{}) // the first that it is told may be just this
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
 	info := phase(t, c, kernel.Unresponsive)
 	require.NotEmpty(t, info.Message)
 	require.NoError(t, k.Ready(wait(t)), "it may only be slow")
@@ -255,13 +257,16 @@ func TestKernelsThatHangAreTold(t *testing.T) {
 func TestKernelsThatNeverAnswerAreEnded(t *testing.T) {
 	m := newManager(t, func(c *kernel.Config) {
 		kerneltest.Spec(t, c.Home, "mute", `{"argv": ["/bin/sleep", "1000"], "display_name": "Mute", "language": "none"}`)
-		kerneltest.Spec(t, c.Home, "ends", `{"argv": ["/bin/sh", "-c", "echo no such module; exit 7"], "display_name": "Ends", "language": "none"}`)
 		c.StartTimeout = 200 * time.Millisecond
 	})
 	k, err := m.Start(wait(t), kernel.Options{Spec: "mute"})
 	require.NoError(t, err)
 	require.Equal(t, "kernel_dead", carrel.ReasonOf(k.Ready(wait(t))))
 	require.Contains(t, k.Info().Message, "did not begin to answer")
+
+	m = newManager(t, func(c *kernel.Config) { // with time enough to end by itself
+		kerneltest.Spec(t, c.Home, "ends", `{"argv": ["/bin/sh", "-c", "echo no such module; exit 7"], "display_name": "Ends", "language": "none"}`)
+	})
 	k, err = m.Start(wait(t), kernel.Options{Spec: "ends"})
 	require.NoError(t, err)
 	require.Equal(t, "kernel_dead", carrel.ReasonOf(k.Ready(wait(t))))

@@ -431,7 +431,7 @@ func (k *Kernel) deliver(channel Channel, message *Message) {
 		}
 	}
 	k.mu.Unlock()
-	if channel == IOPub && message.Head().Type == "status" && asked.channel != Control {
+	if channel == IOPub && message.Head().Type == "status" && asked.channel != Control && !asksOnly[message.ParentHead().Type] {
 		if phase := phaseOf(statusOf(message)); phase != "" {
 			k.change(func() {
 				if k.phase == Idle || k.phase == Busy {
@@ -444,6 +444,9 @@ func (k *Kernel) deliver(channel Channel, message *Message) {
 		c.put(Received{Channel: channel, Message: message})
 	}
 }
+
+// asksOnly has the requests that execute nothing and that people make while they write: a kernel that answers one is not called busy.
+var asksOnly = map[string]bool{"complete_request": true, "inspect_request": true}
 
 func statusOf(message *Message) string {
 	var content struct {

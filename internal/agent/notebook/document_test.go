@@ -245,24 +245,27 @@ func TestChangesByOthersAreTaken(t *testing.T) {
 	require.Equal(t, "changed by somebody", b.cells("a.ipynb")[1]["source"])
 
 	// Both at once: what is only ours and what is only theirs are both there.
+	path := filepath.Join(b.home, "a.ipynb")
+	require.NoError(t, os.Chmod(path, 0o440)) // ours cannot be in the file before theirs is
 	b.edit("a.ipynb", setSource("one", "ours", nil), insertCode("new", "one", "also ours"))
 	b.put("a.ipynb", strings.Replace(plain, "text", "theirs", 1))
 	text := b.saved("a.ipynb", has(`"ours"`, `"also ours"`, `"theirs"`))
 	require.Contains(t, text, "12345678901234567890", "what is not known is kept as it is")
 
 	// Both the same cell: theirs stays, ours comes behind it.
+	require.NoError(t, os.Chmod(path, 0o440))
 	b.edit("a.ipynb", setSource("two", "our text", nil))
 	b.put("a.ipynb", strings.Replace(text, "theirs", "their text", 1))
 	b.saved("a.ipynb", has(`"our text"`, `"their text"`))
 	require.NotEmpty(t, b.get("a.ipynb").GetRepairs())
 
-	require.NoError(t, os.Remove(filepath.Join(b.home, "a.ipynb")))
+	require.NoError(t, os.Remove(path))
 	w.until("the removal", func(e *carrelv1.NotebookEvent) bool { return e.GetReloaded().GetRemoved() })
 	_, err := b.GetNotebook(limited(t), &carrelv1.GetNotebookRequest{Path: "a.ipynb"})
 	require.Equal(t, "file_not_found", carrel.ReasonOf(err))
 	_, err = b.EditNotebook(limited(t), &carrelv1.EditNotebookRequest{Path: "a.ipynb", Edits: []*carrelv1.NotebookEdit{clearOutputs("*")}}, "")
 	require.Equal(t, "file_not_found", carrel.ReasonOf(err))
-	_, err = os.Stat(filepath.Join(b.home, "a.ipynb"))
+	_, err = os.Stat(path)
 	require.ErrorIs(t, err, os.ErrNotExist, "what was removed is not made again")
 }
 

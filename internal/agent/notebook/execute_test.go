@@ -110,8 +110,9 @@ func textOf(e *carrelv1.Execution) string {
 func TestErrorsStopTheQueueOrNot(t *testing.T) {
 	b := newBox(t)
 	w := b.watch(&carrelv1.WatchNotebooksRequest{After: "0"})
-	first := b.start(&carrelv1.ExecuteRequest{Code: "import time; time.sleep(0.5); 1/0"})[0]
+	first := b.start(&carrelv1.ExecuteRequest{Code: "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\n1/0"})[0]
 	second := b.start(&carrelv1.ExecuteRequest{Code: "print('goes on')"})[0]
+	b.put("go", "") // both are queued
 	e := b.ended(w, first.GetId())
 	require.Equal(t, stateError, e.GetState())
 	shown := e.GetOutputs()[0].AsMap()
@@ -120,8 +121,9 @@ func TestErrorsStopTheQueueOrNot(t *testing.T) {
 	require.NotEmpty(t, shown["traceback"])
 	require.Equal(t, "goes on\n", textOf(b.ended(w, second.GetId())))
 
-	first = b.start(&carrelv1.ExecuteRequest{Code: "time.sleep(0.5); 1/0", StopOnError: true})[0]
+	first = b.start(&carrelv1.ExecuteRequest{Code: "while not os.path.exists('on'): time.sleep(0.01)\n1/0", StopOnError: true})[0]
 	second = b.start(&carrelv1.ExecuteRequest{Code: "print('never')"})[0]
+	b.put("on", "")
 	require.Equal(t, stateError, b.ended(w, first.GetId()).GetState())
 	e = b.ended(w, second.GetId())
 	require.Equal(t, stateCancelled, e.GetState())

@@ -212,12 +212,20 @@ func (s *Service) kernelFor(ctx context.Context, path, wanted string, spec func(
 		}
 		name = byDefault
 	}
-	for _, k := range s.config.Kernels.List() {
-		if info := k.Info(); info.Shared && info.Spec == name {
-			return k, nil
-		}
+	if k := s.sharedKernel(name); k != nil {
+		return k, nil
 	}
 	return s.config.Kernels.Start(ctx, kernel.Options{Spec: name, Shared: true})
+}
+
+// sharedKernel gives the shared kernel of a kernelspec; nil: there is none.
+func (s *Service) sharedKernel(spec string) *kernel.Kernel {
+	for _, k := range s.config.Kernels.List() {
+		if info := k.Info(); info.Shared && info.Spec == spec {
+			return k
+		}
+	}
+	return nil
 }
 
 // Execute queues code or cells. user is who asks.

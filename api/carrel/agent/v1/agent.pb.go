@@ -1104,7 +1104,7 @@ const file_carrel_agent_v1_agent_proto_rawDesc = "" +
 	"\rMakeDirectory\x12\x1f.carrel.v1.MakeDirectoryRequest\x1a\x13.carrel.v1.FileInfo\"\x00\x12?\n" +
 	"\x05Watch\x12\x1c.carrel.v1.WatchFilesRequest\x1a\x14.carrel.v1.FileEvent\"\x000\x01\x12N\n" +
 	"\x0fDownloadArchive\x12!.carrel.v1.DownloadArchiveRequest\x1a\x14.carrel.v1.FileChunk\"\x000\x01\x12V\n" +
-	"\rUploadArchive\x12\x1f.carrel.v1.UploadArchiveRequest\x1a .carrel.v1.UploadArchiveResponse\"\x00(\x012\xe6\a\n" +
+	"\rUploadArchive\x12\x1f.carrel.v1.UploadArchiveRequest\x1a .carrel.v1.UploadArchiveResponse\"\x00(\x012\x89\t\n" +
 	"\x0fNotebookService\x12B\n" +
 	"\aExecute\x12\x19.carrel.v1.ExecuteRequest\x1a\x1a.carrel.v1.ExecuteResponse\"\x00\x12F\n" +
 	"\fGetExecution\x12\x1e.carrel.v1.GetExecutionRequest\x1a\x14.carrel.v1.Execution\"\x00\x12N\n" +
@@ -1118,7 +1118,9 @@ const file_carrel_agent_v1_agent_proto_rawDesc = "" +
 	"\vGetNotebook\x12\x1d.carrel.v1.GetNotebookRequest\x1a\x13.carrel.v1.Notebook\"\x00\x12Q\n" +
 	"\fEditNotebook\x12\x1e.carrel.v1.EditNotebookRequest\x1a\x1f.carrel.v1.EditNotebookResponse\"\x00\x12P\n" +
 	"\x0eWatchNotebooks\x12 .carrel.v1.WatchNotebooksRequest\x1a\x18.carrel.v1.NotebookEvent\"\x000\x01\x12=\n" +
-	"\bGetUsage\x12\x1a.carrel.v1.GetUsageRequest\x1a\x13.carrel.v1.BoxUsage\"\x002\xbe\x01\n" +
+	"\bGetUsage\x12\x1a.carrel.v1.GetUsageRequest\x1a\x13.carrel.v1.BoxUsage\"\x00\x12Q\n" +
+	"\fCompleteCode\x12\x1e.carrel.v1.CompleteCodeRequest\x1a\x1f.carrel.v1.CompleteCodeResponse\"\x00\x12N\n" +
+	"\vInspectCode\x12\x1d.carrel.v1.InspectCodeRequest\x1a\x1e.carrel.v1.InspectCodeResponse\"\x002\xbe\x01\n" +
 	"\x0eForwardService\x12J\n" +
 	"\x06Listen\x12\x1e.carrel.agent.v1.ListenRequest\x1a\x1c.carrel.agent.v1.ListenEvent\"\x000\x01\x12`\n" +
 	"\rListListeners\x12%.carrel.agent.v1.ListListenersRequest\x1a&.carrel.agent.v1.ListListenersResponse\"\x002\xf9\x03\n" +
@@ -1198,32 +1200,36 @@ var file_carrel_agent_v1_agent_proto_goTypes = []any{
 	(*v1.EditNotebookRequest)(nil),     // 51: carrel.v1.EditNotebookRequest
 	(*v1.WatchNotebooksRequest)(nil),   // 52: carrel.v1.WatchNotebooksRequest
 	(*v1.GetUsageRequest)(nil),         // 53: carrel.v1.GetUsageRequest
-	(*v1.Process)(nil),                 // 54: carrel.v1.Process
-	(*v1.ProcessEvent)(nil),            // 55: carrel.v1.ProcessEvent
-	(*v1.ListProcessesResponse)(nil),   // 56: carrel.v1.ListProcessesResponse
-	(*v1.WriteInputResponse)(nil),      // 57: carrel.v1.WriteInputResponse
-	(*v1.SignalProcessResponse)(nil),   // 58: carrel.v1.SignalProcessResponse
-	(*v1.ResizeProcessResponse)(nil),   // 59: carrel.v1.ResizeProcessResponse
-	(*v1.FileInfo)(nil),                // 60: carrel.v1.FileInfo
-	(*v1.ListFilesResponse)(nil),       // 61: carrel.v1.ListFilesResponse
-	(*v1.FindFilesResponse)(nil),       // 62: carrel.v1.FindFilesResponse
-	(*v1.FileChunk)(nil),               // 63: carrel.v1.FileChunk
-	(*v1.StatUploadResponse)(nil),      // 64: carrel.v1.StatUploadResponse
-	(*v1.RemoveFileResponse)(nil),      // 65: carrel.v1.RemoveFileResponse
-	(*v1.FileEvent)(nil),               // 66: carrel.v1.FileEvent
-	(*v1.UploadArchiveResponse)(nil),   // 67: carrel.v1.UploadArchiveResponse
-	(*v1.ExecuteResponse)(nil),         // 68: carrel.v1.ExecuteResponse
-	(*v1.Execution)(nil),               // 69: carrel.v1.Execution
-	(*v1.AnswerInputResponse)(nil),     // 70: carrel.v1.AnswerInputResponse
-	(*v1.InterruptResponse)(nil),       // 71: carrel.v1.InterruptResponse
-	(*v1.NotebookStatus)(nil),          // 72: carrel.v1.NotebookStatus
-	(*v1.ListKernelSpecsResponse)(nil), // 73: carrel.v1.ListKernelSpecsResponse
-	(*v1.Kernel)(nil),                  // 74: carrel.v1.Kernel
-	(*v1.ShutdownKernelResponse)(nil),  // 75: carrel.v1.ShutdownKernelResponse
-	(*v1.Notebook)(nil),                // 76: carrel.v1.Notebook
-	(*v1.EditNotebookResponse)(nil),    // 77: carrel.v1.EditNotebookResponse
-	(*v1.NotebookEvent)(nil),           // 78: carrel.v1.NotebookEvent
-	(*v1.BoxUsage)(nil),                // 79: carrel.v1.BoxUsage
+	(*v1.CompleteCodeRequest)(nil),     // 54: carrel.v1.CompleteCodeRequest
+	(*v1.InspectCodeRequest)(nil),      // 55: carrel.v1.InspectCodeRequest
+	(*v1.Process)(nil),                 // 56: carrel.v1.Process
+	(*v1.ProcessEvent)(nil),            // 57: carrel.v1.ProcessEvent
+	(*v1.ListProcessesResponse)(nil),   // 58: carrel.v1.ListProcessesResponse
+	(*v1.WriteInputResponse)(nil),      // 59: carrel.v1.WriteInputResponse
+	(*v1.SignalProcessResponse)(nil),   // 60: carrel.v1.SignalProcessResponse
+	(*v1.ResizeProcessResponse)(nil),   // 61: carrel.v1.ResizeProcessResponse
+	(*v1.FileInfo)(nil),                // 62: carrel.v1.FileInfo
+	(*v1.ListFilesResponse)(nil),       // 63: carrel.v1.ListFilesResponse
+	(*v1.FindFilesResponse)(nil),       // 64: carrel.v1.FindFilesResponse
+	(*v1.FileChunk)(nil),               // 65: carrel.v1.FileChunk
+	(*v1.StatUploadResponse)(nil),      // 66: carrel.v1.StatUploadResponse
+	(*v1.RemoveFileResponse)(nil),      // 67: carrel.v1.RemoveFileResponse
+	(*v1.FileEvent)(nil),               // 68: carrel.v1.FileEvent
+	(*v1.UploadArchiveResponse)(nil),   // 69: carrel.v1.UploadArchiveResponse
+	(*v1.ExecuteResponse)(nil),         // 70: carrel.v1.ExecuteResponse
+	(*v1.Execution)(nil),               // 71: carrel.v1.Execution
+	(*v1.AnswerInputResponse)(nil),     // 72: carrel.v1.AnswerInputResponse
+	(*v1.InterruptResponse)(nil),       // 73: carrel.v1.InterruptResponse
+	(*v1.NotebookStatus)(nil),          // 74: carrel.v1.NotebookStatus
+	(*v1.ListKernelSpecsResponse)(nil), // 75: carrel.v1.ListKernelSpecsResponse
+	(*v1.Kernel)(nil),                  // 76: carrel.v1.Kernel
+	(*v1.ShutdownKernelResponse)(nil),  // 77: carrel.v1.ShutdownKernelResponse
+	(*v1.Notebook)(nil),                // 78: carrel.v1.Notebook
+	(*v1.EditNotebookResponse)(nil),    // 79: carrel.v1.EditNotebookResponse
+	(*v1.NotebookEvent)(nil),           // 80: carrel.v1.NotebookEvent
+	(*v1.BoxUsage)(nil),                // 81: carrel.v1.BoxUsage
+	(*v1.CompleteCodeResponse)(nil),    // 82: carrel.v1.CompleteCodeResponse
+	(*v1.InspectCodeResponse)(nil),     // 83: carrel.v1.InspectCodeResponse
 }
 var file_carrel_agent_v1_agent_proto_depIdxs = []int32{
 	2,  // 0: carrel.agent.v1.ListenEvent.listening:type_name -> carrel.agent.v1.Listening
@@ -1266,58 +1272,62 @@ var file_carrel_agent_v1_agent_proto_depIdxs = []int32{
 	51, // 37: carrel.agent.v1.NotebookService.EditNotebook:input_type -> carrel.v1.EditNotebookRequest
 	52, // 38: carrel.agent.v1.NotebookService.WatchNotebooks:input_type -> carrel.v1.WatchNotebooksRequest
 	53, // 39: carrel.agent.v1.NotebookService.GetUsage:input_type -> carrel.v1.GetUsageRequest
-	0,  // 40: carrel.agent.v1.ForwardService.Listen:input_type -> carrel.agent.v1.ListenRequest
-	4,  // 41: carrel.agent.v1.ForwardService.ListListeners:input_type -> carrel.agent.v1.ListListenersRequest
-	7,  // 42: carrel.agent.v1.ControlService.Ready:input_type -> carrel.agent.v1.ReadyRequest
-	9,  // 43: carrel.agent.v1.ControlService.Identify:input_type -> carrel.agent.v1.IdentifyRequest
-	11, // 44: carrel.agent.v1.ControlService.Quiesce:input_type -> carrel.agent.v1.QuiesceRequest
-	13, // 45: carrel.agent.v1.ControlService.Unquiesce:input_type -> carrel.agent.v1.UnquiesceRequest
-	15, // 46: carrel.agent.v1.ControlService.Shutdown:input_type -> carrel.agent.v1.ShutdownRequest
-	17, // 47: carrel.agent.v1.ControlService.Activity:input_type -> carrel.agent.v1.ActivityRequest
-	54, // 48: carrel.agent.v1.ProcessService.Start:output_type -> carrel.v1.Process
-	55, // 49: carrel.agent.v1.ProcessService.Run:output_type -> carrel.v1.ProcessEvent
-	55, // 50: carrel.agent.v1.ProcessService.Attach:output_type -> carrel.v1.ProcessEvent
-	56, // 51: carrel.agent.v1.ProcessService.List:output_type -> carrel.v1.ListProcessesResponse
-	54, // 52: carrel.agent.v1.ProcessService.Get:output_type -> carrel.v1.Process
-	57, // 53: carrel.agent.v1.ProcessService.WriteInput:output_type -> carrel.v1.WriteInputResponse
-	58, // 54: carrel.agent.v1.ProcessService.Signal:output_type -> carrel.v1.SignalProcessResponse
-	59, // 55: carrel.agent.v1.ProcessService.Resize:output_type -> carrel.v1.ResizeProcessResponse
-	60, // 56: carrel.agent.v1.FileService.Stat:output_type -> carrel.v1.FileInfo
-	61, // 57: carrel.agent.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
-	62, // 58: carrel.agent.v1.FileService.Find:output_type -> carrel.v1.FindFilesResponse
-	63, // 59: carrel.agent.v1.FileService.Read:output_type -> carrel.v1.FileChunk
-	60, // 60: carrel.agent.v1.FileService.Write:output_type -> carrel.v1.FileInfo
-	64, // 61: carrel.agent.v1.FileService.StatUpload:output_type -> carrel.v1.StatUploadResponse
-	60, // 62: carrel.agent.v1.FileService.Move:output_type -> carrel.v1.FileInfo
-	60, // 63: carrel.agent.v1.FileService.Copy:output_type -> carrel.v1.FileInfo
-	65, // 64: carrel.agent.v1.FileService.Remove:output_type -> carrel.v1.RemoveFileResponse
-	60, // 65: carrel.agent.v1.FileService.MakeDirectory:output_type -> carrel.v1.FileInfo
-	66, // 66: carrel.agent.v1.FileService.Watch:output_type -> carrel.v1.FileEvent
-	63, // 67: carrel.agent.v1.FileService.DownloadArchive:output_type -> carrel.v1.FileChunk
-	67, // 68: carrel.agent.v1.FileService.UploadArchive:output_type -> carrel.v1.UploadArchiveResponse
-	68, // 69: carrel.agent.v1.NotebookService.Execute:output_type -> carrel.v1.ExecuteResponse
-	69, // 70: carrel.agent.v1.NotebookService.GetExecution:output_type -> carrel.v1.Execution
-	70, // 71: carrel.agent.v1.NotebookService.AnswerInput:output_type -> carrel.v1.AnswerInputResponse
-	71, // 72: carrel.agent.v1.NotebookService.Interrupt:output_type -> carrel.v1.InterruptResponse
-	72, // 73: carrel.agent.v1.NotebookService.GetStatus:output_type -> carrel.v1.NotebookStatus
-	73, // 74: carrel.agent.v1.NotebookService.ListKernelSpecs:output_type -> carrel.v1.ListKernelSpecsResponse
-	74, // 75: carrel.agent.v1.NotebookService.StartKernel:output_type -> carrel.v1.Kernel
-	74, // 76: carrel.agent.v1.NotebookService.RestartKernel:output_type -> carrel.v1.Kernel
-	75, // 77: carrel.agent.v1.NotebookService.ShutdownKernel:output_type -> carrel.v1.ShutdownKernelResponse
-	76, // 78: carrel.agent.v1.NotebookService.GetNotebook:output_type -> carrel.v1.Notebook
-	77, // 79: carrel.agent.v1.NotebookService.EditNotebook:output_type -> carrel.v1.EditNotebookResponse
-	78, // 80: carrel.agent.v1.NotebookService.WatchNotebooks:output_type -> carrel.v1.NotebookEvent
-	79, // 81: carrel.agent.v1.NotebookService.GetUsage:output_type -> carrel.v1.BoxUsage
-	1,  // 82: carrel.agent.v1.ForwardService.Listen:output_type -> carrel.agent.v1.ListenEvent
-	5,  // 83: carrel.agent.v1.ForwardService.ListListeners:output_type -> carrel.agent.v1.ListListenersResponse
-	8,  // 84: carrel.agent.v1.ControlService.Ready:output_type -> carrel.agent.v1.ReadyResponse
-	10, // 85: carrel.agent.v1.ControlService.Identify:output_type -> carrel.agent.v1.IdentifyResponse
-	12, // 86: carrel.agent.v1.ControlService.Quiesce:output_type -> carrel.agent.v1.QuiesceResponse
-	14, // 87: carrel.agent.v1.ControlService.Unquiesce:output_type -> carrel.agent.v1.UnquiesceResponse
-	16, // 88: carrel.agent.v1.ControlService.Shutdown:output_type -> carrel.agent.v1.ShutdownResponse
-	18, // 89: carrel.agent.v1.ControlService.Activity:output_type -> carrel.agent.v1.ActivityResponse
-	48, // [48:90] is the sub-list for method output_type
-	6,  // [6:48] is the sub-list for method input_type
+	54, // 40: carrel.agent.v1.NotebookService.CompleteCode:input_type -> carrel.v1.CompleteCodeRequest
+	55, // 41: carrel.agent.v1.NotebookService.InspectCode:input_type -> carrel.v1.InspectCodeRequest
+	0,  // 42: carrel.agent.v1.ForwardService.Listen:input_type -> carrel.agent.v1.ListenRequest
+	4,  // 43: carrel.agent.v1.ForwardService.ListListeners:input_type -> carrel.agent.v1.ListListenersRequest
+	7,  // 44: carrel.agent.v1.ControlService.Ready:input_type -> carrel.agent.v1.ReadyRequest
+	9,  // 45: carrel.agent.v1.ControlService.Identify:input_type -> carrel.agent.v1.IdentifyRequest
+	11, // 46: carrel.agent.v1.ControlService.Quiesce:input_type -> carrel.agent.v1.QuiesceRequest
+	13, // 47: carrel.agent.v1.ControlService.Unquiesce:input_type -> carrel.agent.v1.UnquiesceRequest
+	15, // 48: carrel.agent.v1.ControlService.Shutdown:input_type -> carrel.agent.v1.ShutdownRequest
+	17, // 49: carrel.agent.v1.ControlService.Activity:input_type -> carrel.agent.v1.ActivityRequest
+	56, // 50: carrel.agent.v1.ProcessService.Start:output_type -> carrel.v1.Process
+	57, // 51: carrel.agent.v1.ProcessService.Run:output_type -> carrel.v1.ProcessEvent
+	57, // 52: carrel.agent.v1.ProcessService.Attach:output_type -> carrel.v1.ProcessEvent
+	58, // 53: carrel.agent.v1.ProcessService.List:output_type -> carrel.v1.ListProcessesResponse
+	56, // 54: carrel.agent.v1.ProcessService.Get:output_type -> carrel.v1.Process
+	59, // 55: carrel.agent.v1.ProcessService.WriteInput:output_type -> carrel.v1.WriteInputResponse
+	60, // 56: carrel.agent.v1.ProcessService.Signal:output_type -> carrel.v1.SignalProcessResponse
+	61, // 57: carrel.agent.v1.ProcessService.Resize:output_type -> carrel.v1.ResizeProcessResponse
+	62, // 58: carrel.agent.v1.FileService.Stat:output_type -> carrel.v1.FileInfo
+	63, // 59: carrel.agent.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
+	64, // 60: carrel.agent.v1.FileService.Find:output_type -> carrel.v1.FindFilesResponse
+	65, // 61: carrel.agent.v1.FileService.Read:output_type -> carrel.v1.FileChunk
+	62, // 62: carrel.agent.v1.FileService.Write:output_type -> carrel.v1.FileInfo
+	66, // 63: carrel.agent.v1.FileService.StatUpload:output_type -> carrel.v1.StatUploadResponse
+	62, // 64: carrel.agent.v1.FileService.Move:output_type -> carrel.v1.FileInfo
+	62, // 65: carrel.agent.v1.FileService.Copy:output_type -> carrel.v1.FileInfo
+	67, // 66: carrel.agent.v1.FileService.Remove:output_type -> carrel.v1.RemoveFileResponse
+	62, // 67: carrel.agent.v1.FileService.MakeDirectory:output_type -> carrel.v1.FileInfo
+	68, // 68: carrel.agent.v1.FileService.Watch:output_type -> carrel.v1.FileEvent
+	65, // 69: carrel.agent.v1.FileService.DownloadArchive:output_type -> carrel.v1.FileChunk
+	69, // 70: carrel.agent.v1.FileService.UploadArchive:output_type -> carrel.v1.UploadArchiveResponse
+	70, // 71: carrel.agent.v1.NotebookService.Execute:output_type -> carrel.v1.ExecuteResponse
+	71, // 72: carrel.agent.v1.NotebookService.GetExecution:output_type -> carrel.v1.Execution
+	72, // 73: carrel.agent.v1.NotebookService.AnswerInput:output_type -> carrel.v1.AnswerInputResponse
+	73, // 74: carrel.agent.v1.NotebookService.Interrupt:output_type -> carrel.v1.InterruptResponse
+	74, // 75: carrel.agent.v1.NotebookService.GetStatus:output_type -> carrel.v1.NotebookStatus
+	75, // 76: carrel.agent.v1.NotebookService.ListKernelSpecs:output_type -> carrel.v1.ListKernelSpecsResponse
+	76, // 77: carrel.agent.v1.NotebookService.StartKernel:output_type -> carrel.v1.Kernel
+	76, // 78: carrel.agent.v1.NotebookService.RestartKernel:output_type -> carrel.v1.Kernel
+	77, // 79: carrel.agent.v1.NotebookService.ShutdownKernel:output_type -> carrel.v1.ShutdownKernelResponse
+	78, // 80: carrel.agent.v1.NotebookService.GetNotebook:output_type -> carrel.v1.Notebook
+	79, // 81: carrel.agent.v1.NotebookService.EditNotebook:output_type -> carrel.v1.EditNotebookResponse
+	80, // 82: carrel.agent.v1.NotebookService.WatchNotebooks:output_type -> carrel.v1.NotebookEvent
+	81, // 83: carrel.agent.v1.NotebookService.GetUsage:output_type -> carrel.v1.BoxUsage
+	82, // 84: carrel.agent.v1.NotebookService.CompleteCode:output_type -> carrel.v1.CompleteCodeResponse
+	83, // 85: carrel.agent.v1.NotebookService.InspectCode:output_type -> carrel.v1.InspectCodeResponse
+	1,  // 86: carrel.agent.v1.ForwardService.Listen:output_type -> carrel.agent.v1.ListenEvent
+	5,  // 87: carrel.agent.v1.ForwardService.ListListeners:output_type -> carrel.agent.v1.ListListenersResponse
+	8,  // 88: carrel.agent.v1.ControlService.Ready:output_type -> carrel.agent.v1.ReadyResponse
+	10, // 89: carrel.agent.v1.ControlService.Identify:output_type -> carrel.agent.v1.IdentifyResponse
+	12, // 90: carrel.agent.v1.ControlService.Quiesce:output_type -> carrel.agent.v1.QuiesceResponse
+	14, // 91: carrel.agent.v1.ControlService.Unquiesce:output_type -> carrel.agent.v1.UnquiesceResponse
+	16, // 92: carrel.agent.v1.ControlService.Shutdown:output_type -> carrel.agent.v1.ShutdownResponse
+	18, // 93: carrel.agent.v1.ControlService.Activity:output_type -> carrel.agent.v1.ActivityResponse
+	50, // [50:94] is the sub-list for method output_type
+	6,  // [6:50] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name

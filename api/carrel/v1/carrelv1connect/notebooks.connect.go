@@ -65,6 +65,12 @@ const (
 	// NotebookServiceEditNotebookProcedure is the fully-qualified name of the NotebookService's
 	// EditNotebook RPC.
 	NotebookServiceEditNotebookProcedure = "/carrel.v1.NotebookService/EditNotebook"
+	// NotebookServiceCompleteCodeProcedure is the fully-qualified name of the NotebookService's
+	// CompleteCode RPC.
+	NotebookServiceCompleteCodeProcedure = "/carrel.v1.NotebookService/CompleteCode"
+	// NotebookServiceInspectCodeProcedure is the fully-qualified name of the NotebookService's
+	// InspectCode RPC.
+	NotebookServiceInspectCodeProcedure = "/carrel.v1.NotebookService/InspectCode"
 	// NotebookServiceWatchNotebooksProcedure is the fully-qualified name of the NotebookService's
 	// WatchNotebooks RPC.
 	NotebookServiceWatchNotebooksProcedure = "/carrel.v1.NotebookService/WatchNotebooks"
@@ -94,6 +100,11 @@ type NotebookServiceClient interface {
 	GetNotebook(context.Context, *connect.Request[v1.GetNotebookRequest]) (*connect.Response[v1.Notebook], error)
 	// EditNotebook changes a notebook's cells; all edits or none. Several may edit at once: edits name cells, not places.
 	EditNotebook(context.Context, *connect.Request[v1.EditNotebookRequest]) (*connect.Response[v1.EditNotebookResponse], error)
+	// CompleteCode asks a kernel what could be written at a place of some code. A kernel answers only while it executes nothing: one that does is
+	// refused at once with "kernel_busy", one that did not answer within 10 s with "kernel_slow". None is started for it ("no_kernel").
+	CompleteCode(context.Context, *connect.Request[v1.CompleteCodeRequest]) (*connect.Response[v1.CompleteCodeResponse], error)
+	// InspectCode asks a kernel what it knows of what stands at a place of some code. It is refused as CompleteCode is.
+	InspectCode(context.Context, *connect.Request[v1.InspectCodeRequest]) (*connect.Response[v1.InspectCodeResponse], error)
 	// WatchNotebooks sends the events after a cursor, then those that come. It never ends by itself.
 	WatchNotebooks(context.Context, *connect.Request[v1.WatchNotebooksRequest]) (*connect.ServerStreamForClient[v1.NotebookEvent], error)
 	// GetUsage tells what the box uses now of what it may.
@@ -177,6 +188,18 @@ func NewNotebookServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(notebookServiceMethods.ByName("EditNotebook")),
 			connect.WithClientOptions(opts...),
 		),
+		completeCode: connect.NewClient[v1.CompleteCodeRequest, v1.CompleteCodeResponse](
+			httpClient,
+			baseURL+NotebookServiceCompleteCodeProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("CompleteCode")),
+			connect.WithClientOptions(opts...),
+		),
+		inspectCode: connect.NewClient[v1.InspectCodeRequest, v1.InspectCodeResponse](
+			httpClient,
+			baseURL+NotebookServiceInspectCodeProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("InspectCode")),
+			connect.WithClientOptions(opts...),
+		),
 		watchNotebooks: connect.NewClient[v1.WatchNotebooksRequest, v1.NotebookEvent](
 			httpClient,
 			baseURL+NotebookServiceWatchNotebooksProcedure,
@@ -205,6 +228,8 @@ type notebookServiceClient struct {
 	shutdownKernel  *connect.Client[v1.ShutdownKernelRequest, v1.ShutdownKernelResponse]
 	getNotebook     *connect.Client[v1.GetNotebookRequest, v1.Notebook]
 	editNotebook    *connect.Client[v1.EditNotebookRequest, v1.EditNotebookResponse]
+	completeCode    *connect.Client[v1.CompleteCodeRequest, v1.CompleteCodeResponse]
+	inspectCode     *connect.Client[v1.InspectCodeRequest, v1.InspectCodeResponse]
 	watchNotebooks  *connect.Client[v1.WatchNotebooksRequest, v1.NotebookEvent]
 	getUsage        *connect.Client[v1.GetUsageRequest, v1.BoxUsage]
 }
@@ -264,6 +289,16 @@ func (c *notebookServiceClient) EditNotebook(ctx context.Context, req *connect.R
 	return c.editNotebook.CallUnary(ctx, req)
 }
 
+// CompleteCode calls carrel.v1.NotebookService.CompleteCode.
+func (c *notebookServiceClient) CompleteCode(ctx context.Context, req *connect.Request[v1.CompleteCodeRequest]) (*connect.Response[v1.CompleteCodeResponse], error) {
+	return c.completeCode.CallUnary(ctx, req)
+}
+
+// InspectCode calls carrel.v1.NotebookService.InspectCode.
+func (c *notebookServiceClient) InspectCode(ctx context.Context, req *connect.Request[v1.InspectCodeRequest]) (*connect.Response[v1.InspectCodeResponse], error) {
+	return c.inspectCode.CallUnary(ctx, req)
+}
+
 // WatchNotebooks calls carrel.v1.NotebookService.WatchNotebooks.
 func (c *notebookServiceClient) WatchNotebooks(ctx context.Context, req *connect.Request[v1.WatchNotebooksRequest]) (*connect.ServerStreamForClient[v1.NotebookEvent], error) {
 	return c.watchNotebooks.CallServerStream(ctx, req)
@@ -295,6 +330,11 @@ type NotebookServiceHandler interface {
 	GetNotebook(context.Context, *connect.Request[v1.GetNotebookRequest]) (*connect.Response[v1.Notebook], error)
 	// EditNotebook changes a notebook's cells; all edits or none. Several may edit at once: edits name cells, not places.
 	EditNotebook(context.Context, *connect.Request[v1.EditNotebookRequest]) (*connect.Response[v1.EditNotebookResponse], error)
+	// CompleteCode asks a kernel what could be written at a place of some code. A kernel answers only while it executes nothing: one that does is
+	// refused at once with "kernel_busy", one that did not answer within 10 s with "kernel_slow". None is started for it ("no_kernel").
+	CompleteCode(context.Context, *connect.Request[v1.CompleteCodeRequest]) (*connect.Response[v1.CompleteCodeResponse], error)
+	// InspectCode asks a kernel what it knows of what stands at a place of some code. It is refused as CompleteCode is.
+	InspectCode(context.Context, *connect.Request[v1.InspectCodeRequest]) (*connect.Response[v1.InspectCodeResponse], error)
 	// WatchNotebooks sends the events after a cursor, then those that come. It never ends by itself.
 	WatchNotebooks(context.Context, *connect.Request[v1.WatchNotebooksRequest], *connect.ServerStream[v1.NotebookEvent]) error
 	// GetUsage tells what the box uses now of what it may.
@@ -374,6 +414,18 @@ func NewNotebookServiceHandler(svc NotebookServiceHandler, opts ...connect.Handl
 		connect.WithSchema(notebookServiceMethods.ByName("EditNotebook")),
 		connect.WithHandlerOptions(opts...),
 	)
+	notebookServiceCompleteCodeHandler := connect.NewUnaryHandler(
+		NotebookServiceCompleteCodeProcedure,
+		svc.CompleteCode,
+		connect.WithSchema(notebookServiceMethods.ByName("CompleteCode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceInspectCodeHandler := connect.NewUnaryHandler(
+		NotebookServiceInspectCodeProcedure,
+		svc.InspectCode,
+		connect.WithSchema(notebookServiceMethods.ByName("InspectCode")),
+		connect.WithHandlerOptions(opts...),
+	)
 	notebookServiceWatchNotebooksHandler := connect.NewServerStreamHandler(
 		NotebookServiceWatchNotebooksProcedure,
 		svc.WatchNotebooks,
@@ -410,6 +462,10 @@ func NewNotebookServiceHandler(svc NotebookServiceHandler, opts ...connect.Handl
 			notebookServiceGetNotebookHandler.ServeHTTP(w, r)
 		case NotebookServiceEditNotebookProcedure:
 			notebookServiceEditNotebookHandler.ServeHTTP(w, r)
+		case NotebookServiceCompleteCodeProcedure:
+			notebookServiceCompleteCodeHandler.ServeHTTP(w, r)
+		case NotebookServiceInspectCodeProcedure:
+			notebookServiceInspectCodeHandler.ServeHTTP(w, r)
 		case NotebookServiceWatchNotebooksProcedure:
 			notebookServiceWatchNotebooksHandler.ServeHTTP(w, r)
 		case NotebookServiceGetUsageProcedure:
@@ -465,6 +521,14 @@ func (UnimplementedNotebookServiceHandler) GetNotebook(context.Context, *connect
 
 func (UnimplementedNotebookServiceHandler) EditNotebook(context.Context, *connect.Request[v1.EditNotebookRequest]) (*connect.Response[v1.EditNotebookResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.NotebookService.EditNotebook is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) CompleteCode(context.Context, *connect.Request[v1.CompleteCodeRequest]) (*connect.Response[v1.CompleteCodeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.NotebookService.CompleteCode is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) InspectCode(context.Context, *connect.Request[v1.InspectCodeRequest]) (*connect.Response[v1.InspectCodeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.NotebookService.InspectCode is not implemented"))
 }
 
 func (UnimplementedNotebookServiceHandler) WatchNotebooks(context.Context, *connect.Request[v1.WatchNotebooksRequest], *connect.ServerStream[v1.NotebookEvent]) error {

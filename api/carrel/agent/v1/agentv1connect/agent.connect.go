@@ -128,6 +128,12 @@ const (
 	// NotebookServiceGetUsageProcedure is the fully-qualified name of the NotebookService's GetUsage
 	// RPC.
 	NotebookServiceGetUsageProcedure = "/carrel.agent.v1.NotebookService/GetUsage"
+	// NotebookServiceCompleteCodeProcedure is the fully-qualified name of the NotebookService's
+	// CompleteCode RPC.
+	NotebookServiceCompleteCodeProcedure = "/carrel.agent.v1.NotebookService/CompleteCode"
+	// NotebookServiceInspectCodeProcedure is the fully-qualified name of the NotebookService's
+	// InspectCode RPC.
+	NotebookServiceInspectCodeProcedure = "/carrel.agent.v1.NotebookService/InspectCode"
 	// ForwardServiceListenProcedure is the fully-qualified name of the ForwardService's Listen RPC.
 	ForwardServiceListenProcedure = "/carrel.agent.v1.ForwardService/Listen"
 	// ForwardServiceListListenersProcedure is the fully-qualified name of the ForwardService's
@@ -797,6 +803,8 @@ type NotebookServiceClient interface {
 	EditNotebook(context.Context, *connect.Request[v1.EditNotebookRequest]) (*connect.Response[v1.EditNotebookResponse], error)
 	WatchNotebooks(context.Context, *connect.Request[v1.WatchNotebooksRequest]) (*connect.ServerStreamForClient[v1.NotebookEvent], error)
 	GetUsage(context.Context, *connect.Request[v1.GetUsageRequest]) (*connect.Response[v1.BoxUsage], error)
+	CompleteCode(context.Context, *connect.Request[v1.CompleteCodeRequest]) (*connect.Response[v1.CompleteCodeResponse], error)
+	InspectCode(context.Context, *connect.Request[v1.InspectCodeRequest]) (*connect.Response[v1.InspectCodeResponse], error)
 }
 
 // NewNotebookServiceClient constructs a client for the carrel.agent.v1.NotebookService service. By
@@ -888,6 +896,18 @@ func NewNotebookServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(notebookServiceMethods.ByName("GetUsage")),
 			connect.WithClientOptions(opts...),
 		),
+		completeCode: connect.NewClient[v1.CompleteCodeRequest, v1.CompleteCodeResponse](
+			httpClient,
+			baseURL+NotebookServiceCompleteCodeProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("CompleteCode")),
+			connect.WithClientOptions(opts...),
+		),
+		inspectCode: connect.NewClient[v1.InspectCodeRequest, v1.InspectCodeResponse](
+			httpClient,
+			baseURL+NotebookServiceInspectCodeProcedure,
+			connect.WithSchema(notebookServiceMethods.ByName("InspectCode")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -906,6 +926,8 @@ type notebookServiceClient struct {
 	editNotebook    *connect.Client[v1.EditNotebookRequest, v1.EditNotebookResponse]
 	watchNotebooks  *connect.Client[v1.WatchNotebooksRequest, v1.NotebookEvent]
 	getUsage        *connect.Client[v1.GetUsageRequest, v1.BoxUsage]
+	completeCode    *connect.Client[v1.CompleteCodeRequest, v1.CompleteCodeResponse]
+	inspectCode     *connect.Client[v1.InspectCodeRequest, v1.InspectCodeResponse]
 }
 
 // Execute calls carrel.agent.v1.NotebookService.Execute.
@@ -973,6 +995,16 @@ func (c *notebookServiceClient) GetUsage(ctx context.Context, req *connect.Reque
 	return c.getUsage.CallUnary(ctx, req)
 }
 
+// CompleteCode calls carrel.agent.v1.NotebookService.CompleteCode.
+func (c *notebookServiceClient) CompleteCode(ctx context.Context, req *connect.Request[v1.CompleteCodeRequest]) (*connect.Response[v1.CompleteCodeResponse], error) {
+	return c.completeCode.CallUnary(ctx, req)
+}
+
+// InspectCode calls carrel.agent.v1.NotebookService.InspectCode.
+func (c *notebookServiceClient) InspectCode(ctx context.Context, req *connect.Request[v1.InspectCodeRequest]) (*connect.Response[v1.InspectCodeResponse], error) {
+	return c.inspectCode.CallUnary(ctx, req)
+}
+
 // NotebookServiceHandler is an implementation of the carrel.agent.v1.NotebookService service.
 type NotebookServiceHandler interface {
 	Execute(context.Context, *connect.Request[v1.ExecuteRequest]) (*connect.Response[v1.ExecuteResponse], error)
@@ -988,6 +1020,8 @@ type NotebookServiceHandler interface {
 	EditNotebook(context.Context, *connect.Request[v1.EditNotebookRequest]) (*connect.Response[v1.EditNotebookResponse], error)
 	WatchNotebooks(context.Context, *connect.Request[v1.WatchNotebooksRequest], *connect.ServerStream[v1.NotebookEvent]) error
 	GetUsage(context.Context, *connect.Request[v1.GetUsageRequest]) (*connect.Response[v1.BoxUsage], error)
+	CompleteCode(context.Context, *connect.Request[v1.CompleteCodeRequest]) (*connect.Response[v1.CompleteCodeResponse], error)
+	InspectCode(context.Context, *connect.Request[v1.InspectCodeRequest]) (*connect.Response[v1.InspectCodeResponse], error)
 }
 
 // NewNotebookServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1075,6 +1109,18 @@ func NewNotebookServiceHandler(svc NotebookServiceHandler, opts ...connect.Handl
 		connect.WithSchema(notebookServiceMethods.ByName("GetUsage")),
 		connect.WithHandlerOptions(opts...),
 	)
+	notebookServiceCompleteCodeHandler := connect.NewUnaryHandler(
+		NotebookServiceCompleteCodeProcedure,
+		svc.CompleteCode,
+		connect.WithSchema(notebookServiceMethods.ByName("CompleteCode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notebookServiceInspectCodeHandler := connect.NewUnaryHandler(
+		NotebookServiceInspectCodeProcedure,
+		svc.InspectCode,
+		connect.WithSchema(notebookServiceMethods.ByName("InspectCode")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.agent.v1.NotebookService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NotebookServiceExecuteProcedure:
@@ -1103,6 +1149,10 @@ func NewNotebookServiceHandler(svc NotebookServiceHandler, opts ...connect.Handl
 			notebookServiceWatchNotebooksHandler.ServeHTTP(w, r)
 		case NotebookServiceGetUsageProcedure:
 			notebookServiceGetUsageHandler.ServeHTTP(w, r)
+		case NotebookServiceCompleteCodeProcedure:
+			notebookServiceCompleteCodeHandler.ServeHTTP(w, r)
+		case NotebookServiceInspectCodeProcedure:
+			notebookServiceInspectCodeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1162,6 +1212,14 @@ func (UnimplementedNotebookServiceHandler) WatchNotebooks(context.Context, *conn
 
 func (UnimplementedNotebookServiceHandler) GetUsage(context.Context, *connect.Request[v1.GetUsageRequest]) (*connect.Response[v1.BoxUsage], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.GetUsage is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) CompleteCode(context.Context, *connect.Request[v1.CompleteCodeRequest]) (*connect.Response[v1.CompleteCodeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.CompleteCode is not implemented"))
+}
+
+func (UnimplementedNotebookServiceHandler) InspectCode(context.Context, *connect.Request[v1.InspectCodeRequest]) (*connect.Response[v1.InspectCodeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.agent.v1.NotebookService.InspectCode is not implemented"))
 }
 
 // ForwardServiceClient is a client for the carrel.agent.v1.ForwardService service.

@@ -13,7 +13,7 @@ import type { JsonObject, Message } from "@bufbuild/protobuf";
  * Describes the file carrel/v1/notebooks.proto.
  */
 export const file_carrel_v1_notebooks: GenFile = /*@__PURE__*/
-  fileDesc("ChljYXJyZWwvdjEvbm90ZWJvb2tzLnByb3RvEgljYXJyZWwudjEi1QIKDkV4ZWN1dGVSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDwoHc2Vzc2lvbhgDIAEoCRIMCgRwYXRoGAQgASgJEg0KBWNlbGxzGAUgAygJEgsKA2FsbBgGIAEoCBIMCgRjb2RlGAcgASgJEg4KBmtlcm5lbBgIIAEoCRIVCg1zdG9wX29uX2Vycm9yGAkgASgIEhMKC2FsbG93X2lucHV0GAogASgIEicKBHdhaXQYCyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEgoKcmVxdWVzdF9pZBgMIAEoCRI3Cgdzb3VyY2VzGA0gAygLMiYuY2FycmVsLnYxLkV4ZWN1dGVSZXF1ZXN0LlNvdXJjZXNFbnRyeRouCgxTb3VyY2VzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJJCg9FeGVjdXRlUmVzcG9uc2USKAoKZXhlY3V0aW9ucxgBIAMoCzIULmNhcnJlbC52MS5FeGVjdXRpb24SDAoEZG9uZRgCIAEoCCLLAwoJRXhlY3V0aW9uEgoKAmlkGAEgASgJEg4KBmtlcm5lbBgCIAEoCRIMCgRwYXRoGAMgASgJEgwKBGNlbGwYBCABKAkSDAoEY29kZRgFIAEoCRIoCgVzdGF0ZRgGIAEoDjIZLmNhcnJlbC52MS5FeGVjdXRpb25TdGF0ZRIXCg9leGVjdXRpb25fY291bnQYByABKAUSLgoKcXVldWVfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKc3RhcnRfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEigKB291dHB1dHMYCyADKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0EhcKD3RydW5jYXRlZF9ieXRlcxgMIAEoAxITCgtvdXRwdXRfZmlsZRgNIAEoCRIqCghxdWVzdGlvbhgOIAEoCzIYLmNhcnJlbC52MS5JbnB1dFF1ZXN0aW9uEhIKCnN0YXJ0ZWRfYnkYDyABKAkSDwoHbWVzc2FnZRgQIAEoCSIxCg1JbnB1dFF1ZXN0aW9uEg4KBnByb21wdBgBIAEoCRIQCghwYXNzd29yZBgCIAEoCCJCChNHZXRFeGVjdXRpb25SZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSEQoJZXhlY3V0aW9uGAMgASgJIlAKEkFuc3dlcklucHV0UmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEhEKCWV4ZWN1dGlvbhgDIAEoCRINCgV2YWx1ZRgEIAEoCSIVChNBbnN3ZXJJbnB1dFJlc3BvbnNlIlsKEEludGVycnVwdFJlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIPCgdzZXNzaW9uGAMgASgJEgwKBHBhdGgYBCABKAkSDgoGa2VybmVsGAUgASgJIicKEUludGVycnVwdFJlc3BvbnNlEhIKCmV4ZWN1dGlvbnMYASABKAUiPQoQR2V0U3RhdHVzUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEg8KB3Nlc3Npb24YAyABKAkibgoOTm90ZWJvb2tTdGF0dXMSIgoHa2VybmVscxgBIAMoCzIRLmNhcnJlbC52MS5LZXJuZWwSKAoKZXhlY3V0aW9ucxgCIAMoCzIULmNhcnJlbC52MS5FeGVjdXRpb24SDgoGY3Vyc29yGAMgASgJIrQCCgZLZXJuZWwSCgoCaWQYASABKAkSDAoEc3BlYxgCIAEoCRIUCgxkaXNwbGF5X25hbWUYAyABKAkSEAoIbGFuZ3VhZ2UYBCABKAkSDAoEcGF0aBgFIAEoCRIlCgVzdGF0ZRgGIAEoDjIWLmNhcnJlbC52MS5LZXJuZWxTdGF0ZRIuCgpzdGFydF90aW1lGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIxCg1hY3Rpdml0eV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghyZXN0YXJ0cxgJIAEoBRIOCgZxdWV1ZWQYCiABKAUSDwoHbWVzc2FnZRgLIAEoCRILCgNwaWQYDCABKAUSEAoIcHJlcGFyZWQYDSABKAgiMgoWTGlzdEtlcm5lbFNwZWNzUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJIlUKF0xpc3RLZXJuZWxTcGVjc1Jlc3BvbnNlEiQKBXNwZWNzGAEgAygLMhUuY2FycmVsLnYxLktlcm5lbFNwZWMSFAoMZGVmYXVsdF9zcGVjGAIgASgJIkIKCktlcm5lbFNwZWMSDAoEbmFtZRgBIAEoCRIUCgxkaXNwbGF5X25hbWUYAiABKAkSEAoIbGFuZ3VhZ2UYAyABKAkiSgoSU3RhcnRLZXJuZWxSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDAoEc3BlYxgDIAEoCRIMCgRwYXRoGAQgASgJIkAKFFJlc3RhcnRLZXJuZWxSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDgoGa2VybmVsGAMgASgJIkEKFVNodXRkb3duS2VybmVsUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEg4KBmtlcm5lbBgDIAEoCSIYChZTaHV0ZG93bktlcm5lbFJlc3BvbnNlIjwKEkdldE5vdGVib29rUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEgwKBHBhdGgYAyABKAki0wEKCE5vdGVib29rEgwKBHBhdGgYASABKAkSEAoIcmV2aXNpb24YAiABKAMSKAoHY29udGVudBgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSDgoGY3Vyc29yGAQgASgJEiEKBmtlcm5lbBgFIAEoCzIRLmNhcnJlbC52MS5LZXJuZWwSKAoKZXhlY3V0aW9ucxgGIAMoCzIULmNhcnJlbC52MS5FeGVjdXRpb24SDwoHdW5zYXZlZBgHIAEoCRIPCgdyZXBhaXJzGAggAygJIq4BChNFZGl0Tm90ZWJvb2tSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDAoEcGF0aBgDIAEoCRImCgVlZGl0cxgEIAMoCzIXLmNhcnJlbC52MS5Ob3RlYm9va0VkaXQSDgoGY3JlYXRlGAUgASgIEhMKC2tlcm5lbF9zcGVjGAYgASgJEg4KBmNsaWVudBgHIAEoCRISCgpyZXF1ZXN0X2lkGAggASgJIskCCgxOb3RlYm9va0VkaXQSJwoGaW5zZXJ0GAEgASgLMhUuY2FycmVsLnYxLkluc2VydENlbGxIABIQCgZyZW1vdmUYAiABKAlIABIjCgRtb3ZlGAMgASgLMhMuY2FycmVsLnYxLk1vdmVDZWxsSAASKgoGc291cmNlGAQgASgLMhguY2FycmVsLnYxLlNldENlbGxTb3VyY2VIABImCgR0eXBlGAUgASgLMhYuY2FycmVsLnYxLlNldENlbGxUeXBlSAASLgoIbWV0YWRhdGEYBiABKAsyGi5jYXJyZWwudjEuU2V0Q2VsbE1ldGFkYXRhSAASFwoNY2xlYXJfb3V0cHV0cxgHIAEoCUgAEjQKEW5vdGVib29rX21ldGFkYXRhGAggASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdEgAQgYKBGVkaXQiQgoKSW5zZXJ0Q2VsbBINCgVhZnRlchgBIAEoCRIlCgRjZWxsGAIgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdCInCghNb3ZlQ2VsbBIMCgRjZWxsGAEgASgJEg0KBWFmdGVyGAIgASgJIlEKDVNldENlbGxTb3VyY2USDAoEY2VsbBgBIAEoCRIOCgZzb3VyY2UYAiABKAkSFQoIZXhwZWN0ZWQYAyABKAlIAIgBAUILCglfZXhwZWN0ZWQiKQoLU2V0Q2VsbFR5cGUSDAoEY2VsbBgBIAEoCRIMCgR0eXBlGAIgASgJIkoKD1NldENlbGxNZXRhZGF0YRIMCgRjZWxsGAEgASgJEikKCG1ldGFkYXRhGAIgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdCI4ChRFZGl0Tm90ZWJvb2tSZXNwb25zZRIQCghyZXZpc2lvbhgBIAEoAxIOCgZjdXJzb3IYAiABKAkiYQoVV2F0Y2hOb3RlYm9va3NSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDQoFYWZ0ZXIYAyABKAkSDAoEcGF0aBgEIAEoCRIRCglleGVjdXRpb24YBSABKAki5QUKDU5vdGVib29rRXZlbnQSDgoGY3Vyc29yGAEgASgJEigKBHRpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHBhdGgYAyABKAkSDAoEY2VsbBgEIAEoCRIRCglleGVjdXRpb24YBSABKAkSDgoGa2VybmVsGAYgASgJEiYKBnF1ZXVlZBgKIAEoCzIULmNhcnJlbC52MS5FeGVjdXRpb25IABIuCgdzdGFydGVkGAsgASgLMhsuY2FycmVsLnYxLkV4ZWN1dGlvblN0YXJ0ZWRIABIpCgZvdXRwdXQYDCABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0SAASMgoOZGlzcGxheV91cGRhdGUYDSABKAsyGC5jYXJyZWwudjEuRGlzcGxheVVwZGF0ZUgAEi4KDGNsZWFyX291dHB1dBgOIAEoCzIWLmNhcnJlbC52MS5DbGVhck91dHB1dEgAEi8KCXRydW5jYXRlZBgPIAEoCzIaLmNhcnJlbC52MS5PdXRwdXRUcnVuY2F0ZWRIABIsCghxdWVzdGlvbhgQIAEoCzIYLmNhcnJlbC52MS5JbnB1dFF1ZXN0aW9uSAASEgoIYW5zd2VyZWQYESABKAhIABIlCgVlbmRlZBgSIAEoCzIULmNhcnJlbC52MS5FeGVjdXRpb25IABIrCg5rZXJuZWxfY2hhbmdlZBgTIAEoCzIRLmNhcnJlbC52MS5LZXJuZWxIABIrCgZlZGl0ZWQYFCABKAsyGS5jYXJyZWwudjEuTm90ZWJvb2tFZGl0ZWRIABIvCghyZWxvYWRlZBgVIAEoCzIbLmNhcnJlbC52MS5Ob3RlYm9va1JlbG9hZGVkSAASDQoDZ2FwGBYgASgISAASDgoEbGl2ZRgXIAEoCEgAEhQKCmtlZXBfYWxpdmUYGCABKAhIABIRCgd1bnNhdmVkGBkgASgJSABCBwoFZXZlbnQiKwoQRXhlY3V0aW9uU3RhcnRlZBIXCg9leGVjdXRpb25fY291bnQYASABKAUidQoNRGlzcGxheVVwZGF0ZRISCgpkaXNwbGF5X2lkGAEgASgJEiUKBGRhdGEYAiABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0EikKCG1ldGFkYXRhGAMgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdCIbCgtDbGVhck91dHB1dBIMCgR3YWl0GAEgASgIIi4KD091dHB1dFRydW5jYXRlZBINCgVieXRlcxgBIAEoAxIMCgRmaWxlGAIgASgJImgKDk5vdGVib29rRWRpdGVkEhAKCHJldmlzaW9uGAEgASgDEiYKBWVkaXRzGAIgAygLMhcuY2FycmVsLnYxLk5vdGVib29rRWRpdBIOCgZjbGllbnQYAyABKAkSDAoEdXNlchgEIAEoCSI1ChBOb3RlYm9va1JlbG9hZGVkEhAKCHJldmlzaW9uGAEgASgDEg8KB3JlbW92ZWQYAiABKAgiKwoPR2V0VXNhZ2VSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkinAIKCEJveFVzYWdlEigKBHRpbWUYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmNwdV9taWxsaXMYAiABKAMSGAoQY3B1X2xpbWl0X21pbGxpcxgDIAEoAxIUCgxtZW1vcnlfYnl0ZXMYBCABKAMSGgoSbWVtb3J5X2xpbWl0X2J5dGVzGAUgASgDEhIKCmhvbWVfYnl0ZXMYBiABKAMSGAoQaG9tZV9saW1pdF9ieXRlcxgHIAEoAxISCgpyb290X2J5dGVzGAggASgDEhgKEHJvb3RfbGltaXRfYnl0ZXMYCSABKAMSEQoJcHJvY2Vzc2VzGAogASgFEhcKD3Byb2Nlc3Nlc19saW1pdBgLIAEoBSrWAQoORXhlY3V0aW9uU3RhdGUSHwobRVhFQ1VUSU9OX1NUQVRFX1VOU1BFQ0lGSUVEEAASGgoWRVhFQ1VUSU9OX1NUQVRFX1FVRVVFRBABEhsKF0VYRUNVVElPTl9TVEFURV9SVU5OSU5HEAISFgoSRVhFQ1VUSU9OX1NUQVRFX09LEAMSGQoVRVhFQ1VUSU9OX1NUQVRFX0VSUk9SEAQSHQoZRVhFQ1VUSU9OX1NUQVRFX0NBTkNFTExFRBAFEhgKFEVYRUNVVElPTl9TVEFURV9MT1NUEAYqxwEKC0tlcm5lbFN0YXRlEhwKGEtFUk5FTF9TVEFURV9VTlNQRUNJRklFRBAAEhkKFUtFUk5FTF9TVEFURV9TVEFSVElORxABEhUKEUtFUk5FTF9TVEFURV9JRExFEAISFQoRS0VSTkVMX1NUQVRFX0JVU1kQAxIdChlLRVJORUxfU1RBVEVfVU5SRVNQT05TSVZFEAQSFQoRS0VSTkVMX1NUQVRFX0RFQUQQBRIbChdLRVJORUxfU1RBVEVfUkVTVEFSVElORxAGMqgMCg9Ob3RlYm9va1NlcnZpY2USiQEKB0V4ZWN1dGUSGS5jYXJyZWwudjEuRXhlY3V0ZVJlcXVlc3QaGi5jYXJyZWwudjEuRXhlY3V0ZVJlc3BvbnNlIkeC0+STAkEiFy92MS9ib3hlcy97Ym94fS9leGVjdXRlOgEqWiMiHi92MS9zZXNzaW9ucy97c2Vzc2lvbn0vZXhlY3V0ZToBKhJ0CgxHZXRFeGVjdXRpb24SHi5jYXJyZWwudjEuR2V0RXhlY3V0aW9uUmVxdWVzdBoULmNhcnJlbC52MS5FeGVjdXRpb24iLoLT5JMCKBImL3YxL2JveGVzL3tib3h9L2V4ZWN1dGlvbnMve2V4ZWN1dGlvbn0ShgEKC0Fuc3dlcklucHV0Eh0uY2FycmVsLnYxLkFuc3dlcklucHV0UmVxdWVzdBoeLmNhcnJlbC52MS5BbnN3ZXJJbnB1dFJlc3BvbnNlIjiC0+STAjIiLS92MS9ib3hlcy97Ym94fS9leGVjdXRpb25zL3tleGVjdXRpb259OmFuc3dlcjoBKhKTAQoJSW50ZXJydXB0EhsuY2FycmVsLnYxLkludGVycnVwdFJlcXVlc3QaHC5jYXJyZWwudjEuSW50ZXJydXB0UmVzcG9uc2UiS4LT5JMCRSIZL3YxL2JveGVzL3tib3h9L2ludGVycnVwdDoBKlolIiAvdjEvc2Vzc2lvbnMve3Nlc3Npb259L2ludGVycnVwdDoBKhKEAQoJR2V0U3RhdHVzEhsuY2FycmVsLnYxLkdldFN0YXR1c1JlcXVlc3QaGS5jYXJyZWwudjEuTm90ZWJvb2tTdGF0dXMiP4LT5JMCORIWL3YxL2JveGVzL3tib3h9L3N0YXR1c1ofEh0vdjEvc2Vzc2lvbnMve3Nlc3Npb259L3N0YXR1cxJ9Cg9MaXN0S2VybmVsU3BlY3MSIS5jYXJyZWwudjEuTGlzdEtlcm5lbFNwZWNzUmVxdWVzdBoiLmNhcnJlbC52MS5MaXN0S2VybmVsU3BlY3NSZXNwb25zZSIjgtPkkwIdEhsvdjEvYm94ZXMve2JveH0va2VybmVsc3BlY3MSYwoLU3RhcnRLZXJuZWwSHS5jYXJyZWwudjEuU3RhcnRLZXJuZWxSZXF1ZXN0GhEuY2FycmVsLnYxLktlcm5lbCIigtPkkwIcIhcvdjEvYm94ZXMve2JveH0va2VybmVsczoBKhJ4Cg1SZXN0YXJ0S2VybmVsEh8uY2FycmVsLnYxLlJlc3RhcnRLZXJuZWxSZXF1ZXN0GhEuY2FycmVsLnYxLktlcm5lbCIzgtPkkwItIigvdjEvYm94ZXMve2JveH0va2VybmVscy97a2VybmVsfTpyZXN0YXJ0OgEqEn8KDlNodXRkb3duS2VybmVsEiAuY2FycmVsLnYxLlNodXRkb3duS2VybmVsUmVxdWVzdBohLmNhcnJlbC52MS5TaHV0ZG93bktlcm5lbFJlc3BvbnNlIiiC0+STAiIqIC92MS9ib3hlcy97Ym94fS9rZXJuZWxzL3trZXJuZWx9EmQKC0dldE5vdGVib29rEh0uY2FycmVsLnYxLkdldE5vdGVib29rUmVxdWVzdBoTLmNhcnJlbC52MS5Ob3RlYm9vayIhgtPkkwIbEhkvdjEvYm94ZXMve2JveH0vbm90ZWJvb2tzEnoKDEVkaXROb3RlYm9vaxIeLmNhcnJlbC52MS5FZGl0Tm90ZWJvb2tSZXF1ZXN0Gh8uY2FycmVsLnYxLkVkaXROb3RlYm9va1Jlc3BvbnNlIimC0+STAiMiHi92MS9ib3hlcy97Ym94fS9ub3RlYm9va3M6ZWRpdDoBKhJQCg5XYXRjaE5vdGVib29rcxIgLmNhcnJlbC52MS5XYXRjaE5vdGVib29rc1JlcXVlc3QaGC5jYXJyZWwudjEuTm90ZWJvb2tFdmVudCIAMAESWgoIR2V0VXNhZ2USGi5jYXJyZWwudjEuR2V0VXNhZ2VSZXF1ZXN0GhMuY2FycmVsLnYxLkJveFVzYWdlIh2C0+STAhcSFS92MS9ib3hlcy97Ym94fS91c2FnZUIqWihjYXJyZWwuZGV2L2NhcnJlbC9hcGkvY2FycmVsL3YxO2NhcnJlbHYxYgZwcm90bzM", [file_google_api_annotations, file_google_protobuf_duration, file_google_protobuf_struct, file_google_protobuf_timestamp]);
+  fileDesc("ChljYXJyZWwvdjEvbm90ZWJvb2tzLnByb3RvEgljYXJyZWwudjEi1QIKDkV4ZWN1dGVSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDwoHc2Vzc2lvbhgDIAEoCRIMCgRwYXRoGAQgASgJEg0KBWNlbGxzGAUgAygJEgsKA2FsbBgGIAEoCBIMCgRjb2RlGAcgASgJEg4KBmtlcm5lbBgIIAEoCRIVCg1zdG9wX29uX2Vycm9yGAkgASgIEhMKC2FsbG93X2lucHV0GAogASgIEicKBHdhaXQYCyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEgoKcmVxdWVzdF9pZBgMIAEoCRI3Cgdzb3VyY2VzGA0gAygLMiYuY2FycmVsLnYxLkV4ZWN1dGVSZXF1ZXN0LlNvdXJjZXNFbnRyeRouCgxTb3VyY2VzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJJCg9FeGVjdXRlUmVzcG9uc2USKAoKZXhlY3V0aW9ucxgBIAMoCzIULmNhcnJlbC52MS5FeGVjdXRpb24SDAoEZG9uZRgCIAEoCCLLAwoJRXhlY3V0aW9uEgoKAmlkGAEgASgJEg4KBmtlcm5lbBgCIAEoCRIMCgRwYXRoGAMgASgJEgwKBGNlbGwYBCABKAkSDAoEY29kZRgFIAEoCRIoCgVzdGF0ZRgGIAEoDjIZLmNhcnJlbC52MS5FeGVjdXRpb25TdGF0ZRIXCg9leGVjdXRpb25fY291bnQYByABKAUSLgoKcXVldWVfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKc3RhcnRfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEigKB291dHB1dHMYCyADKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0EhcKD3RydW5jYXRlZF9ieXRlcxgMIAEoAxITCgtvdXRwdXRfZmlsZRgNIAEoCRIqCghxdWVzdGlvbhgOIAEoCzIYLmNhcnJlbC52MS5JbnB1dFF1ZXN0aW9uEhIKCnN0YXJ0ZWRfYnkYDyABKAkSDwoHbWVzc2FnZRgQIAEoCSIxCg1JbnB1dFF1ZXN0aW9uEg4KBnByb21wdBgBIAEoCRIQCghwYXNzd29yZBgCIAEoCCJCChNHZXRFeGVjdXRpb25SZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSEQoJZXhlY3V0aW9uGAMgASgJIlAKEkFuc3dlcklucHV0UmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEhEKCWV4ZWN1dGlvbhgDIAEoCRINCgV2YWx1ZRgEIAEoCSIVChNBbnN3ZXJJbnB1dFJlc3BvbnNlIlsKEEludGVycnVwdFJlcXVlc3QSCwoDYm94GAEgASgJEgsKA29yZxgCIAEoCRIPCgdzZXNzaW9uGAMgASgJEgwKBHBhdGgYBCABKAkSDgoGa2VybmVsGAUgASgJIicKEUludGVycnVwdFJlc3BvbnNlEhIKCmV4ZWN1dGlvbnMYASABKAUiPQoQR2V0U3RhdHVzUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEg8KB3Nlc3Npb24YAyABKAkibgoOTm90ZWJvb2tTdGF0dXMSIgoHa2VybmVscxgBIAMoCzIRLmNhcnJlbC52MS5LZXJuZWwSKAoKZXhlY3V0aW9ucxgCIAMoCzIULmNhcnJlbC52MS5FeGVjdXRpb24SDgoGY3Vyc29yGAMgASgJIrQCCgZLZXJuZWwSCgoCaWQYASABKAkSDAoEc3BlYxgCIAEoCRIUCgxkaXNwbGF5X25hbWUYAyABKAkSEAoIbGFuZ3VhZ2UYBCABKAkSDAoEcGF0aBgFIAEoCRIlCgVzdGF0ZRgGIAEoDjIWLmNhcnJlbC52MS5LZXJuZWxTdGF0ZRIuCgpzdGFydF90aW1lGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIxCg1hY3Rpdml0eV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghyZXN0YXJ0cxgJIAEoBRIOCgZxdWV1ZWQYCiABKAUSDwoHbWVzc2FnZRgLIAEoCRILCgNwaWQYDCABKAUSEAoIcHJlcGFyZWQYDSABKAgiMgoWTGlzdEtlcm5lbFNwZWNzUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJIlUKF0xpc3RLZXJuZWxTcGVjc1Jlc3BvbnNlEiQKBXNwZWNzGAEgAygLMhUuY2FycmVsLnYxLktlcm5lbFNwZWMSFAoMZGVmYXVsdF9zcGVjGAIgASgJIkIKCktlcm5lbFNwZWMSDAoEbmFtZRgBIAEoCRIUCgxkaXNwbGF5X25hbWUYAiABKAkSEAoIbGFuZ3VhZ2UYAyABKAkiSgoSU3RhcnRLZXJuZWxSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDAoEc3BlYxgDIAEoCRIMCgRwYXRoGAQgASgJIkAKFFJlc3RhcnRLZXJuZWxSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDgoGa2VybmVsGAMgASgJIkEKFVNodXRkb3duS2VybmVsUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEg4KBmtlcm5lbBgDIAEoCSIYChZTaHV0ZG93bktlcm5lbFJlc3BvbnNlIjwKEkdldE5vdGVib29rUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEgwKBHBhdGgYAyABKAki0wEKCE5vdGVib29rEgwKBHBhdGgYASABKAkSEAoIcmV2aXNpb24YAiABKAMSKAoHY29udGVudBgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSDgoGY3Vyc29yGAQgASgJEiEKBmtlcm5lbBgFIAEoCzIRLmNhcnJlbC52MS5LZXJuZWwSKAoKZXhlY3V0aW9ucxgGIAMoCzIULmNhcnJlbC52MS5FeGVjdXRpb24SDwoHdW5zYXZlZBgHIAEoCRIPCgdyZXBhaXJzGAggAygJIq4BChNFZGl0Tm90ZWJvb2tSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDAoEcGF0aBgDIAEoCRImCgVlZGl0cxgEIAMoCzIXLmNhcnJlbC52MS5Ob3RlYm9va0VkaXQSDgoGY3JlYXRlGAUgASgIEhMKC2tlcm5lbF9zcGVjGAYgASgJEg4KBmNsaWVudBgHIAEoCRISCgpyZXF1ZXN0X2lkGAggASgJIskCCgxOb3RlYm9va0VkaXQSJwoGaW5zZXJ0GAEgASgLMhUuY2FycmVsLnYxLkluc2VydENlbGxIABIQCgZyZW1vdmUYAiABKAlIABIjCgRtb3ZlGAMgASgLMhMuY2FycmVsLnYxLk1vdmVDZWxsSAASKgoGc291cmNlGAQgASgLMhguY2FycmVsLnYxLlNldENlbGxTb3VyY2VIABImCgR0eXBlGAUgASgLMhYuY2FycmVsLnYxLlNldENlbGxUeXBlSAASLgoIbWV0YWRhdGEYBiABKAsyGi5jYXJyZWwudjEuU2V0Q2VsbE1ldGFkYXRhSAASFwoNY2xlYXJfb3V0cHV0cxgHIAEoCUgAEjQKEW5vdGVib29rX21ldGFkYXRhGAggASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdEgAQgYKBGVkaXQiQgoKSW5zZXJ0Q2VsbBINCgVhZnRlchgBIAEoCRIlCgRjZWxsGAIgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdCInCghNb3ZlQ2VsbBIMCgRjZWxsGAEgASgJEg0KBWFmdGVyGAIgASgJIlEKDVNldENlbGxTb3VyY2USDAoEY2VsbBgBIAEoCRIOCgZzb3VyY2UYAiABKAkSFQoIZXhwZWN0ZWQYAyABKAlIAIgBAUILCglfZXhwZWN0ZWQiKQoLU2V0Q2VsbFR5cGUSDAoEY2VsbBgBIAEoCRIMCgR0eXBlGAIgASgJIkoKD1NldENlbGxNZXRhZGF0YRIMCgRjZWxsGAEgASgJEikKCG1ldGFkYXRhGAIgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdCI4ChRFZGl0Tm90ZWJvb2tSZXNwb25zZRIQCghyZXZpc2lvbhgBIAEoAxIOCgZjdXJzb3IYAiABKAkifAoTQ29tcGxldGVDb2RlUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEg8KB3Nlc3Npb24YAyABKAkSDAoEcGF0aBgEIAEoCRIOCgZrZXJuZWwYBSABKAkSDAoEY29kZRgGIAEoCRIOCgZjdXJzb3IYByABKAUicQoUQ29tcGxldGVDb2RlUmVzcG9uc2USKgoLY29tcGxldGlvbnMYASADKAsyFS5jYXJyZWwudjEuQ29tcGxldGlvbhINCgVzdGFydBgCIAEoBRILCgNlbmQYAyABKAUSEQoJdHJ1bmNhdGVkGAQgASgIIjsKCkNvbXBsZXRpb24SDAoEdGV4dBgBIAEoCRIMCgR0eXBlGAIgASgJEhEKCXNpZ25hdHVyZRgDIAEoCSKNAQoSSW5zcGVjdENvZGVSZXF1ZXN0EgsKA2JveBgBIAEoCRILCgNvcmcYAiABKAkSDwoHc2Vzc2lvbhgDIAEoCRIMCgRwYXRoGAQgASgJEg4KBmtlcm5lbBgFIAEoCRIMCgRjb2RlGAYgASgJEg4KBmN1cnNvchgHIAEoBRIQCghkZXRhaWxlZBgIIAEoCCJFChNJbnNwZWN0Q29kZVJlc3BvbnNlEg0KBWZvdW5kGAEgASgIEgwKBHRleHQYAiABKAkSEQoJdHJ1bmNhdGVkGAMgASgIImEKFVdhdGNoTm90ZWJvb2tzUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJEg0KBWFmdGVyGAMgASgJEgwKBHBhdGgYBCABKAkSEQoJZXhlY3V0aW9uGAUgASgJIuUFCg1Ob3RlYm9va0V2ZW50Eg4KBmN1cnNvchgBIAEoCRIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRwYXRoGAMgASgJEgwKBGNlbGwYBCABKAkSEQoJZXhlY3V0aW9uGAUgASgJEg4KBmtlcm5lbBgGIAEoCRImCgZxdWV1ZWQYCiABKAsyFC5jYXJyZWwudjEuRXhlY3V0aW9uSAASLgoHc3RhcnRlZBgLIAEoCzIbLmNhcnJlbC52MS5FeGVjdXRpb25TdGFydGVkSAASKQoGb3V0cHV0GAwgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdEgAEjIKDmRpc3BsYXlfdXBkYXRlGA0gASgLMhguY2FycmVsLnYxLkRpc3BsYXlVcGRhdGVIABIuCgxjbGVhcl9vdXRwdXQYDiABKAsyFi5jYXJyZWwudjEuQ2xlYXJPdXRwdXRIABIvCgl0cnVuY2F0ZWQYDyABKAsyGi5jYXJyZWwudjEuT3V0cHV0VHJ1bmNhdGVkSAASLAoIcXVlc3Rpb24YECABKAsyGC5jYXJyZWwudjEuSW5wdXRRdWVzdGlvbkgAEhIKCGFuc3dlcmVkGBEgASgISAASJQoFZW5kZWQYEiABKAsyFC5jYXJyZWwudjEuRXhlY3V0aW9uSAASKwoOa2VybmVsX2NoYW5nZWQYEyABKAsyES5jYXJyZWwudjEuS2VybmVsSAASKwoGZWRpdGVkGBQgASgLMhkuY2FycmVsLnYxLk5vdGVib29rRWRpdGVkSAASLwoIcmVsb2FkZWQYFSABKAsyGy5jYXJyZWwudjEuTm90ZWJvb2tSZWxvYWRlZEgAEg0KA2dhcBgWIAEoCEgAEg4KBGxpdmUYFyABKAhIABIUCgprZWVwX2FsaXZlGBggASgISAASEQoHdW5zYXZlZBgZIAEoCUgAQgcKBWV2ZW50IisKEEV4ZWN1dGlvblN0YXJ0ZWQSFwoPZXhlY3V0aW9uX2NvdW50GAEgASgFInUKDURpc3BsYXlVcGRhdGUSEgoKZGlzcGxheV9pZBgBIAEoCRIlCgRkYXRhGAIgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdBIpCghtZXRhZGF0YRgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QiGwoLQ2xlYXJPdXRwdXQSDAoEd2FpdBgBIAEoCCIuCg9PdXRwdXRUcnVuY2F0ZWQSDQoFYnl0ZXMYASABKAMSDAoEZmlsZRgCIAEoCSJoCg5Ob3RlYm9va0VkaXRlZBIQCghyZXZpc2lvbhgBIAEoAxImCgVlZGl0cxgCIAMoCzIXLmNhcnJlbC52MS5Ob3RlYm9va0VkaXQSDgoGY2xpZW50GAMgASgJEgwKBHVzZXIYBCABKAkiNQoQTm90ZWJvb2tSZWxvYWRlZBIQCghyZXZpc2lvbhgBIAEoAxIPCgdyZW1vdmVkGAIgASgIIisKD0dldFVzYWdlUmVxdWVzdBILCgNib3gYASABKAkSCwoDb3JnGAIgASgJIpwCCghCb3hVc2FnZRIoCgR0aW1lGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgpjcHVfbWlsbGlzGAIgASgDEhgKEGNwdV9saW1pdF9taWxsaXMYAyABKAMSFAoMbWVtb3J5X2J5dGVzGAQgASgDEhoKEm1lbW9yeV9saW1pdF9ieXRlcxgFIAEoAxISCgpob21lX2J5dGVzGAYgASgDEhgKEGhvbWVfbGltaXRfYnl0ZXMYByABKAMSEgoKcm9vdF9ieXRlcxgIIAEoAxIYChByb290X2xpbWl0X2J5dGVzGAkgASgDEhEKCXByb2Nlc3NlcxgKIAEoBRIXCg9wcm9jZXNzZXNfbGltaXQYCyABKAUq1gEKDkV4ZWN1dGlvblN0YXRlEh8KG0VYRUNVVElPTl9TVEFURV9VTlNQRUNJRklFRBAAEhoKFkVYRUNVVElPTl9TVEFURV9RVUVVRUQQARIbChdFWEVDVVRJT05fU1RBVEVfUlVOTklORxACEhYKEkVYRUNVVElPTl9TVEFURV9PSxADEhkKFUVYRUNVVElPTl9TVEFURV9FUlJPUhAEEh0KGUVYRUNVVElPTl9TVEFURV9DQU5DRUxMRUQQBRIYChRFWEVDVVRJT05fU1RBVEVfTE9TVBAGKscBCgtLZXJuZWxTdGF0ZRIcChhLRVJORUxfU1RBVEVfVU5TUEVDSUZJRUQQABIZChVLRVJORUxfU1RBVEVfU1RBUlRJTkcQARIVChFLRVJORUxfU1RBVEVfSURMRRACEhUKEUtFUk5FTF9TVEFURV9CVVNZEAMSHQoZS0VSTkVMX1NUQVRFX1VOUkVTUE9OU0lWRRAEEhUKEUtFUk5FTF9TVEFURV9ERUFEEAUSGwoXS0VSTkVMX1NUQVRFX1JFU1RBUlRJTkcQBjLdDgoPTm90ZWJvb2tTZXJ2aWNlEokBCgdFeGVjdXRlEhkuY2FycmVsLnYxLkV4ZWN1dGVSZXF1ZXN0GhouY2FycmVsLnYxLkV4ZWN1dGVSZXNwb25zZSJHgtPkkwJBIhcvdjEvYm94ZXMve2JveH0vZXhlY3V0ZToBKlojIh4vdjEvc2Vzc2lvbnMve3Nlc3Npb259L2V4ZWN1dGU6ASoSdAoMR2V0RXhlY3V0aW9uEh4uY2FycmVsLnYxLkdldEV4ZWN1dGlvblJlcXVlc3QaFC5jYXJyZWwudjEuRXhlY3V0aW9uIi6C0+STAigSJi92MS9ib3hlcy97Ym94fS9leGVjdXRpb25zL3tleGVjdXRpb259EoYBCgtBbnN3ZXJJbnB1dBIdLmNhcnJlbC52MS5BbnN3ZXJJbnB1dFJlcXVlc3QaHi5jYXJyZWwudjEuQW5zd2VySW5wdXRSZXNwb25zZSI4gtPkkwIyIi0vdjEvYm94ZXMve2JveH0vZXhlY3V0aW9ucy97ZXhlY3V0aW9ufTphbnN3ZXI6ASoSkwEKCUludGVycnVwdBIbLmNhcnJlbC52MS5JbnRlcnJ1cHRSZXF1ZXN0GhwuY2FycmVsLnYxLkludGVycnVwdFJlc3BvbnNlIkuC0+STAkUiGS92MS9ib3hlcy97Ym94fS9pbnRlcnJ1cHQ6ASpaJSIgL3YxL3Nlc3Npb25zL3tzZXNzaW9ufS9pbnRlcnJ1cHQ6ASoShAEKCUdldFN0YXR1cxIbLmNhcnJlbC52MS5HZXRTdGF0dXNSZXF1ZXN0GhkuY2FycmVsLnYxLk5vdGVib29rU3RhdHVzIj+C0+STAjkSFi92MS9ib3hlcy97Ym94fS9zdGF0dXNaHxIdL3YxL3Nlc3Npb25zL3tzZXNzaW9ufS9zdGF0dXMSfQoPTGlzdEtlcm5lbFNwZWNzEiEuY2FycmVsLnYxLkxpc3RLZXJuZWxTcGVjc1JlcXVlc3QaIi5jYXJyZWwudjEuTGlzdEtlcm5lbFNwZWNzUmVzcG9uc2UiI4LT5JMCHRIbL3YxL2JveGVzL3tib3h9L2tlcm5lbHNwZWNzEmMKC1N0YXJ0S2VybmVsEh0uY2FycmVsLnYxLlN0YXJ0S2VybmVsUmVxdWVzdBoRLmNhcnJlbC52MS5LZXJuZWwiIoLT5JMCHCIXL3YxL2JveGVzL3tib3h9L2tlcm5lbHM6ASoSeAoNUmVzdGFydEtlcm5lbBIfLmNhcnJlbC52MS5SZXN0YXJ0S2VybmVsUmVxdWVzdBoRLmNhcnJlbC52MS5LZXJuZWwiM4LT5JMCLSIoL3YxL2JveGVzL3tib3h9L2tlcm5lbHMve2tlcm5lbH06cmVzdGFydDoBKhJ/Cg5TaHV0ZG93bktlcm5lbBIgLmNhcnJlbC52MS5TaHV0ZG93bktlcm5lbFJlcXVlc3QaIS5jYXJyZWwudjEuU2h1dGRvd25LZXJuZWxSZXNwb25zZSIogtPkkwIiKiAvdjEvYm94ZXMve2JveH0va2VybmVscy97a2VybmVsfRJkCgtHZXROb3RlYm9vaxIdLmNhcnJlbC52MS5HZXROb3RlYm9va1JlcXVlc3QaEy5jYXJyZWwudjEuTm90ZWJvb2siIYLT5JMCGxIZL3YxL2JveGVzL3tib3h9L25vdGVib29rcxJ6CgxFZGl0Tm90ZWJvb2sSHi5jYXJyZWwudjEuRWRpdE5vdGVib29rUmVxdWVzdBofLmNhcnJlbC52MS5FZGl0Tm90ZWJvb2tSZXNwb25zZSIpgtPkkwIjIh4vdjEvYm94ZXMve2JveH0vbm90ZWJvb2tzOmVkaXQ6ASoSmgEKDENvbXBsZXRlQ29kZRIeLmNhcnJlbC52MS5Db21wbGV0ZUNvZGVSZXF1ZXN0Gh8uY2FycmVsLnYxLkNvbXBsZXRlQ29kZVJlc3BvbnNlIkmC0+STAkMiGC92MS9ib3hlcy97Ym94fS9jb21wbGV0ZToBKlokIh8vdjEvc2Vzc2lvbnMve3Nlc3Npb259L2NvbXBsZXRlOgEqEpUBCgtJbnNwZWN0Q29kZRIdLmNhcnJlbC52MS5JbnNwZWN0Q29kZVJlcXVlc3QaHi5jYXJyZWwudjEuSW5zcGVjdENvZGVSZXNwb25zZSJHgtPkkwJBIhcvdjEvYm94ZXMve2JveH0vaW5zcGVjdDoBKlojIh4vdjEvc2Vzc2lvbnMve3Nlc3Npb259L2luc3BlY3Q6ASoSUAoOV2F0Y2hOb3RlYm9va3MSIC5jYXJyZWwudjEuV2F0Y2hOb3RlYm9va3NSZXF1ZXN0GhguY2FycmVsLnYxLk5vdGVib29rRXZlbnQiADABEloKCEdldFVzYWdlEhouY2FycmVsLnYxLkdldFVzYWdlUmVxdWVzdBoTLmNhcnJlbC52MS5Cb3hVc2FnZSIdgtPkkwIXEhUvdjEvYm94ZXMve2JveH0vdXNhZ2VCKlooY2FycmVsLmRldi9jYXJyZWwvYXBpL2NhcnJlbC92MTtjYXJyZWx2MWIGcHJvdG8z", [file_google_api_annotations, file_google_protobuf_duration, file_google_protobuf_struct, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message carrel.v1.ExecuteRequest
@@ -1078,6 +1078,231 @@ export const EditNotebookResponseSchema: GenMessage<EditNotebookResponse> = /*@_
   messageDesc(file_carrel_v1_notebooks, 28);
 
 /**
+ * @generated from message carrel.v1.CompleteCodeRequest
+ */
+export type CompleteCodeRequest = Message<"carrel.v1.CompleteCodeRequest"> & {
+  /**
+   * @generated from field: string box = 1;
+   */
+  box: string;
+
+  /**
+   * @generated from field: string org = 2;
+   */
+  org: string;
+
+  /**
+   * Instead of a box: the id of its run.
+   *
+   * @generated from field: string session = 3;
+   */
+  session: string;
+
+  /**
+   * The kernel of this notebook, or
+   *
+   * @generated from field: string path = 4;
+   */
+  path: string;
+
+  /**
+   * the kernel with this id. Neither: the shared kernel of the box's default kernelspec.
+   *
+   * @generated from field: string kernel = 5;
+   */
+  kernel: string;
+
+  /**
+   * At most 1 MiB.
+   *
+   * @generated from field: string code = 6;
+   */
+  code: string;
+
+  /**
+   * A place in the code, counted in Unicode code points as Jupyter does, from 0 to the code's length.
+   *
+   * @generated from field: int32 cursor = 7;
+   */
+  cursor: number;
+};
+
+/**
+ * Describes the message carrel.v1.CompleteCodeRequest.
+ * Use `create(CompleteCodeRequestSchema)` to create a new message.
+ */
+export const CompleteCodeRequestSchema: GenMessage<CompleteCodeRequest> = /*@__PURE__*/
+  messageDesc(file_carrel_v1_notebooks, 29);
+
+/**
+ * @generated from message carrel.v1.CompleteCodeResponse
+ */
+export type CompleteCodeResponse = Message<"carrel.v1.CompleteCodeResponse"> & {
+  /**
+   * In the kernel's order, at most 500.
+   *
+   * @generated from field: repeated carrel.v1.Completion completions = 1;
+   */
+  completions: Completion[];
+
+  /**
+   * What a completion stands in place of: from here
+   *
+   * @generated from field: int32 start = 2;
+   */
+  start: number;
+
+  /**
+   * up to before here, in code points.
+   *
+   * @generated from field: int32 end = 3;
+   */
+  end: number;
+
+  /**
+   * There were more.
+   *
+   * @generated from field: bool truncated = 4;
+   */
+  truncated: boolean;
+};
+
+/**
+ * Describes the message carrel.v1.CompleteCodeResponse.
+ * Use `create(CompleteCodeResponseSchema)` to create a new message.
+ */
+export const CompleteCodeResponseSchema: GenMessage<CompleteCodeResponse> = /*@__PURE__*/
+  messageDesc(file_carrel_v1_notebooks, 30);
+
+/**
+ * @generated from message carrel.v1.Completion
+ */
+export type Completion = Message<"carrel.v1.Completion"> & {
+  /**
+   * At most 1 KiB; longer ones are left out.
+   *
+   * @generated from field: string text = 1;
+   */
+  text: string;
+
+  /**
+   * What the kernel says that it is, such as "function", "module" or "magic"; empty: it does not say.
+   *
+   * @generated from field: string type = 2;
+   */
+  type: string;
+
+  /**
+   * Such as "(a, b=1)"; empty: not known.
+   *
+   * @generated from field: string signature = 3;
+   */
+  signature: string;
+};
+
+/**
+ * Describes the message carrel.v1.Completion.
+ * Use `create(CompletionSchema)` to create a new message.
+ */
+export const CompletionSchema: GenMessage<Completion> = /*@__PURE__*/
+  messageDesc(file_carrel_v1_notebooks, 31);
+
+/**
+ * @generated from message carrel.v1.InspectCodeRequest
+ */
+export type InspectCodeRequest = Message<"carrel.v1.InspectCodeRequest"> & {
+  /**
+   * @generated from field: string box = 1;
+   */
+  box: string;
+
+  /**
+   * @generated from field: string org = 2;
+   */
+  org: string;
+
+  /**
+   * Instead of a box: the id of its run.
+   *
+   * @generated from field: string session = 3;
+   */
+  session: string;
+
+  /**
+   * The kernel of this notebook, or
+   *
+   * @generated from field: string path = 4;
+   */
+  path: string;
+
+  /**
+   * the kernel with this id. Neither: the shared kernel of the box's default kernelspec.
+   *
+   * @generated from field: string kernel = 5;
+   */
+  kernel: string;
+
+  /**
+   * At most 1 MiB.
+   *
+   * @generated from field: string code = 6;
+   */
+  code: string;
+
+  /**
+   * A place in the code, counted in Unicode code points as Jupyter does, from 0 to the code's length.
+   *
+   * @generated from field: int32 cursor = 7;
+   */
+  cursor: number;
+
+  /**
+   * More than the usual, such as the source.
+   *
+   * @generated from field: bool detailed = 8;
+   */
+  detailed: boolean;
+};
+
+/**
+ * Describes the message carrel.v1.InspectCodeRequest.
+ * Use `create(InspectCodeRequestSchema)` to create a new message.
+ */
+export const InspectCodeRequestSchema: GenMessage<InspectCodeRequest> = /*@__PURE__*/
+  messageDesc(file_carrel_v1_notebooks, 32);
+
+/**
+ * @generated from message carrel.v1.InspectCodeResponse
+ */
+export type InspectCodeResponse = Message<"carrel.v1.InspectCodeResponse"> & {
+  /**
+   * @generated from field: bool found = 1;
+   */
+  found: boolean;
+
+  /**
+   * Plain text of at most 64 KiB, with the kernel's ANSI colours.
+   *
+   * @generated from field: string text = 2;
+   */
+  text: string;
+
+  /**
+   * There was more.
+   *
+   * @generated from field: bool truncated = 3;
+   */
+  truncated: boolean;
+};
+
+/**
+ * Describes the message carrel.v1.InspectCodeResponse.
+ * Use `create(InspectCodeResponseSchema)` to create a new message.
+ */
+export const InspectCodeResponseSchema: GenMessage<InspectCodeResponse> = /*@__PURE__*/
+  messageDesc(file_carrel_v1_notebooks, 33);
+
+/**
  * @generated from message carrel.v1.WatchNotebooksRequest
  */
 export type WatchNotebooksRequest = Message<"carrel.v1.WatchNotebooksRequest"> & {
@@ -1118,7 +1343,7 @@ export type WatchNotebooksRequest = Message<"carrel.v1.WatchNotebooksRequest"> &
  * Use `create(WatchNotebooksRequestSchema)` to create a new message.
  */
 export const WatchNotebooksRequestSchema: GenMessage<WatchNotebooksRequest> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_notebooks, 29);
+  messageDesc(file_carrel_v1_notebooks, 34);
 
 /**
  * NotebookEvent is one entry of a box's journal.
@@ -1283,7 +1508,7 @@ export type NotebookEvent = Message<"carrel.v1.NotebookEvent"> & {
  * Use `create(NotebookEventSchema)` to create a new message.
  */
 export const NotebookEventSchema: GenMessage<NotebookEvent> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_notebooks, 30);
+  messageDesc(file_carrel_v1_notebooks, 35);
 
 /**
  * @generated from message carrel.v1.ExecutionStarted
@@ -1300,7 +1525,7 @@ export type ExecutionStarted = Message<"carrel.v1.ExecutionStarted"> & {
  * Use `create(ExecutionStartedSchema)` to create a new message.
  */
 export const ExecutionStartedSchema: GenMessage<ExecutionStarted> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_notebooks, 31);
+  messageDesc(file_carrel_v1_notebooks, 36);
 
 /**
  * @generated from message carrel.v1.DisplayUpdate
@@ -1327,7 +1552,7 @@ export type DisplayUpdate = Message<"carrel.v1.DisplayUpdate"> & {
  * Use `create(DisplayUpdateSchema)` to create a new message.
  */
 export const DisplayUpdateSchema: GenMessage<DisplayUpdate> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_notebooks, 32);
+  messageDesc(file_carrel_v1_notebooks, 37);
 
 /**
  * @generated from message carrel.v1.ClearOutput
@@ -1346,7 +1571,7 @@ export type ClearOutput = Message<"carrel.v1.ClearOutput"> & {
  * Use `create(ClearOutputSchema)` to create a new message.
  */
 export const ClearOutputSchema: GenMessage<ClearOutput> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_notebooks, 33);
+  messageDesc(file_carrel_v1_notebooks, 38);
 
 /**
  * @generated from message carrel.v1.OutputTruncated
@@ -1368,7 +1593,7 @@ export type OutputTruncated = Message<"carrel.v1.OutputTruncated"> & {
  * Use `create(OutputTruncatedSchema)` to create a new message.
  */
 export const OutputTruncatedSchema: GenMessage<OutputTruncated> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_notebooks, 34);
+  messageDesc(file_carrel_v1_notebooks, 39);
 
 /**
  * @generated from message carrel.v1.NotebookEdited
@@ -1400,7 +1625,7 @@ export type NotebookEdited = Message<"carrel.v1.NotebookEdited"> & {
  * Use `create(NotebookEditedSchema)` to create a new message.
  */
 export const NotebookEditedSchema: GenMessage<NotebookEdited> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_notebooks, 35);
+  messageDesc(file_carrel_v1_notebooks, 40);
 
 /**
  * @generated from message carrel.v1.NotebookReloaded
@@ -1422,7 +1647,7 @@ export type NotebookReloaded = Message<"carrel.v1.NotebookReloaded"> & {
  * Use `create(NotebookReloadedSchema)` to create a new message.
  */
 export const NotebookReloadedSchema: GenMessage<NotebookReloaded> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_notebooks, 36);
+  messageDesc(file_carrel_v1_notebooks, 41);
 
 /**
  * @generated from message carrel.v1.GetUsageRequest
@@ -1444,7 +1669,7 @@ export type GetUsageRequest = Message<"carrel.v1.GetUsageRequest"> & {
  * Use `create(GetUsageRequestSchema)` to create a new message.
  */
 export const GetUsageRequestSchema: GenMessage<GetUsageRequest> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_notebooks, 37);
+  messageDesc(file_carrel_v1_notebooks, 42);
 
 /**
  * BoxUsage is what the box itself sees.
@@ -1517,7 +1742,7 @@ export type BoxUsage = Message<"carrel.v1.BoxUsage"> & {
  * Use `create(BoxUsageSchema)` to create a new message.
  */
 export const BoxUsageSchema: GenMessage<BoxUsage> = /*@__PURE__*/
-  messageDesc(file_carrel_v1_notebooks, 38);
+  messageDesc(file_carrel_v1_notebooks, 43);
 
 /**
  * @generated from enum carrel.v1.ExecutionState
@@ -1732,6 +1957,27 @@ export const NotebookService: GenService<{
     methodKind: "unary";
     input: typeof EditNotebookRequestSchema;
     output: typeof EditNotebookResponseSchema;
+  },
+  /**
+   * CompleteCode asks a kernel what could be written at a place of some code. A kernel answers only while it executes nothing: one that does is
+   * refused at once with "kernel_busy", one that did not answer within 10 s with "kernel_slow". None is started for it ("no_kernel").
+   *
+   * @generated from rpc carrel.v1.NotebookService.CompleteCode
+   */
+  completeCode: {
+    methodKind: "unary";
+    input: typeof CompleteCodeRequestSchema;
+    output: typeof CompleteCodeResponseSchema;
+  },
+  /**
+   * InspectCode asks a kernel what it knows of what stands at a place of some code. It is refused as CompleteCode is.
+   *
+   * @generated from rpc carrel.v1.NotebookService.InspectCode
+   */
+  inspectCode: {
+    methodKind: "unary";
+    input: typeof InspectCodeRequestSchema;
+    output: typeof InspectCodeResponseSchema;
   },
   /**
    * WatchNotebooks sends the events after a cursor, then those that come. It never ends by itself.
