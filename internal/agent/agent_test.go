@@ -23,6 +23,7 @@ import (
 	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
 	"carrel.dev/carrel/internal/agent/identity"
+	"carrel.dev/carrel/internal/leftover"
 )
 
 // patience bounds every wait of a test on a loaded machine.
@@ -84,7 +85,7 @@ func startBox(t *testing.T, change ...func(*Config, *identity.Identity)) *box {
 		for _, client := range idle {
 			client.CloseIdleConnections()
 		}
-		goleak.VerifyNone(t, before)
+		leftover.None(t, before)
 	})
 	return b
 }

@@ -14,13 +14,13 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/client"
 	"carrel.dev/carrel/internal/control"
+	"carrel.dev/carrel/internal/leftover"
 	"carrel.dev/carrel/internal/store"
 	"carrel.dev/carrel/internal/store/storetest"
 )
@@ -93,18 +93,7 @@ type Stack struct {
 
 // Main runs the tests of a package that starts rings, and fails if a goroutine is left afterwards. It is all that TestMain has
 // to do: os.Exit(carreltest.Main(m)).
-func Main(m *testing.M) int {
-	code := m.Run()
-	if err := storetest.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, "stop PostgreSQL for tests:", err)
-		code = 1
-	}
-	if err := goleak.Find(); err != nil && code == 0 {
-		fmt.Fprintln(os.Stderr, "whoever starts a goroutine waits for it:", err)
-		code = 1
-	}
-	return code
-}
+func Main(m *testing.M) int { return leftover.Main(m, storetest.Stop) }
 
 // Start starts a ring with an image and a template, waits until boxes can be made on every node, and ends everything at the
 // end of the test.

@@ -162,7 +162,7 @@ func TestSQLAppearsOnlyInTheStore(t *testing.T) {
 func TestNothingImportsTestSupport(t *testing.T) {
 	for _, p := range packages(t) {
 		for path, file := range p.imports {
-			for _, support := range []string{"internal/carreltest", "internal/runtime/fake", "internal/runtime/runtimetest", "internal/store/storetest"} {
+			for _, support := range []string{"internal/carreltest", "internal/leftover", "internal/runtime/fake", "internal/runtime/runtimetest", "internal/store/storetest"} {
 				if under(path, module+"/"+support) && !under(p.path, support) && !under(p.path, "internal/carreltest") && !under(p.path, "test") {
 					t.Errorf("%s imports %s, which is for tests: the product has no fakes in it", file, path)
 				}
