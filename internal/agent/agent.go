@@ -257,6 +257,7 @@ func (a *Agent) refresh() error {
 	for _, conn := range stale {
 		conn.Close()
 	}
+	a.notebooks.service.Restored()
 	a.gate.open()
 	for _, p := range a.processes.list() {
 		p.resumed(a.now())

@@ -60,6 +60,15 @@ func (s *Service) Flush(ctx context.Context) error {
 	return errors.Join(s.flushDocuments(ctx), opened.Flush(ctx))
 }
 
+// Restored is called when the box goes on from a snapshot, from which it may have gone on before.
+func (s *Service) Restored() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.journal != nil {
+		s.journal.Fork()
+	}
+}
+
 // Adopt begins the journal anew when the box has become another one.
 func (s *Service) Adopt() {
 	s.mu.Lock()

@@ -102,6 +102,9 @@ func eventOf(entry journal.Entry) *carrelv1.NotebookEvent {
 	return event
 }
 
+// maxUnfinished is how much is noted of executions that have not ended, in bytes. The newest beyond it are not told as lost when the box fails.
+const maxUnfinished = 1 << 20
+
 // recovery finds in a journal what had not ended when the box did.
 type recovery struct {
 	live map[string]*carrelv1.Execution
@@ -144,6 +147,7 @@ func (s *Service) unfinished() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []json.RawMessage
+	size := 0
 	for _, r := range s.runners {
 		for _, e := range append([]*execution{r.current}, r.queue...) {
 			if e == nil {
@@ -151,7 +155,8 @@ func (s *Service) unfinished() []byte {
 			}
 			shown := e.show(false)
 			shown.Code = ""
-			if data, err := protojson.Marshal(shown); err == nil && len(all) < maxQueued {
+			data, err := protojson.Marshal(shown)
+			if size += len(data) + 1; err == nil && len(all) < maxQueued && size < maxUnfinished {
 				all = append(all, data)
 			}
 		}

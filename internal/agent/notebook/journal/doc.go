@@ -3,7 +3,7 @@
 //
 // # Words
 //
-// An entry has a sequence number, which rises by 1. A cursor names an entry: the journal's id and the sequence number. A journal gets a new id when
-// it cannot be sure that everything which was seen of it is on the disk, so that a cursor never means two entries. A gap is a place in a
+// An entry has a sequence number, which rises by 1. A cursor names an entry: the journal's id and the sequence number. A journal gets a new id whenever
+// it is opened or is restored from a copy, since entries of before may have been seen that are not on the disk, so that a cursor never means two entries. A gap is a place in a
 // reader's way at which entries are no longer kept. The tail are the newest entries, in memory.
 package journal

@@ -63,6 +63,7 @@ type Journal struct {
 	// Used by the writer alone.
 	file     *os.File
 	fileSize int64
+	fileID   string // of its segment
 	buf      []byte
 
 	mu       sync.Mutex // guards what follows
@@ -101,17 +102,23 @@ func Open(config Config) (*Journal, error) {
 		config: config, stop: make(chan struct{}), wake: make(chan struct{}, 1), hurry: make(chan chan error),
 		owner: config.Owner, firstOf: map[string]uint64{}, endOf: map[string]uint64{}, changed: make(chan struct{}),
 	}
-	clean := false
-	if err := config.AsUser(func() (err error) { clean, err = j.load(); return err }); err != nil {
+	if err := config.AsUser(j.load); err != nil {
 		j.problem = err.Error()
 		config.Log.Warn("the journal of the box cannot be read; it begins anew", "error", err)
 	}
-	if !clean {
-		j.newID()
-	}
+	// Entries that somebody saw may not have reached the disk, or those that come may not before the next end.
+	j.newID()
 	j.written = j.last
+	signal(j.wake) // the id is to be on the disk before anybody sees it
 	j.wg.Go(j.write)
 	return j, nil
+}
+
+func signal(to chan struct{}) {
+	select {
+	case to <- struct{}{}:
+	default:
+	}
 }
 
 // newID begins another journal behind the last entry. j.mu is held, or nobody else has j.
@@ -123,23 +130,30 @@ func (j *Journal) newID() {
 	j.firstOf[j.id] = j.last + 1
 }
 
-// load finds the segments that are there and reports whether the journal was closed as it should be. For AsUser.
-func (j *Journal) load() (clean bool, err error) {
+// load finds the segments that are there. For AsUser.
+func (j *Journal) load() error {
 	if err := os.MkdirAll(j.config.Dir, 0o700); err != nil {
-		return false, fmt.Errorf("make the journal's directory: %w", err)
+		return fmt.Errorf("make the journal's directory: %w", err)
 	}
 	entries, err := os.ReadDir(j.config.Dir)
 	if err != nil {
-		return false, fmt.Errorf("read the journal's directory: %w", err)
+		return fmt.Errorf("read the journal's directory: %w", err)
 	}
+	var unread error
+	var bare []string               // segments that have no entry, oldest first
 	for _, entry := range entries { // sorted by name, and so by sequence number
 		first, ok := firstOf(entry.Name())
 		if !ok {
 			continue
 		}
 		path := segmentPath(j.config.Dir, first)
-		file, _, head, err := openSegment(path)
-		if err != nil || head.Owner != j.owner || head.First != first {
+		file, in, head, err := openSegment(path)
+		switch {
+		case err != nil && !errors.Is(err, errTorn):
+			// Perhaps another time: it stays, and nothing is written in its place.
+			unread, j.last = err, max(j.last, first)
+			continue
+		case err != nil || head.Owner != j.owner || head.First != first:
 			if file != nil {
 				file.Close()
 			}
@@ -147,6 +161,9 @@ func (j *Journal) load() (clean bool, err error) {
 			continue
 		}
 		info, err := file.Stat()
+		if _, peek := in.Peek(1); errors.Is(peek, io.EOF) {
+			bare = append(bare, path)
+		}
 		file.Close()
 		if err != nil {
 			continue
@@ -163,13 +180,17 @@ func (j *Journal) load() (clean bool, err error) {
 		}
 		j.last = first - 1
 	}
+	for _, path := range bare[:max(0, len(bare)-maxBare)] {
+		_ = os.Remove(path)
+		j.segments = slices.DeleteFunc(j.segments, func(s segment) bool { return s.path == path })
+	}
 	if len(j.segments) == 0 {
-		return false, nil
+		return unread
 	}
 	newest := j.segments[len(j.segments)-1]
 	file, in, head, err := openSegment(newest.path)
 	if err != nil {
-		return false, nil // it was there a moment ago; the rest is still good
+		return err // it was there a moment ago; the rest is still good
 	}
 	defer file.Close()
 	each := func(f func([]byte)) {
@@ -179,7 +200,7 @@ func (j *Journal) load() (clean bool, err error) {
 				return
 			}
 			seq, data, ok := splitEntry(payload)
-			if clean = !ok && payload[0] == kindClosed; !ok || seq <= j.last {
+			if !ok || seq <= j.last {
 				continue
 			}
 			j.last = seq
@@ -190,7 +211,7 @@ func (j *Journal) load() (clean bool, err error) {
 		j.config.Recover(head.State, each)
 	}
 	each(func([]byte) {}) // what Recover did not take
-	return clean, nil
+	return unread
 }
 
 // Append adds an entry and gives its cursor. Neither data nor value is changed by anyone afterwards.
@@ -204,10 +225,7 @@ func (j *Journal) Append(data []byte, value any) string {
 	j.trim()
 	close(j.changed)
 	j.changed = make(chan struct{})
-	select {
-	case j.wake <- struct{}{}:
-	default:
-	}
+	signal(j.wake)
 	return cursor
 }
 
@@ -231,20 +249,23 @@ func (j *Journal) trim() {
 	}
 }
 
-func (j *Journal) cursor(seq uint64) string {
+func (j *Journal) cursor(seq uint64) string { return j.idOf(seq) + "." + strconv.FormatUint(seq, 10) }
+
+// idOf gives the id that an entry belongs to. j.mu is held.
+func (j *Journal) idOf(seq uint64) string {
 	for id, end := range j.endOf {
 		if seq <= end && seq >= j.firstOf[id] {
-			return id + "." + strconv.FormatUint(seq, 10)
+			return id
 		}
 	}
-	return j.id + "." + strconv.FormatUint(seq, 10)
+	return j.id
 }
 
 // Last is the cursor of the newest entry, or that before the first.
 func (j *Journal) Last() string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.id + "." + strconv.FormatUint(j.last, 10)
+	return j.cursor(j.last)
 }
 
 // Problem says why entries are not on the disk, for people; empty: they are, or will be at once.
@@ -270,10 +291,16 @@ func (j *Journal) Renew(owner string) {
 	j.renewed = true
 	close(j.changed)
 	j.changed = make(chan struct{})
-	select {
-	case j.wake <- struct{}{}:
-	default:
-	}
+	signal(j.wake)
+}
+
+// Fork makes the journal another one from its next entry on, with all that it has: it was restored from a copy, and somebody may have seen entries of the
+// original behind the copy's last. Cursors up to that one stay good.
+func (j *Journal) Fork() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.newID()
+	signal(j.wake)
 }
 
 // Flush answers when everything that was appended before is on the disk.
@@ -333,15 +360,12 @@ func (j *Journal) write() {
 		}
 		select {
 		case <-j.stop:
-			j.finish()
+			j.leave()
 			return
 		default:
 		}
 		if err != nil { // try again later, without anybody's asking
-			select {
-			case j.wake <- struct{}{}:
-			default:
-			}
+			signal(j.wake)
 			timer.Reset(time.Second)
 			select {
 			case <-timer.C:
@@ -394,9 +418,14 @@ func (j *Journal) flushAll() error {
 		at, _ := slices.BinarySearchFunc(j.tail, j.written+1, func(e Entry, seq uint64) int { return cmp.Compare(e.Seq, seq) })
 		j.buf = j.buf[:0]
 		var first, upTo uint64
+		owner, id := j.owner, ""
 		for ; at < len(j.tail) && len(j.buf) < 1<<20; at++ {
+			of := j.idOf(j.tail[at].Seq)
 			if first == 0 {
-				first = j.tail[at].Seq
+				first, id = j.tail[at].Seq, of
+			}
+			if of != id {
+				break // into another segment
 			}
 			j.buf = appendEntry(j.buf, j.tail[at].Seq, j.tail[at].Data)
 			upTo = j.tail[at].Seq
@@ -405,7 +434,7 @@ func (j *Journal) flushAll() error {
 		if first == 0 {
 			break
 		}
-		if err := j.put(first); err != nil {
+		if err := j.put(first, owner, id); err != nil {
 			return err
 		}
 		wrote = true
@@ -419,7 +448,10 @@ func (j *Journal) flushAll() error {
 		j.trim()
 		j.mu.Unlock()
 	}
-	if !wrote || j.file == nil {
+	if !wrote {
+		return j.announce()
+	}
+	if j.file == nil {
 		return nil
 	}
 	if err := j.file.Sync(); err != nil {
@@ -429,9 +461,28 @@ func (j *Journal) flushAll() error {
 	return nil
 }
 
-// put writes j.buf, which begins with the entry first, into a segment.
-func (j *Journal) put(first uint64) error {
-	if j.file != nil && j.fileSize+int64(len(j.buf)) > j.config.SegmentBytes {
+// announce has a segment of the present id on the disk before there is anything to write, so that the id is known after a crash.
+func (j *Journal) announce() error {
+	j.mu.Lock()
+	owner, id, first, rest := j.owner, j.id, j.last+1, j.last != j.written || j.renewed
+	j.mu.Unlock()
+	if rest || j.file != nil && j.fileID == id {
+		return nil
+	}
+	j.leave()
+	if err := j.begin(first, owner, id); err != nil {
+		return err
+	}
+	if err := j.file.Sync(); err != nil {
+		j.leave()
+		return fmt.Errorf("sync the journal: %w", err)
+	}
+	return nil
+}
+
+// put writes j.buf, which begins with the entry first, into a segment of an id.
+func (j *Journal) put(first uint64, owner, id string) error {
+	if j.file != nil && (j.fileSize+int64(len(j.buf)) > j.config.SegmentBytes || j.fileID != id) {
 		if err := j.file.Sync(); err != nil {
 			j.leave()
 			return fmt.Errorf("sync the journal: %w", err)
@@ -439,7 +490,7 @@ func (j *Journal) put(first uint64) error {
 		j.leave()
 	}
 	if j.file == nil {
-		if err := j.begin(first); err != nil {
+		if err := j.begin(first, owner, id); err != nil {
 			return err
 		}
 	}
@@ -458,13 +509,20 @@ func (j *Journal) put(first uint64) error {
 }
 
 // begin makes the segment that begins with an entry, and drops the oldest ones that are too much.
-func (j *Journal) begin(first uint64) error {
+func (j *Journal) begin(first uint64, owner, id string) error {
 	var state []byte
 	if j.config.State != nil {
 		state = j.config.State()
 	}
+	if len(state) > maxState { // it could not be read again, nor what follows it
+		j.config.Log.Warn("what has not ended is too much for the journal; it is not told as lost if the box fails now", "bytes", len(state))
+		state = nil
+	}
+	path := segmentPath(j.config.Dir, first)
 	j.mu.Lock()
-	head := header{Version: 1, ID: j.id, Owner: j.owner, First: first, State: state}
+	head := header{Version: 1, ID: id, Owner: owner, First: first, State: state}
+	// An attempt of before that wrote nothing has the same name.
+	j.segments = slices.DeleteFunc(j.segments, func(s segment) bool { return s.path == path })
 	total := j.config.SegmentBytes
 	for _, s := range j.segments {
 		total += s.size
@@ -475,12 +533,19 @@ func (j *Journal) begin(first uint64) error {
 		old = append(old, j.segments[0])
 		j.segments = j.segments[1:]
 	}
+	if len(j.segments) > 0 {
+		for id, end := range j.endOf { // nothing of it is kept, nor what comes behind it
+			if end+1 < j.segments[0].first {
+				delete(j.endOf, id)
+				delete(j.firstOf, id)
+			}
+		}
+	}
 	j.mu.Unlock()
 	data, err := json.Marshal(head)
 	if err != nil {
 		return fmt.Errorf("begin a segment of the journal: %w", err)
 	}
-	path := segmentPath(j.config.Dir, first)
 	record := appendRecord(nil, []byte{kindHeader}, data)
 	err = j.config.AsUser(func() error {
 		for _, s := range old {
@@ -499,7 +564,7 @@ func (j *Journal) begin(first uint64) error {
 			_ = os.Remove(path)
 			return err
 		}
-		j.file, j.fileSize = file, int64(len(record))
+		j.file, j.fileSize, j.fileID = file, int64(len(record)), id
 		return syncDir(j.config.Dir)
 	})
 	if err != nil {
@@ -525,19 +590,6 @@ func (j *Journal) leave() {
 		j.file.Close()
 		j.file = nil
 	}
-}
-
-// finish marks that nothing is missing.
-func (j *Journal) finish() {
-	j.mu.Lock()
-	complete := j.written == j.last
-	j.mu.Unlock()
-	if j.file != nil && complete {
-		if _, err := j.file.Write(appendRecord(nil, []byte{kindClosed})); err == nil {
-			_ = j.file.Sync()
-		}
-	}
-	j.leave()
 }
 
 // Reader goes through the entries behind a cursor. It is used by one goroutine; the caller calls Close.

@@ -8,10 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"carrel.dev/carrel/internal/agent/notebook/journal"
 )
@@ -169,6 +172,120 @@ func TestNoCursorEverMeansTwoEntries(t *testing.T) {
 	require.Equal(t, numbers(100, 105), got, "everything that was on the disk was seen: nothing is missing")
 	got, _ = read(t, after, cursors[15])
 	require.Equal(t, append([]string{"gap"}, numbers(100, 105)...), got)
+}
+
+// TestNoCursorMeansTwoEntriesAfterACloseEither promises it for what comes after a journal that was closed as it should be and was opened again.
+func TestNoCursorMeansTwoEntriesAfterACloseEither(t *testing.T) {
+	dir, later := t.TempDir(), t.TempDir()
+	j := open(t, dir, nil)
+	cursors := fill(j, 0, 10)
+	j.Close()
+	j = open(t, dir, nil)
+	flush(t, j)
+	require.NoError(t, os.CopyFS(later, os.DirFS(dir))) // what comes now never reaches the disk
+	cursors = append(cursors, fill(j, 10, 20)...)
+
+	after := open(t, later, nil)
+	fill(after, 100, 120)
+	got, _ := read(t, after, cursors[15])
+	require.Equal(t, append([]string{"gap"}, numbers(100, 120)...), got)
+	got, _ = read(t, after, cursors[9])
+	require.Equal(t, numbers(100, 120), got, "everything that was on the disk was seen: nothing is missing")
+}
+
+// TestNoCursorMeansTwoEntriesInACopyOfMemory promises it for a box that is restored twice from one snapshot.
+func TestNoCursorMeansTwoEntriesInACopyOfMemory(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir, nil)
+	cursors := fill(j, 0, 10)
+	flush(t, j)
+	fill(j, 10, 12) // these wait to be written
+	id, _, _ := strings.Cut(cursors[0], ".")
+	j.Fork()
+	cursors = append(cursors, fill(j, 100, 120)...)
+	for again := range 2 {
+		got, _ := read(t, j, id+".12") // the last of before
+		require.Equal(t, numbers(100, 120), got, "nothing is missing")
+		got, _ = read(t, j, id+".15") // seen in the other life
+		require.Equal(t, append([]string{"gap"}, numbers(100, 120)...), got)
+		got, _ = read(t, j, cursors[10])
+		require.Equal(t, numbers(101, 120), got)
+		if again == 0 {
+			j.Close()
+			j = open(t, dir, nil)
+		}
+	}
+}
+
+// TestMuchThatHasNotEndedDoesNotSpoilTheJournal promises that a state that is too long to be read again is not written.
+func TestMuchThatHasNotEndedDoesNotSpoilTheJournal(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir, func(c *journal.Config) {
+		small(c)
+		c.State = func() []byte { return make([]byte, 5<<20) }
+	})
+	for i := 0; i < 100; i += 5 {
+		fill(j, i, i+5)
+		flush(t, j)
+	}
+	got, _ := read(t, j, "0")
+	require.Equal(t, numbers(0, 100), got)
+	j.Close()
+	got, _ = read(t, open(t, dir, nil), "0")
+	require.Equal(t, numbers(0, 100), got)
+}
+
+// TestWhatCannotBeReadNowIsNotThrownAway promises that a failing disk, or too many open files, costs nobody what is written.
+func TestWhatCannotBeReadNowIsNotThrownAway(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir, nil)
+	fill(j, 0, 10)
+	j.Close()
+	path := segments(t, dir)[0]
+	var once sync.Once
+	j = open(t, dir, func(c *journal.Config) {
+		c.AsUser = func(f func() error) (err error) {
+			limited := false
+			once.Do(func() { limited, err = true, withoutMoreFiles(t, f) })
+			if limited {
+				return err
+			}
+			return f()
+		}
+	})
+	require.FileExists(t, path)
+	j.Close()
+	got, _ := read(t, open(t, dir, nil), "0")
+	require.Equal(t, numbers(0, 10), got)
+}
+
+func TestOpeningLeavesFewFiles(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir, nil)
+	fill(j, 0, 10)
+	j.Close()
+	for range 50 {
+		j = open(t, dir, nil)
+		flush(t, j)
+		j.Close()
+	}
+	require.Less(t, len(segments(t, dir)), 30)
+	got, _ := read(t, open(t, dir, nil), "0")
+	require.Equal(t, numbers(0, 10), got)
+}
+
+// withoutMoreFiles calls f while the process may open one file more, and no second one.
+func withoutMoreFiles(t *testing.T, f func() error) error {
+	var before unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	low := before
+	file, err := os.Open("/")
+	require.NoError(t, err)
+	low.Cur = uint64(file.Fd()) + 1 // the lowest number that is free is given
+	require.NoError(t, file.Close())
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
+	defer func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before)) }()
+	return f()
 }
 
 func TestDamageIsAGap(t *testing.T) {

@@ -22,11 +22,16 @@ import (
 const (
 	kindHeader = 'h'
 	kindEntry  = 'e' // 8 bytes of sequence number in little endian, and the entry
-	kindClosed = 'c' // written when everything before it is on the disk and nothing follows
 
 	recordHead = 8
 	entryHead  = 9
-	maxHeader  = 4 << 20
+	// maxHeader is the longest header that is read, maxState the longest state that is written into one, where it takes a third more. In bytes.
+	maxHeader = 4 << 20
+	maxState  = 2 << 20
+	// maxBare is how many segments without an entry are kept, for their ids: one is made whenever the journal is opened.
+	maxBare = 16
+	// maxSeq is the highest sequence number that is believed.
+	maxSeq = 1 << 62
 	// greedy is how much of a record is allocated before it was read, in bytes.
 	greedy = 256 << 10
 )
@@ -96,8 +101,10 @@ func readRecord(in *bufio.Reader, limit int64) ([]byte, error) {
 	var payload []byte
 	for at := 0; int64(at) < length; at = len(payload) {
 		payload = slices.Grow(payload, int(min(length-int64(at), max(greedy, int64(at)))))[:min(length, max(greedy, 2*int64(at)))]
-		if _, err := io.ReadFull(in, payload[at:]); err != nil {
+		if _, err := io.ReadFull(in, payload[at:]); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return nil, errTorn
+		} else if err != nil {
+			return nil, err
 		}
 	}
 	if crc32.Checksum(payload, castagnoli) != binary.LittleEndian.Uint32(head[4:]) {
@@ -111,27 +118,34 @@ func splitEntry(payload []byte) (seq uint64, data []byte, ok bool) {
 	if len(payload) < entryHead || payload[0] != kindEntry {
 		return 0, nil, false
 	}
-	return binary.LittleEndian.Uint64(payload[1:]), payload[entryHead:], true
+	seq = binary.LittleEndian.Uint64(payload[1:])
+	return seq, payload[entryHead:], seq <= maxSeq
 }
 
 // openSegment opens a segment and reads its header. For AsUser.
 func openSegment(path string) (*os.File, *bufio.Reader, header, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ELOOP) {
+		err = fmt.Errorf("%w: it is a link", errTorn)
+	}
 	if err != nil {
 		return nil, nil, header{}, err
 	}
 	info, err := file.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = errors.New("it is not a file")
+		err = fmt.Errorf("%w: it is not a file", errTorn)
 	}
 	var head header
 	in := bufio.NewReaderSize(file, 64<<10)
 	if err == nil {
 		var payload []byte
-		if payload, err = readRecord(in, maxHeader); err == nil {
+		if payload, err = readRecord(in, maxHeader); errors.Is(err, io.EOF) {
+			err = errTorn
+		}
+		if err == nil {
 			if payload[0] != kindHeader {
 				err = errTorn
-			} else if err = json.Unmarshal(payload[1:], &head); err == nil && (head.Version != 1 || head.ID == "" || head.First == 0) {
+			} else if json.Unmarshal(payload[1:], &head) != nil || head.Version != 1 || head.ID == "" || head.First == 0 {
 				err = errTorn
 			}
 		}
@@ -150,5 +164,5 @@ func firstOf(name string) (uint64, bool) {
 		return 0, false
 	}
 	first, err := strconv.ParseUint(match[1], 10, 64)
-	return first, err == nil && first > 0
+	return first, err == nil && first > 0 && first <= maxSeq
 }
