@@ -93,15 +93,15 @@ func (s *Service) InspectCode(ctx context.Context, request *carrelv1.InspectCode
 		level = 1
 	}
 	var reply struct {
-		Found bool                       `json:"found"`
-		Data  map[string]json.RawMessage `json:"data"`
+		Found bool           `json:"found"`
+		Data  map[string]any `json:"data"`
 	}
 	content := map[string]any{"code": request.GetCode(), "cursor_pos": request.GetCursor(), "detail_level": level}
 	if err := s.ask(ctx, request, "inspect_request", content, &reply); err != nil {
 		return nil, err
 	}
-	var text string
-	if json.Unmarshal(reply.Data["text/plain"], &text) != nil || !reply.Found || text == "" {
+	text, _ := reply.Data["text/plain"].(string)
+	if !reply.Found || text == "" {
 		return &carrelv1.InspectCodeResponse{}, nil
 	}
 	kept := cutText(text, maxInspection)

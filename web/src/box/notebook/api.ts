@@ -5,6 +5,7 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import type { Api } from "../../lib/api";
 import type { KernelSpec } from "../../gen/carrel/v1/notebooks_pb";
 import { isPassing, message } from "../../lib/errors";
+import type { Completions } from "./editor/help";
 import type { Document, Edit } from "./model/types";
 import { formatEdit, parseNotebook } from "./model/wire";
 
@@ -104,6 +105,18 @@ export class NotebookApi {
 
   async shutdownKernel(kernel: string): Promise<void> {
     await this.api.notebooks.shutdownKernel({ box: this.box, kernel });
+  }
+
+  async complete(code: string, cursor: number, signal: AbortSignal): Promise<Completions> {
+    const { box, path } = this;
+    const { start, end, completions, truncated } = await this.api.notebooks.completeCode({ box, path, code, cursor }, { signal, timeoutMs: 15_000 });
+    return { start, end, items: completions, more: truncated };
+  }
+
+  async inspect(code: string, cursor: number, signal: AbortSignal): Promise<string> {
+    const { box, path } = this;
+    const answer = await this.api.notebooks.inspectCode({ box, path, code, cursor }, { signal, timeoutMs: 15_000 });
+    return answer.found ? answer.text + (answer.truncated ? "\n… there is more" : "") : "";
   }
 
   async specs(): Promise<{ specs: KernelSpec[]; defaultSpec: string }> {

@@ -6,6 +6,7 @@ import { Button } from "../../ui/button";
 import { Icon } from "../../ui/icon";
 import { Conflict } from "./conflict";
 import type { EditorHandle } from "./editor/editor";
+import type { CodeHelp } from "./editor/help";
 import type { Draft } from "./model/sync";
 import type { Cell, Run } from "./model/types";
 import { linkOptions } from "./links";
@@ -30,6 +31,7 @@ export interface CellActions {
   toggleSource: (id: string) => void;
   handle: (id: string, handle: EditorHandle | null) => void;
   file: (path: string) => string;
+  help: CodeHelp;
 }
 
 export interface CellProps {
@@ -134,6 +136,7 @@ export const CellView = memo(function CellView(props: CellProps) {
                   hint={cell.type === "markdown" ? "Text in Markdown, with $formulas$" : ""}
                   wrap={cell.type !== "code"}
                   readOnly={readOnly}
+                  help={cell.type === "code" && !readOnly ? actions.help : undefined}
                   onChange={(text) => actions.type(id, text)}
                   onLeave={(how) => actions.leave(id, how)}
                   onKey={(event) => actions.key(id, event)}

@@ -52,6 +52,8 @@ export const keyHelp: readonly (readonly [string, string])[] = [
   ["Alt+Enter", "Run and add a cell below"],
   ["Enter", "Edit the cell"],
   ["Escape", "Leave the text: keys are commands then"],
+  ["Tab, Ctrl+Space", "In code: complete what is before the caret"],
+  ["Shift+Tab", "In code: what the kernel knows of it"],
   ["↑ K, ↓ J", "Go to another cell; with Shift select several"],
   ["A, B", "Add a cell above, below"],
   ["X, C, V", "Cut, copy, paste cells"],

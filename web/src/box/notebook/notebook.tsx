@@ -307,6 +307,7 @@ function Editor({ store, snapshot, path, readOnly, file, onBack }: EditorProps) 
         }
       },
       file,
+      help: store.help,
     }),
     [store, act, edit, select, file],
   );

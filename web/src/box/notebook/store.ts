@@ -5,6 +5,7 @@ import type { BoxStream, Hold } from "../../stream/client";
 import type { NotebookEvent } from "../../gen/carrel/v1/notebooks_pb";
 import { message } from "../../lib/errors";
 import { type NotebookApi, refusal } from "./api";
+import type { CodeHelp } from "./editor/help";
 import { newCell, randomHex } from "./model/nbformat";
 import { ended, running } from "./model/reduce";
 import { conflicts, newSync, settled, type Sync, sync, type SyncEffect, type SyncInput } from "./model/sync";
@@ -22,6 +23,13 @@ export interface Snapshot {
   readonly canUndo: boolean;
   readonly canRedo: boolean;
 }
+
+/** Short words, for what stands beside the caret. */
+const helpRefusals: Readonly<Record<string, string>> = {
+  kernel_busy: "The kernel is busy and answers this when it is done",
+  kernel_slow: "The kernel did not answer in time",
+  no_kernel: "No kernel runs yet. Run a cell, then it knows more",
+};
 
 /** How often the view follows a flood of events at most, in ms. */
 const frame = 33;
@@ -45,6 +53,13 @@ export class NotebookStore {
     private readonly stream: BoxStream,
     private readonly say: (text: string, bad: boolean) => void,
   ) {}
+
+  /** What the kernel knows of code. */
+  readonly help: CodeHelp = {
+    complete: (code, cursor, signal) => this.api.complete(code, cursor, signal),
+    inspect: (code, cursor, signal) => this.api.inspect(code, cursor, signal),
+    refusal: (err) => helpRefusals[refusal(err).reason] ?? message(err),
+  };
 
   subscribe = (changed: () => void): (() => void) => {
     this.listeners.add(changed);

@@ -4,6 +4,7 @@
 import { Compartment, EditorSelection, EditorState, Prec, Transaction } from "@codemirror/state";
 import { EditorView, keymap } from "@codemirror/view";
 import { useEffect, useLayoutEffect, useRef } from "react";
+import { choosing, closeHelp, type CodeHelp, codeHelp } from "./help";
 import { language } from "./languages";
 import { setup } from "./setup";
 
@@ -22,6 +23,8 @@ export interface EditorProps {
   hint?: string;
   wrap?: boolean;
   readOnly?: boolean;
+  /** Who knows more of the code; undefined: nobody. */
+  help?: CodeHelp;
   onChange: (text: string) => void;
   /** Leave editing: Escape, or an arrow at the edge. */
   onLeave?: (how: "escape" | "up" | "down") => void;
@@ -53,13 +56,14 @@ export default function CellEditor(props: EditorProps) {
           Prec.highest(
             keymap.of([
               { any: (_view, event) => latest.current.onKey?.(event) ?? false },
-              { key: "Escape", run: () => (latest.current.onLeave?.("escape"), true) },
+              { key: "Escape", run: (v) => closeHelp(v) || (latest.current.onLeave?.("escape"), true) },
               { key: "ArrowUp", run: (v) => edge(v, "up") },
               { key: "ArrowDown", run: (v) => edge(v, "down") },
             ]),
           ),
           tongue.current.of([]),
           EditorState.lineSeparator.of("\n"),
+          p.help === undefined ? [] : codeHelp(p.help),
           setup({ label: p.label, hint: p.hint ?? "", wrap: p.wrap ?? false, readOnly }),
           EditorView.updateListener.of((update) => {
             if (update.docChanged && !update.transactions.every((t) => t.annotation(Transaction.remote))) latest.current.onChange(update.state.doc.toString());
@@ -69,6 +73,7 @@ export default function CellEditor(props: EditorProps) {
       }),
     });
     function edge(v: EditorView, way: "up" | "down"): boolean {
+      if (choosing(v)) return false;
       const { main } = v.state.selection;
       const line = v.state.doc.lineAt(main.head).number;
       if (!main.empty || line !== (way === "up" ? 1 : v.state.doc.lines) || latest.current.onLeave === undefined) return false;

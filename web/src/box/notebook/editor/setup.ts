@@ -35,6 +35,13 @@ const look = EditorView.theme({
   ".cm-selectionMatch": { backgroundColor: "var(--nb-match)" },
   ".cm-placeholder": { color: "var(--soft)" },
   ".cm-specialChar": { color: "var(--bad)" },
+  ".cm-tooltip": { backgroundColor: "var(--card)", color: "var(--ink)", border: "1px solid var(--line)", borderRadius: "var(--round)", boxShadow: "var(--shadow)", overflow: "hidden", zIndex: "30" },
+  ".cm-tooltip.cm-tooltip-autocomplete > ul": { fontFamily: "var(--mono)", fontSize: "0.8125rem", maxHeight: "15rem", minWidth: "12rem", maxWidth: "min(36rem, 90vw)" },
+  ".cm-tooltip.cm-tooltip-autocomplete > ul > li": { padding: "0.2rem 0.6rem", lineHeight: "1.5", unicodeBidi: "isolate" },
+  ".cm-tooltip.cm-tooltip-autocomplete > ul > li[aria-selected]": { backgroundColor: "var(--accent-wash)", color: "var(--ink)" },
+  ".cm-completionMatchedText": { textDecoration: "none", fontWeight: "700", color: "var(--accent)" },
+  ".cm-completionDetail": { fontStyle: "normal", color: "var(--soft)" },
+  ".cm-completionIcon": { color: "var(--soft)", opacity: "1" },
   ".cm-scroller": { fontFamily: "var(--mono)", overflowX: "auto" },
 });
 
