@@ -59,7 +59,21 @@ if [ ${#services[@]} -gt 0 ] && [ ! -e "$policy" ]; then
 	printf '#!/bin/sh\nexit 101\n' >"$policy"
 	chmod +x "$policy"
 fi
-if ! { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+# What apt says about its progress, in steps of ten in a hundred: "dlstatus:1:42.0:…" while it downloads, "pmstatus:git:42.0:…" after that.
+progress() {
+	local kind percent last=
+	while IFS=: read -r kind _ percent _; do
+		case $kind in
+		dlstatus) kind="downloaded" ;;
+		pmstatus) kind="installed" ;;
+		*) continue ;;
+		esac
+		percent=$((${percent%%.*} / 10 * 10))
+		[ "$kind $percent" = "$last" ] || echo "  $percent% $kind"
+		last="$kind $percent"
+	done
+}
+if ! { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends -o APT::Status-Fd=3 "${missing[@]}"; } 3> >(progress >&2) >"$log" 2>&1; then
 	tail -n 20 "$log" >&2
 	echo "the packages could not be installed; the lines above say why" >&2
 	exit 1

@@ -32,6 +32,11 @@ if ! command -v npm >/dev/null || ! node -e "$suitable" 2>/dev/null; then
 		mkdir -p "$fresh/bin"
 		cp "$root/tools/node/package.json" "$root/tools/node/package-lock.json" "$root/tools/node/.npmrc" "$fresh/"
 		(cd "$fresh" && npm ci --ignore-scripts --no-fund --no-audit --loglevel=error) >&2
+		# npm is silent about an optional package that it could not get.
+		if ! "$fresh/node_modules/$package/bin/node" -e "$suitable"; then
+			echo "npm brought no usable $package: run this again when the registry can be reached, or install Node.js 20.19, 22.12 or later, with npm" >&2
+			exit 1
+		fi
 		ln -s "../node_modules/$package/bin/node" "$fresh/bin/node"
 		for tool in npm npx; do
 			printf '#!/bin/sh\nexec "%s/bin/node" "%s/node_modules/npm/bin/%s-cli.js" "$@"\n' "$own" "$own" "$tool" >"$fresh/bin/$tool"

@@ -12,6 +12,8 @@ export default defineConfig({
     reportCompressedSize: false,
     chunkSizeWarningLimit: 1500,
     sourcemap: false,
+    // JupyterLab's code calls eval where there is no browser; how long plugins take is of no interest to who starts Carrel.
+    rolldownOptions: { checks: { eval: false, pluginTimings: false } },
   },
   test: {
     environment: "happy-dom",
