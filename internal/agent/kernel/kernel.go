@@ -36,6 +36,8 @@ type Info struct {
 	Activity time.Time // when it last said anything
 	Since    time.Time // of the phase
 	Restarts int
+	// Run counts the processes that the kernel has had, from 1 on; 0: none yet.
+	Run      int
 	Pid      int
 	Prepared bool
 	Shared   bool
@@ -65,6 +67,7 @@ type Kernel struct {
 	restarts int
 	prepared bool
 	run      *run // the newest; nil: none yet
+	runs     int  // that there were
 	ready    chan struct{}
 	clients  map[*Client]struct{}
 	routes   routes
@@ -120,7 +123,7 @@ func (k *Kernel) Info() Info {
 func (k *Kernel) info() Info {
 	info := Info{
 		ID: k.id, Spec: k.spec.Name, DisplayName: k.spec.DisplayName, Language: k.spec.Language, Path: k.options.Path, Phase: k.phase, Message: k.message,
-		Started: k.started, Activity: k.activity, Since: k.since, Restarts: k.restarts, Prepared: k.prepared, Shared: k.shared, hidden: k.options.hidden,
+		Started: k.started, Activity: k.activity, Since: k.since, Restarts: k.restarts, Run: k.runs, Prepared: k.prepared, Shared: k.shared, hidden: k.options.hidden,
 	}
 	if k.silent && (k.phase == Idle || k.phase == Busy) {
 		info.Phase, info.Message = Unresponsive, "the kernel's process runs and does not answer; interrupt it, and restart it if that does not help"
@@ -263,6 +266,21 @@ func (k *Kernel) ask(ctx context.Context, channel Channel, kind string, content 
 func (k *Kernel) Restart(ctx context.Context) error {
 	k.life.Lock()
 	defer k.life.Unlock()
+	return k.again(ctx)
+}
+
+// Revive is Restart for a kernel that is dead; it does nothing to others, such as one that somebody else has started again just now.
+func (k *Kernel) Revive(ctx context.Context) error {
+	k.life.Lock()
+	defer k.life.Unlock()
+	if k.Info().Phase != Dead {
+		return nil
+	}
+	return k.again(ctx)
+}
+
+// again is Restart. k.life is held.
+func (k *Kernel) again(ctx context.Context) error {
 	k.mu.Lock()
 	gone := k.phase == Gone
 	k.mu.Unlock()

@@ -112,6 +112,7 @@ func (k *Kernel) begin(ctx context.Context) error {
 	r := &run{process: process, dir: dir, file: file, over: make(chan struct{}), keys: [][]byte{[]byte(file.Key)}, links: map[Channel]*link{}}
 	k.mu.Lock()
 	k.run, k.started, k.silent = r, time.Now(), false
+	k.runs++
 	k.mu.Unlock()
 	k.m.wg.Go(func() { k.live(r) })
 	return nil

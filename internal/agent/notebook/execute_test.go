@@ -188,6 +188,23 @@ func TestRestartLosesWhatRuns(t *testing.T) {
 	require.Empty(t, status.GetKernels())
 }
 
+// TestWhoeverRestartsAKernelEndsWhatRuns promises that no queue stays behind what will never end, also when it was not this service that restarted the
+// kernel but, say, a client of Jupyter.
+func TestWhoeverRestartsAKernelEndsWhatRuns(t *testing.T) {
+	b := newBox(t)
+	w := b.watch(&carrelv1.WatchNotebooksRequest{After: "0"})
+	first := b.start(&carrelv1.ExecuteRequest{Code: "print('on')\nimport time\ntime.sleep(1000)"})[0]
+	second := b.start(&carrelv1.ExecuteRequest{Code: "1"})[0]
+	w.until("output", func(e *carrelv1.NotebookEvent) bool { return e.GetOutput() != nil })
+	k, err := b.kernels.Get(first.GetKernel())
+	require.NoError(t, err)
+	require.NoError(t, k.Restart(limited(t)))
+	third := b.start(&carrelv1.ExecuteRequest{Code: "print(3)"})[0]
+	require.Equal(t, stateLost, b.ended(w, first.GetId()).GetState())
+	require.Equal(t, stateCancelled, b.ended(w, second.GetId()).GetState())
+	require.Equal(t, "3\n", textOf(b.ended(w, third.GetId())), "what was asked for after that is executed")
+}
+
 func TestWhoeverIsThereAnswersInput(t *testing.T) {
 	b := newBox(t)
 	w := b.watch(&carrelv1.WatchNotebooksRequest{After: "0"})

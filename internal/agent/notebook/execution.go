@@ -44,6 +44,7 @@ type execution struct {
 
 	// While it runs.
 	request          string // id of the message to the kernel; empty: not sent
+	process          int    // which of the kernel's processes it was sent to
 	idle             bool   // the kernel has said that it is done
 	reply            *carrelv1.ExecutionState
 	announced        bool // the event that it was started is out

@@ -36,6 +36,7 @@ type runner struct {
 	queue    []*execution
 	current  *execution
 	reviving bool
+	died     bool // the kernel's process has ended by itself; what was queued since waits for the next
 	requests map[string]*execution
 	order    []string // of requests, oldest first
 	displays map[string][]*output
@@ -88,13 +89,20 @@ func (r *runner) changed(info kernel.Info) {
 	defer r.s.mu.Unlock()
 	switch info.Phase {
 	case kernel.Dead:
-		r.reviving = false
+		r.reviving, r.died = false, true
 		r.drop(lost, "the kernel died: "+info.Message)
 		r.displays, r.shown = map[string][]*output{}, 0
-	case kernel.Restarting:
+	case kernel.Restarting: // by whoever
 		r.displays, r.shown = map[string][]*output{}, 0
+		why := "the kernel was restarted"
+		if !r.died {
+			r.cancelBefore(info.Since, why)
+		}
+		if e := r.current; e != nil && e.process <= info.Run {
+			r.finish(e, lost, why)
+		}
 	case kernel.Idle, kernel.Busy:
-		r.reviving = false
+		r.reviving, r.died = false, false
 		r.kick()
 	}
 }
@@ -111,8 +119,20 @@ func (r *runner) drop(state carrelv1.ExecutionState, why string) int {
 
 // cancel cancels what waits. s.mu is held.
 func (r *runner) cancel(why string) int {
-	waiting := r.queue
-	r.queue = nil
+	return r.cancelBefore(time.Time{}, why)
+}
+
+// cancelBefore cancels what was queued before a time; the zero time: all. s.mu is held.
+func (r *runner) cancelBefore(at time.Time, why string) int {
+	var waiting, later []*execution
+	for _, e := range r.queue {
+		if at.IsZero() || e.queuedAt.Before(at) {
+			waiting = append(waiting, e)
+		} else {
+			later = append(later, e)
+		}
+	}
+	r.queue = later
 	for _, e := range waiting {
 		r.finish(e, cancelled, why)
 	}
@@ -124,7 +144,8 @@ func (r *runner) kick() {
 	if r.current != nil || len(r.queue) == 0 {
 		return
 	}
-	switch r.k.Info().Phase {
+	info := r.k.Info()
+	switch info.Phase {
 	case kernel.Idle, kernel.Busy, kernel.Unresponsive:
 	case kernel.Dead:
 		r.revive()
@@ -138,7 +159,7 @@ func (r *runner) kick() {
 		"code": e.code, "silent": false, "store_history": true, "user_expressions": map[string]any{}, "allow_stdin": e.allowInput, "stop_on_error": false,
 	})
 	if err == nil {
-		e.request = request.Head().ID
+		e.request, e.process = request.Head().ID, info.Run
 		r.current = e
 		r.remember(e)
 		err = r.client.Send(kernel.Shell, request)
@@ -160,7 +181,7 @@ func (r *runner) revive() {
 	}
 	r.reviving = true
 	r.s.wg.Go(func() {
-		if err := r.k.Restart(r.s.ctx); err != nil {
+		if err := r.k.Revive(r.s.ctx); err != nil {
 			r.s.mu.Lock()
 			defer r.s.mu.Unlock()
 			r.reviving = false

@@ -576,7 +576,8 @@ func (s *Service) RestartKernel(ctx context.Context, request *carrelv1.RestartKe
 		r.drop(lost, "the kernel was restarted")
 	}
 	s.mu.Unlock()
-	if err := k.Restart(ctx); err != nil {
+	// It is done whole, also when nobody waits for it any more: half of it is a dead kernel.
+	if err := k.Restart(context.WithoutCancel(ctx)); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
