@@ -27,7 +27,7 @@ import (
 )
 
 // patience bounds every wait of a test on a loaded machine.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 func TestMain(m *testing.M) {
 	if os.Getenv(initVariable) != "" {

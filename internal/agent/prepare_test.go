@@ -84,7 +84,7 @@ func TestWhatCannotBePreparedSaysWhy(t *testing.T) {
 		says []string
 	}{
 		"a command fails":   {nil, identity.Preparation{Setup: []string{"true", "echo no such package >&2; exit 3", "touch never"}, TimeoutMillis: 60_000}, []string{"command 2 of 3", "code 3", "no such package"}},
-		"it takes too long": {nil, identity.Preparation{Setup: []string{"echo busy; exec sleep 600"}, TimeoutMillis: 300}, []string{"too long", "command 1 of 1", "busy"}},
+		"it takes too long": {nil, identity.Preparation{Setup: []string{"echo busy; exec sleep 600"}, TimeoutMillis: 3000}, []string{"too long", "command 1 of 1", "busy"}},
 		"a kernel fails":    {&warmKernels{fail: errors.New("no kernel called julia")}, identity.Preparation{Kernel: "julia", TimeoutMillis: 60_000}, []string{"kernel julia", "no kernel called julia"}},
 		"no such kernel":    {nil, identity.Preparation{Kernel: "cobol", TimeoutMillis: 60_000}, []string{"kernel cobol", "the box has no kernel"}},
 	} {

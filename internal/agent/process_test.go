@@ -274,9 +274,7 @@ func TestOnlyWhoStartedACommandIsItsOwnerAgain(t *testing.T) {
 
 func TestABackgroundProgramNeitherHoldsTheEndNorDies(t *testing.T) {
 	b := startBox(t)
-	began := time.Now()
-	s := b.run(sh("(while [ ! -e go ]; do echo x; sleep 0.05; done; echo last; touch done) & echo started; exit 5"))
-	require.Less(t, time.Since(began), 20*time.Second)
+	s := b.run(sh("(while [ ! -e go ]; do echo x; sleep 0.05; done; echo last; touch done) & echo started; exit 5")) // and ends, while there is no go
 	require.EqualValues(t, 5, s.exited.GetExitCode())
 	require.Contains(t, s.out[stdout].String(), "started\n")
 	require.NoError(t, os.WriteFile(filepath.Join(b.config.Home, "go"), nil, 0o644))

@@ -42,7 +42,7 @@ func jupyterGateway(t *testing.T, s *stack) (url string, log *lockedLog) {
 		cancel()
 		require.NoError(t, <-ended)
 	})
-	require.Eventually(t, func() bool { return g.Ready(ctx) == nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return g.Ready(ctx) == nil }, within, 10*time.Millisecond)
 	return "http://" + listener.Addr().String(), log
 }
 

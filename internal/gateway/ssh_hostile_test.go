@@ -183,7 +183,7 @@ func TestSSHKeyExchangeIsStrict(t *testing.T) {
 			conn, err := net.Dial("tcp", address)
 			require.NoError(t, err)
 			defer conn.Close()
-			require.NoError(t, conn.SetDeadline(time.Now().Add(15*time.Second)))
+			require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 			_, err = io.WriteString(conn, "SSH-2.0-test\r\n")
 			require.NoError(t, err)
 			r := bufio.NewReader(conn)
@@ -316,11 +316,13 @@ func TestTenThousandQuickConnections(t *testing.T) {
 			_ = client.Close()
 		}
 		return err == nil
-	}, 30*time.Second, 50*time.Millisecond, "others get in")
-	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines+20 }, 30*time.Second, 50*time.Millisecond, "nothing goes on")
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	require.Less(t, int64(after.HeapAlloc)-int64(before.HeapAlloc), int64(8<<20))
+	}, 2*time.Minute, 50*time.Millisecond, "others get in")
+	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines+20 }, 2*time.Minute, 50*time.Millisecond, "nothing goes on")
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		return int64(after.HeapAlloc)-int64(before.HeapAlloc) < 8<<20
+	}, time.Minute, 50*time.Millisecond, "nothing is kept")
 }
 
 // What waits in a channel that nobody reads is the gateway's memory, however many connections a user spreads channels over.
@@ -351,5 +353,5 @@ func TestAUserHasSoManySSHChannelsInAll(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, _, err := clients[len(clients)-1].OpenChannel("session", nil)
 		return err == nil
-	}, 10*time.Second, 10*time.Millisecond, "those of a connection that ended are free again")
+	}, time.Minute, 10*time.Millisecond, "those of a connection that ended are free again")
 }

@@ -58,6 +58,7 @@ type stack struct {
 	gateway   *gateway.Gateway
 	url       string
 	conns     *cutter // between client and gateway
+	change    []func(*gateway.Config)
 
 	box  carrel.BoxID
 	node carrel.NodeID
@@ -66,9 +67,9 @@ type stack struct {
 	stopGateway func()
 }
 
-func newStack(t *testing.T) *stack {
+func newStack(t *testing.T, change ...func(*gateway.Config)) *stack {
 	t.Helper()
-	s := &stack{t: t, dir: t.TempDir(), box: carrel.NewBoxID(), node: carrel.NewNodeID(), conns: &cutter{}, agent: newFakeAgent()}
+	s := &stack{t: t, change: change, dir: t.TempDir(), box: carrel.NewBoxID(), node: carrel.NewNodeID(), conns: &cutter{}, agent: newFakeAgent()}
 	root, err := auth.NewCAKey("testcluster", time.Now())
 	require.NoError(t, err)
 	s.ca, err = auth.NewCA("testcluster", []auth.CAKey{root})
@@ -104,7 +105,7 @@ func (s *stack) startControl() {
 		address = "127.0.0.1:0"
 	}
 	var listener net.Listener
-	require.Eventually(s.t, func() bool { listener, err = net.Listen("tcp", address); return err == nil }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(s.t, func() bool { listener, err = net.Listen("tcp", address); return err == nil }, within, 20*time.Millisecond)
 	s.controlAt = listener.Addr().String()
 	s.stopControl = serveTLS(s.t, listener, s.control.handler(), cert, s.ca.Pool(), tls.VerifyClientCertIfGiven)
 }
@@ -122,10 +123,14 @@ func serveTLS(t *testing.T, l net.Listener, h http.Handler, cert tls.Certificate
 }
 
 func (s *stack) startGateway() {
-	g, err := gateway.New(gateway.Config{
+	config := gateway.Config{
 		ControlURL: "https://" + s.controlAt, DataDir: s.dir, CAFile: s.caFile, JoinTokenFile: s.joinFile, Name: "front", Version: "1.2.3",
 		Logger: slog.New(slog.NewTextHandler(testLog{s.t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
+	}
+	for _, change := range s.change {
+		change(&config)
+	}
+	g, err := gateway.New(config)
 	require.NoError(s.t, err)
 	s.gateway = g
 	ctx, cancel := context.WithCancel(context.Background())
@@ -144,7 +149,7 @@ func (s *stack) startGateway() {
 		require.NoError(s.t, <-ended)
 	})
 	s.t.Cleanup(s.stopGateway)
-	require.Eventually(s.t, func() bool { return g.Ready(ctx) == nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(s.t, func() bool { return g.Ready(ctx) == nil }, within, 10*time.Millisecond)
 }
 
 type testLog struct{ t *testing.T }
@@ -342,6 +347,9 @@ func (c *fakeControl) WhoAmI(_ context.Context, req *connect.Request[carrelv1.Wh
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.headers = req.Header().Clone()
+	if req.Header().Get("Authorization") != "Bearer "+testToken {
+		return nil, connect.NewError(connect.CodeUnauthenticated, carrel.Errorf(carrel.CodeUnauthorized, "bad_token", "bad token"))
+	}
 	return connect.NewResponse(&carrelv1.WhoAmIResponse{User: &carrelv1.User{Name: "ada"}}), nil
 }
 

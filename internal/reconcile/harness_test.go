@@ -36,7 +36,7 @@ type world struct {
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
 func newWorld(t *testing.T, s *store.Store) *world {
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	boot, err := s.Bootstrap(ctx, store.Bootstrap{})
 	require.NoError(t, err)

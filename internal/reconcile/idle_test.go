@@ -52,8 +52,10 @@ func TestPolicyPausesWhatIsNotUsed(t *testing.T) {
 
 	// Who asks for it has it, and time begins anew.
 	require.NoError(t, w.set(id, carrel.VerbResume, false))
-	b = w.eventually(id, "running for somebody", func(b *store.Box) bool { return b.IntentBy != "policy:idle" })
-	require.True(t, b.IdleSince.IsZero())
+	if b = w.box(id); b.Generation == 3 { // else a second is over already
+		require.NotEqual(t, "policy:idle", b.IntentBy)
+		require.True(t, b.IdleSince.IsZero())
+	}
 	w.eventually(id, "paused again", func(b *store.Box) bool { return carrel.StateOf(&b.BoxView) == carrel.StatePaused && b.Generation == 4 })
 }
 
@@ -67,9 +69,9 @@ func TestPolicyTakesBackWhatWasUndone(t *testing.T) {
 	w.reconciler()
 	id := w.createIdle("box", carrel.IdlePolicy{After: time.Second})
 	w.eventually(id, "wanted running again", func(b *store.Box) bool {
-		return b.Generation == 3 && b.Intent == carrel.IntentRunning && carrel.StateOf(&b.BoxView) == carrel.StateRunning
+		return b.Generation >= 3 && b.Intent == carrel.IntentRunning && carrel.StateOf(&b.BoxView) == carrel.StateRunning
 	})
-	require.Equal(t, []string{"runs on: somebody used it while the pause was under way"}, w.events(id, "kept"))
+	require.Contains(t, w.events(id, "kept"), "runs on: somebody used it while the pause was under way")
 
 	// Now its node tells of it, and it is not even tried.
 	run := w.box(id).Run
@@ -79,12 +81,13 @@ func TestPolicyTakesBackWhatWasUndone(t *testing.T) {
 		}}}}))
 	}
 	tell(true)
+	told := w.box(id).Generation
 	generation := w.eventually(id, "looked at while it is used", func(*store.Box) bool {
 		b, err := w.store.PolicyBox(w.ctx, id)
 		require.NoError(t, err)
 		return b.Intent == carrel.IntentRunning && b.Activity.At.Add(3*time.Second).Before(time.Now())
 	}).Generation
-	require.Contains(t, []int64{3, 5}, generation, "it was tried once more at most, before the report")
+	require.LessOrEqual(t, generation, told+1, "what was tried before the report is taken back, and nothing is tried after it")
 	touched := w.box(id).Touched
 	inUse.Store(false)
 	tell(false)
@@ -104,11 +107,13 @@ func TestPolicyOfWholeLives(t *testing.T) {
 	require.Equal(t, []string{"deleted because its time to live of 1s is over (policy of box)"}, w.events(gone, "policy"))
 	w.state(long, carrel.StateStopped)
 	b := w.state(calm, carrel.StateIdle)
+	first := b.IdleSince
 	require.Equal(t, carrel.IntentRunning, b.Intent)
 	require.EqualValues(t, 1, b.Generation, "nothing is wanted otherwise")
 	require.NoError(t, w.set(calm, carrel.VerbStart, false))
-	w.state(calm, carrel.StateRunning)
-	w.state(calm, carrel.StateIdle)
+	w.eventually(calm, "idle once more", func(b *store.Box) bool {
+		return carrel.StateOf(&b.BoxView) == carrel.StateIdle && b.IdleSince.After(first)
+	})
 
 	// A new policy holds at once.
 	pause := carrel.IdlePolicy{After: time.Second, Action: carrel.IdlePause}

@@ -122,13 +122,13 @@ func TestChores(t *testing.T) {
 	first := w.join("a", 1)
 	w.reconciler(func(c *Config) { c.Now = clock; c.Poll = 50 * time.Millisecond; c.LeaseTTL = 24 * time.Hour })
 	build("one")
-	require.Eventually(t, func() bool { return chores(first) == 1 }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return chores(first) == 1 }, time.Minute, 5*time.Millisecond)
 
 	mu.Lock()
 	ahead = time.Minute
 	mu.Unlock()
 	second := w.join("b", 2)
-	require.Eventually(t, func() bool { return chores(second) == 1 && chores(first) == 0 }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return chores(second) == 1 && chores(first) == 0 }, time.Minute, 5*time.Millisecond)
 
 	mu.Lock()
 	ahead = time.Hour
@@ -142,7 +142,7 @@ func TestChores(t *testing.T) {
 		require.NoError(t, err)
 		status := op.Status()
 		return status.Done && status.Failure != nil && status.Failure.Reason == carrel.ReasonNoNode
-	}, 10*time.Second, 5*time.Millisecond)
+	}, time.Minute, 5*time.Millisecond)
 }
 
 // A box created and paused at once comes to rest paused, whoever is faster.
@@ -282,7 +282,7 @@ func TestReplicasNeverActTwice(t *testing.T) {
 	}
 
 	// It goes on until enough has happened, however slow the machine is.
-	ctx, stop := context.WithTimeout(w.ctx, time.Minute)
+	ctx, stop := context.WithTimeout(w.ctx, 3*time.Minute)
 	defer stop()
 	w.mu.Lock()
 	w.enough, w.tired = enough, stop

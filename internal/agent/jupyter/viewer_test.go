@@ -33,7 +33,7 @@ func newViewer(t *testing.T) *viewer {
 
 func (v *viewer) all(t *testing.T, c *socket) (kinds []string, first string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	v.mu.Lock()
 	v.over = errOver

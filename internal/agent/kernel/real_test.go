@@ -15,7 +15,7 @@ import (
 )
 
 // patience is how long a test waits for what should come.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 func newManager(t *testing.T, change func(*kernel.Config)) *kernel.Manager {
 	t.Helper()

@@ -33,6 +33,7 @@ type Process struct {
 // Starter starts programs in a group of their own, as an unprivileged user when the test is root.
 func Starter(t testing.TB) func(context.Context, kernel.Command) (kernel.Process, error) {
 	t.Helper()
+	notes := Dir(t)
 	var all sync.WaitGroup
 	t.Cleanup(all.Wait)
 	return func(_ context.Context, command kernel.Command) (kernel.Process, error) {
@@ -45,7 +46,8 @@ func Starter(t testing.TB) func(context.Context, kernel.Command) (kernel.Process
 		}
 		p := &Process{cmd: exec.Command(program, command.Args[1:]...), done: make(chan struct{})}
 		p.cmd.Dir = command.Cwd
-		p.cmd.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", "HOME=" + command.Cwd}
+		// What IPython notes of its own accord, at any moment, is not in the home, which tests copy and fill.
+		p.cmd.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", "HOME=" + command.Cwd, "IPYTHONDIR=" + notes}
 		for name, value := range command.Env {
 			p.cmd.Env = append(p.cmd.Env, name+"="+value)
 		}
