@@ -61,10 +61,81 @@ type viewers struct {
 	byKey  map[viewerKey]*viewer
 	// restarting are the kernels that a client had restarted by REST: clients of Jupyter do not expect to be told.
 	restarting map[string]int
+	deaths     map[string]*deaths // by kernel
 }
 
 func newViewers(s *Server) *viewers {
-	return &viewers{server: s, byKey: map[viewerKey]*viewer{}, restarting: map[string]int{}}
+	return &viewers{server: s, byKey: map[viewerKey]*viewer{}, restarting: map[string]int{}, deaths: map[string]*deaths{}}
+}
+
+const (
+	// maxRevivals is how often a kernel is started again that dies before it has lived for stableTime, as in Jupyter.
+	maxRevivals = 5
+	stableTime  = 10 * time.Second
+)
+
+// deaths are those of a kernel's processes.
+type deaths struct {
+	run     int // the last process that died
+	inARow  int
+	revived bool // it was started again for that
+}
+
+// revive has a kernel that died started again, as clients of Jupyter expect, and reports whether it is. All viewers of the kernel ask for the same
+// death; the first has it done.
+func (vs *viewers) revive(k *kernel.Kernel, info kernel.Info) bool {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	d := vs.deaths[info.ID]
+	if d == nil {
+		d = &deaths{}
+		vs.deaths[info.ID] = d
+	}
+	if d.run == info.Run {
+		return d.revived
+	}
+	if info.Since.Sub(info.Started) >= stableTime {
+		d.inARow = 0
+	}
+	d.run, d.inARow = info.Run, d.inARow+1
+	d.revived = d.inARow <= maxRevivals && !vs.closed
+	if d.revived {
+		vs.tasks.Go(func() {
+			if err := k.Revive(vs.server.ctx); err != nil {
+				vs.server.log.Warn("a kernel that died could not be started again", "kernel", info.ID, "error", err)
+				vs.mu.Lock()
+				d.revived = false
+				vs.mu.Unlock()
+				vs.tell(info.ID, "dead")
+			}
+		})
+	}
+	return d.revived
+}
+
+func (vs *viewers) forget(id string) {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	delete(vs.deaths, id)
+}
+
+// tell tells all clients of a kernel how it is.
+func (vs *viewers) tell(id, status string) {
+	vs.mu.Lock()
+	var all []*viewer
+	for key, v := range vs.byKey {
+		if key.kernel == id {
+			all = append(all, v)
+		}
+	}
+	vs.mu.Unlock()
+	for _, v := range all {
+		v.tell(status)
+	}
+}
+
+func (v *viewer) tell(status string) {
+	v.put(item{kernel.IOPub, serverMessage("status", nil, map[string]any{"execution_state": status}, v.server.now())})
 }
 
 // attach gives the place of a client, its old one if it is there; fresh says that it is a new one. The socket that had it before is cut.
@@ -232,15 +303,16 @@ func (v *viewer) pump(ctx context.Context) {
 			continue
 		}
 		// The first tells how the kernel is, and a client that was just connected asks that itself, or waits for the kernel's next word.
-		status := stateOf(got.Info.Phase)
-		now := v.server.now()
 		switch {
 		case first:
-			v.put(item{kernel.IOPub, serverMessage("status", nil, map[string]any{"execution_state": status}, now)})
-		case got.Info.Phase == kernel.Dead, got.Info.Phase == kernel.Gone:
-			v.put(item{kernel.IOPub, serverMessage("status", nil, map[string]any{"execution_state": "dead"}, now)})
+			v.tell(stateOf(got.Info.Phase))
+		case got.Info.Phase == kernel.Gone:
+			v.server.viewers.forget(got.Info.ID)
+			v.tell("dead")
+		case got.Info.Phase == kernel.Dead && !v.server.viewers.revive(v.kernel, got.Info):
+			v.tell("dead")
 		case got.Info.Phase == kernel.Restarting && !v.server.viewers.quiet(v.key.kernel):
-			v.put(item{kernel.IOPub, serverMessage("status", nil, map[string]any{"execution_state": "restarting"}, now)})
+			v.tell("restarting")
 		}
 		first = false
 	}
