@@ -31,7 +31,7 @@ var openAPI []byte
 func (s *Server) routes() (http.Handler, error) {
 	mux := http.NewServeMux()
 	intercept := connect.WithInterceptors(guard{s})
-	public := []connect.HandlerOption{intercept, connect.WithReadMaxBytes(maxRequest)}
+	public := []connect.HandlerOption{intercept, connect.WithReadMaxBytes(maxRequest), rest.StrictConnect()}
 	private := []connect.HandlerOption{intercept, connect.WithReadMaxBytes(maxLinkRequest)}
 	var services []*vanguard.Service
 	var names []string

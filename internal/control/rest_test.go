@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
@@ -122,6 +123,33 @@ func TestRESTErrorsHaveOneShape(t *testing.T) {
 	status, _, _ = u.rest("POST", "/v1/boxes", `{"name":"`+strings.Repeat("x", 5<<20)+`"}`)
 	require.GreaterOrEqual(t, status, 400, "too large")
 	require.Less(t, status, 500)
+}
+
+// JSON is written by people, whichever protocol it is for. What programs send may be newer than we are.
+func TestConnectRefusesFieldsThatDoNotExist(t *testing.T) {
+	r := newReplica(t)
+	r.catalogue()
+	u := r.asAdmin()
+	call := func(contentType, body string) (int, map[string]any) {
+		t.Helper()
+		status, _, data := u.raw("POST", "/carrel.v1.BoxService/ListBoxes", body, map[string]string{"Content-Type": contentType})
+		answer := map[string]any{}
+		if strings.Contains(contentType, "json") {
+			require.NoError(t, json.Unmarshal(data, &answer), "%s", data)
+		}
+		return status, answer
+	}
+	for _, contentType := range []string{"application/json", "application/json; charset=utf-8"} {
+		status, e := call(contentType, `{"pageSiez":5}`)
+		require.Equal(t, 400, status, e)
+		require.Equal(t, "invalid_argument", e["code"])
+		require.Contains(t, e["message"], `"pageSiez"`)
+		status, e = call(contentType, `{"pageSize":5}`)
+		require.Equal(t, 200, status, e)
+	}
+	newer := protowire.AppendString(protowire.AppendTag(nil, 9999, protowire.BytesType), "of a later version")
+	status, _ := call("application/proto", string(newer))
+	require.Equal(t, 200, status)
 }
 
 func TestRetryAfterIsAHeaderToo(t *testing.T) {

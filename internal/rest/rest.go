@@ -1,5 +1,5 @@
-// Package rest makes what the REST transcoder does fit for people: a field or query parameter that does not exist is
-// refused by its name, and errors that the transcoder makes by itself have the same shape as all others. It knows
+// Package rest makes what the REST transcoder and Connect's JSON do fit for people: a field or query parameter that does not
+// exist is refused by its name, and errors that the transcoder makes by itself have the same shape as all others. It knows
 // nothing of what the services do.
 package rest
 
@@ -139,7 +139,7 @@ func explain(message string) []byte {
 	info := map[string]any{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "domain": "carrel.dev", "reason": "bad_request"}
 	if m := unknownField.FindStringSubmatch(message); m != nil {
 		info["reason"], info["metadata"] = "unknown_field", map[string]string{"field": m[1]}
-		message = fmt.Sprintf("the request has a field %q, which does not exist; /openapi.json has those that do", m[1])
+		message = noField(m[1])
 	} else if m := unknownParameter.FindStringSubmatch(message); m != nil {
 		info["reason"], info["metadata"] = "unknown_field", map[string]string{"field": m[1]}
 		message = fmt.Sprintf("the request has a parameter %q, which does not exist; /openapi.json has those that do", m[1])
