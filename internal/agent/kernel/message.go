@@ -147,7 +147,7 @@ func decode(keys [][]byte, frames [][]byte) (Message, error) {
 		return Message{}, errSignature
 	}
 	for _, part := range parts {
-		if trimmed := bytes.TrimLeft(part, " \t\r\n"); len(trimmed) == 0 || trimmed[0] != '{' || !json.Valid(part) {
+		if !isObject(part) {
 			return Message{}, errNotJSON
 		}
 	}

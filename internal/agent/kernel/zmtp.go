@@ -23,8 +23,10 @@ const (
 	maxFrames = 4096
 	// maxCommand is the longest command, in bytes.
 	maxCommand = 4096
-	// greedy is how much of an announced frame is allocated before it has come, in bytes.
+	// greedy is how much of an announced frame is allocated before it has come, in bytes, and greedyShare what part of the largest message if that is
+	// more: memory that grows as a frame comes is taken, and copied, twice.
 	greedy         = 64 << 10
+	greedyShare    = 8
 	handshakeLimit = 10 * time.Second
 )
 
@@ -182,7 +184,7 @@ func (s *socket) receive(limit int64) (frames [][]byte, size int64, err error) {
 			if len(frames) >= maxFrames {
 				return nil, 0, errProtocol
 			}
-			body, err := s.body(n)
+			body, err := s.body(n, max(greedy, limit/greedyShare))
 			if err != nil {
 				return nil, 0, err
 			}
@@ -194,11 +196,11 @@ func (s *socket) receive(limit int64) (frames [][]byte, size int64, err error) {
 	}
 }
 
-// body reads the n bytes of a frame; memory grows as they come.
-func (s *socket) body(n int64) ([]byte, error) {
+// body reads the n bytes of a frame. Memory for the first bytes is taken at once; then it grows as they come.
+func (s *socket) body(n, first int64) ([]byte, error) {
 	var body []byte
 	for at := 0; int64(at) < n; at = len(body) {
-		body = slices.Grow(body, int(min(n-int64(at), max(greedy, int64(at)))))[:min(n, max(greedy, 2*int64(at)))]
+		body = slices.Grow(body, int(min(n-int64(at), max(first, int64(at)))))[:min(n, max(first, 2*int64(at)))]
 		if _, err := io.ReadFull(s.in, body[at:]); err != nil {
 			return nil, err
 		}

@@ -461,24 +461,21 @@ func (r *runner) update(e *execution, one *output) {
 
 // stream takes text.
 func (r *runner) stream(e *execution, message *kernel.Message) {
-	var content struct {
-		Name string `json:"name"`
-		Text string `json:"text"`
-	}
-	if json.Unmarshal(message.Content, &content) != nil || content.Text == "" {
+	name, text, ok := message.Stream()
+	if !ok || text == "" {
 		return
 	}
-	if content.Name != "stderr" {
-		content.Name = "stdout"
+	if name != "stderr" {
+		name = "stdout"
 	}
 	r.s.mu.Lock()
 	r.announce(e)
-	kept := e.outputs.addText(content.Name, content.Text)
+	kept := e.outputs.addText(name, text)
 	if kept != "" {
-		if e.pending.Len() > 0 && (e.pendingStream != content.Name || e.pending.Len()+len(kept) > eventText) {
+		if e.pending.Len() > 0 && (e.pendingStream != name || e.pending.Len()+len(kept) > eventText) {
 			r.flush(e)
 		}
-		e.pendingStream = content.Name
+		e.pendingStream = name
 		e.pending.WriteString(kept)
 		switch now := r.s.now(); {
 		case now.Sub(e.emitted) >= pace || e.pending.Len() >= eventText || e.ended():
@@ -487,10 +484,10 @@ func (r *runner) stream(e *execution, message *kernel.Message) {
 			e.timer = time.AfterFunc(pace-now.Sub(e.emitted), func() { r.later(e) })
 		}
 	}
-	spilled, text := r.overflow(e, content.Text, kept)
+	file, rest := r.overflow(e, text, kept)
 	r.s.mu.Unlock()
-	if spilled != nil {
-		spilled.write(text)
+	if file != nil {
+		file.write(rest)
 	}
 }
 
