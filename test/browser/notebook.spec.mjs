@@ -166,6 +166,47 @@ walk("two who write in one cell both keep their words", async ({ page, context }
   await page.getByText("shared = 'theirs'").waitFor();
 });
 
+walk("the kernel completes and explains what is written, and says when it is busy", async ({ page }) => {
+  await put("code.ipynb", ["apricot_jam = 1\ndef apricot_tart(sugar, butter=2):\n    'Bakes a <b>tart</b>.'", "", "import time\ntime.sleep(1000)"]);
+  await signIn(page, { path: path("code.ipynb") });
+  await editor(page, 1).click();
+  await page.keyboard.press("Shift+Enter");
+  await cell(page, 1).getByText("[1]").waitFor();
+  await editor(page, 2).click();
+  await page.keyboard.insertText("'😀'; aprico");
+  await page.keyboard.press("Tab");
+  const list = page.getByRole("listbox");
+  await list.getByRole("option", { name: "apricot_tart" }).waitFor();
+  await accessible(page);
+  await shot(page, "notebook-completions");
+  // It takes what is typed meanwhile into account, and Tab takes the choice.
+  await page.keyboard.type("t_t", { delay: 30 });
+  await until("one is left", async () => (await list.getByRole("option").count()) === 1);
+  await page.keyboard.press("Tab");
+  await until("it stands there", async () => (await editor(page, 2).innerText()).trim() === "'😀'; apricot_tart");
+  await page.keyboard.press("Shift+Tab");
+  const note = page.getByRole("region", { name: "What the kernel knows" });
+  await note.getByText("Bakes a <b>tart</b>.").waitFor();
+  await accessible(page);
+  await shot(page, "notebook-inspection");
+  // Escape takes the note away first, and leaves the text then.
+  await page.keyboard.press("Escape");
+  await note.waitFor({ state: "detached" });
+  await until("still in the text", () => page.evaluate(() => document.activeElement?.classList.contains("cm-content") === true));
+  await page.keyboard.press("Escape");
+  await until("at the cell", () => page.evaluate(() => document.activeElement?.classList.contains("nb-cell") === true));
+  await editor(page, 3).click();
+  await page.keyboard.press("Control+Enter");
+  await cell(page, 3).getByText(/Running/).waitFor();
+  await editor(page, 2).click();
+  await page.keyboard.press("Control+End");
+  await page.keyboard.press("Control+Space");
+  await page.getByText("The kernel is busy and answers this when it is done").waitFor();
+  await shot(page, "notebook-completions-busy");
+  await api("POST", `/v1/boxes/${name}/interrupt`, {});
+  await cell(page, 3).getByText("KeyboardInterrupt").first().waitFor();
+});
+
 walk("cells are moved, cut, joined and brought back with Jupyter's keys", async ({ page }) => {
   await put("keys.ipynb", ["a = 1", "b = 2", "c = 3"]);
   await signIn(page, { path: path("keys.ipynb") });
