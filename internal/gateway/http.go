@@ -38,15 +38,15 @@ func (g *Gateway) newHandler() http.Handler {
 		connect.WithInterceptors(errorInterceptor{g.log}),
 		connect.WithReadMaxBytes(2<<20),
 		connect.WithCompressMinBytes(1<<30), // output is passed on as it is; compressed requests are understood
+		rest.StrictConnect(),
 	)
 	service = lazyflush.Handler(service)
-	portProcedures, portHandler := carrelv1connect.NewPortServiceHandler(portService{g.ports}, connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(64<<10))
+	portProcedures, portHandler := carrelv1connect.NewPortServiceHandler(portService{g.ports}, connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(64<<10), rest.StrictConnect())
 	filing := &files{g}
 	fileProcedures, fileHandler := carrelv1connect.NewFileServiceHandler(filing,
-		connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(maxFileMessage), connect.WithCompressMinBytes(1<<30))
+		connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(maxFileMessage), connect.WithCompressMinBytes(1<<30), rest.StrictConnect())
 	notebookProcedures, notebookHandler := carrelv1connect.NewNotebookServiceHandler(&notebooks{g},
-		connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(maxNotebookRequest), connect.WithCompressMinBytes(1<<30),
-		connect.WithCodec(limitedProto{}), connect.WithCodec(limitedJSON{}))
+		connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(maxNotebookRequest), connect.WithCompressMinBytes(1<<30), limitedCodecs())
 	notebookREST, err := rest.NewTranscoder([]*vanguard.Service{vanguard.NewService(notebookProcedures, notebookHandler)}, maxNotebookMessage)
 	if err != nil {
 		panic("gateway: the notebook service's schema cannot be transcoded: " + err.Error()) // a fault of the build

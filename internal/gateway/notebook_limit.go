@@ -8,12 +8,12 @@ import (
 	"net/http"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/rest"
 )
 
 // maxValues is how many messages a message may consist of. Each value of a notebook's JSON is one, takes as little as two bytes on the way and about a
@@ -85,36 +85,26 @@ func countMessages(descriptor protoreflect.MessageDescriptor, data []byte, left 
 	return true
 }
 
-// limitedJSON is the usual JSON of messages, of at most maxValues.
-type limitedJSON struct{}
+// limitedJSON is the JSON of all our services, of messages of at most maxValues.
+type limitedJSON struct{ rest.StrictJSON }
 
 var _ connect.Codec = limitedJSON{}
 
-// Name is part of connect.Codec.
-func (limitedJSON) Name() string { return "json" }
-
-// Marshal is part of connect.Codec.
-func (limitedJSON) Marshal(message any) ([]byte, error) {
-	m, ok := message.(proto.Message)
-	if !ok {
-		return nil, fmt.Errorf("%T is no message", message)
-	}
-	return protojson.Marshal(m)
-}
-
 // Unmarshal is part of connect.Codec.
-func (limitedJSON) Unmarshal(data []byte, message any) error {
-	m, ok := message.(proto.Message)
-	if !ok {
-		return fmt.Errorf("%T is no message", message)
-	}
-	if len(data) == 0 {
-		return errors.New("a message in JSON is at least {}")
-	}
+func (l limitedJSON) Unmarshal(data []byte, message any) error {
 	if jsonValues(data) > maxValues {
 		return errTooManyValues()
 	}
-	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, m)
+	return l.StrictJSON.Unmarshal(data, message)
+}
+
+// limitedCodecs has all encodings of a handler limited.
+func limitedCodecs() connect.HandlerOption {
+	all := []connect.HandlerOption{connect.WithCodec(limitedProto{})}
+	for _, codec := range rest.ConnectJSON {
+		all = append(all, connect.WithCodec(limitedJSON{codec}))
+	}
+	return connect.WithHandlerOptions(all...)
 }
 
 // jsonValues is about how many values a JSON text has.

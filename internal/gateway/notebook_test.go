@@ -205,6 +205,27 @@ func TestALargeNotebookPassesAndOneMadeToFillMemoryDoesNot(t *testing.T) {
 	require.Equal(t, 429, status, body)
 }
 
+// Connect's JSON is read as REST's is, by whichever name a client asks for it.
+func TestConnectsJSONIsStrictAndLimited(t *testing.T) {
+	s := newStack(t)
+	for _, contentType := range []string{"application/json", "application/json; charset=utf-8"} {
+		call := func(method, body string) (int, string) {
+			return s.rest("POST", "/carrel.v1."+method, body, s.ticket(nil), "Content-Type", contentType)
+		}
+		for _, method := range []string{"NotebookService/Execute", "ProcessService/ListProcesses", "FileService/StatFile", "PortService/ListBoxListeners"} {
+			status, body := call(method, `{"box":"`+string(s.box)+`","cod":"print(1)"}`)
+			require.Equal(t, 400, status, body)
+			require.Contains(t, body, `"invalid_argument"`)
+			require.Contains(t, body, `\"cod\"`, "it is named")
+		}
+		status, body := call("NotebookService/Execute", `{"box":"`+string(s.box)+`","code":"print(1)"}`)
+		require.Equal(t, 200, status, body)
+		status, body = call("NotebookService/EditNotebook", `{"box":"`+string(s.box)+`","edits":[{"notebookMetadata":{"x":[`+strings.Repeat("0,", 1<<20)+`0]}}]}`)
+		require.GreaterOrEqual(t, status, 400)
+		require.Contains(t, body, "values")
+	}
+}
+
 func TestAWatchGoesOnWhereTheBoxBroke(t *testing.T) {
 	s := newStack(t)
 	stream, err := s.notebooks(s.viewTicket()).WatchNotebooks(testContext(t), request(&carrelv1.WatchNotebooksRequest{Box: string(s.box), After: "0"}))
