@@ -254,6 +254,22 @@ func TestTicketsAreKeptUntilTheyAreNearlyOver(t *testing.T) {
 	require.Equal(t, fresh, again)
 }
 
+// After each resume the ticket of the former run is refused: nobody shall wait for a new one.
+func TestRefusedTicketIsRenewedAtOnce(t *testing.T) {
+	stale := carrel.Errorf(carrel.CodeUnauthorized, ReasonTicketStale, "of an earlier run")
+	away := carrel.Errorf(carrel.CodeUnavailable, "away", "nobody answers")
+	waits := newRetries()
+	require.Zero(t, waits.after(stale))
+	require.NotZero(t, waits.after(stale), "a new ticket was refused, too")
+	require.NotZero(t, waits.after(away))
+	require.Zero(t, waits.after(stale), "what was wrong since then was something else")
+	waits.Reset()
+	require.Zero(t, waits.after(stale))
+	waits.Reset()
+	require.Zero(t, waits.after(stale), "it got somewhere since then")
+	require.NotZero(t, waits.after(away))
+}
+
 func TestOperationErrorSaysWhatToDo(t *testing.T) {
 	err := OperationError(&carrelv1.Operation{Done: true, Error: &carrelv1.Failure{Reason: "no_room", Message: "no node has room", NextStep: "Stop a box."}})
 	var e *carrel.Error

@@ -31,7 +31,7 @@ func (e localError) Unwrap() error { return e.error }
 // persist calls try until it succeeds or fails for good: again with a new ticket or connection when the last one broke, until
 // patience is over without moved changing.
 func (c *Client) persist(ctx context.Context, box string, patience time.Duration, moved func() int64, try func(context.Context, Ticket) error) error {
-	waits := newBackOff(50*time.Millisecond, 2*time.Second)
+	waits := newRetries()
 	since, last := c.now(), moved()
 	for {
 		ticket, err := c.Ticket(ctx, box)
@@ -65,7 +65,7 @@ func (c *Client) persist(ctx context.Context, box string, patience time.Duration
 			return err
 		}
 		select {
-		case <-time.After(waits.NextBackOff()):
+		case <-time.After(waits.after(err)):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

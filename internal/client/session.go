@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"github.com/cenkalti/backoff/v5"
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
 	"carrel.dev/carrel/internal/carrel"
@@ -73,7 +72,7 @@ func (s *session) run(ctx context.Context) (ExitStatus, error) {
 	if s.process != "" {
 		s.forward(ctx)
 	}
-	waits := newBackOff(50*time.Millisecond, 2*time.Second)
+	waits := newRetries()
 	var downSince time.Time
 	for {
 		before, known := s.offsets, s.process != ""
@@ -111,7 +110,7 @@ func (s *session) run(ctx context.Context) (ExitStatus, error) {
 			s.down = true
 		}
 		select {
-		case <-time.After(waits.NextBackOff()):
+		case <-time.After(waits.after(err)):
 		case <-ctx.Done():
 			return s.status(), context.Cause(ctx)
 		}
@@ -288,7 +287,7 @@ func (s *session) gap(stream carrelv1.Stream, next int64) error {
 // call makes one data-plane call, with a new ticket or again when the connection broke, for at most
 // patience. f must be repeatable.
 func (s *session) call(ctx context.Context, patience time.Duration, f func(context.Context, Ticket) error) error {
-	waits := newBackOff(50*time.Millisecond, 2*time.Second)
+	waits := newRetries()
 	start := s.client.now()
 	for {
 		ticket, err := s.client.Ticket(ctx, s.box)
@@ -303,12 +302,8 @@ func (s *session) call(ctx context.Context, patience time.Duration, f func(conte
 		if !s.worthRetrying(err) || s.client.now().Sub(start) >= patience {
 			return err
 		}
-		wait := waits.NextBackOff()
-		if wait == backoff.Stop {
-			return err
-		}
 		select {
-		case <-time.After(wait):
+		case <-time.After(waits.after(err)):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
