@@ -25,7 +25,7 @@ import (
 
 const (
 	cellPairs      = 200
-	cellFloodPairs = 5
+	cellFloodPairs = 12
 	jupyterPort    = 8888
 )
 

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -40,75 +39,121 @@ while True:
     conn.close()
 `
 
-// TestBenchFiles measures `carrel cp` of 512 MB against a connection through the agent's splice to a program in the same box that
-// reads from and writes to the same disk.
+const (
+	fileBytes  = 512_000_000
+	fileRounds = 4
+)
+
+// TestBenchFiles measures `carrel cp` of 512 MB up and down, against a connection through the agent's splice to a program in the same box that writes to
+// and reads from the same disk, in turns.
 func TestBenchFiles(t *testing.T) {
-	const size, rounds = 512_000_000, 3
 	s := newStack(t, options{})
-	box := s.create("alpha", func(r *carrelv1.CreateBoxRequest) {
+	b := s.newFileBench(fileBytes)
+	fmt.Printf("\n| what | Carrel | splice | ratio, median of rounds (p10 to p90) |\n| --- | --- | --- | --- |\n%s%s",
+		b.turns("up", b.up, b.rawUp), b.turns("down", b.down, b.rawDown))
+	require.Equal(t, b.sum, sumOf(t, b.path("copy")), "what came back is not what was sent")
+	s.remove("files")
+}
+
+// fileBench has a file of size bytes here, and a box that it is copied to and from.
+type fileBench struct {
+	s            *stack
+	size         int
+	dir          string
+	address, key string // of the agent
+	sum          string // of the file
+}
+
+// newFileBench makes the box and starts the program in it that the baseline speaks to.
+func (s *stack) newFileBench(size int) *fileBench {
+	s.t.Helper()
+	box := s.create("files", func(r *carrelv1.CreateBoxRequest) {
 		r.Resources = &carrelv1.Resources{HomeBytes: 3 << 30, MemoryBytes: 768 << 20, CpuMillis: 2000}
 	})
-	dir := t.TempDir()
-	big := filepath.Join(dir, "big")
-	randomFile(t, big, size)
-	s.sh("alpha", "cat > server.py <<'EOF'\n"+fileServer+"\nEOF")
-	server := s.background("alpha", "exec python3 server.py")
-	s.eventually("the server listens", func() bool {
-		r := s.carrel("logs", "alpha", "--process", server)
-		return r.stdout == "ready\n"
-	})
-	address := net.JoinHostPort(strings.Fields(s.sh("alpha", "hostname -I"))[0], "1")
+	b := &fileBench{s: s, size: size, dir: s.t.TempDir(), address: s.agentAddress(box)}
+	b.sum = randomFile(s.t, b.path("big"), int64(size))
+	s.sh("files", "cat > server.py <<'EOF'\n"+fileServer+"\nEOF")
+	server := s.background("files", "exec python3 server.py")
+	s.eventually("the server listens", func() bool { return s.carrel("logs", "files", "--process", server).stdout == "ready\n" })
 	data, err := os.ReadFile(filepath.Join(s.runDir, "identities", box.GetRunId(), "identity.json"))
-	require.NoError(t, err)
+	require.NoError(s.t, err)
 	var identity struct{ Key string }
-	require.NoError(t, json.Unmarshal(data, &identity))
-	raw := func(verb string, f func(net.Conn, io.Reader)) {
-		conn, err := net.Dial("tcp", address)
-		require.NoError(t, err)
-		defer conn.Close()
-		_, err = fmt.Fprintf(conn, "carrel/1 %s tcp/127.0.0.1:9000\n", identity.Key)
-		require.NoError(t, err)
-		in := bufio.NewReaderSize(conn, 1<<20)
-		line, err := in.ReadString('\n')
-		require.NoError(t, err)
-		require.Equal(t, "ok\n", line)
-		_, err = io.WriteString(conn, verb)
-		require.NoError(t, err)
-		f(conn, in)
-	}
-	took := func(f func()) float64 {
-		start := time.Now()
+	require.NoError(s.t, json.Unmarshal(data, &identity))
+	b.key = identity.Key
+	return b
+}
+
+func (b *fileBench) path(name string) string { return filepath.Join(b.dir, name) }
+
+// turns measures both sides, each time the other one first, and gives a row of MB/s.
+func (b *fileBench) turns(name string, ours, raw func()) string {
+	rate := func(f func()) float64 {
+		began := time.Now()
 		f()
-		return size / 1e6 / time.Since(start).Seconds()
+		return float64(b.size) / 1e6 / time.Since(began).Seconds()
 	}
-	for round := range rounds {
-		rawUp := took(func() {
-			raw("u", func(conn net.Conn, in io.Reader) {
-				file, err := os.Open(big)
-				require.NoError(t, err)
-				defer file.Close()
-				_, err = io.Copy(conn, file)
-				require.NoError(t, err)
-				require.NoError(t, conn.(*net.TCPConn).CloseWrite())
-				_, err = io.ReadFull(in, make([]byte, 1))
-				require.NoError(t, err)
-			})
-		})
-		// An upload that the box remembers as done, of a file that has not changed, is not sent again.
-		require.NoError(t, os.Chtimes(big, time.Time{}, time.Now()))
-		up := took(func() { s.must("cp", big, "alpha:copy") })
-		rawDown := took(func() {
-			raw("d", func(_ net.Conn, in io.Reader) {
-				file, err := os.Create(filepath.Join(dir, "raw"))
-				require.NoError(t, err)
-				defer file.Close()
-				n, err := io.Copy(file, in)
-				require.NoError(t, err)
-				require.EqualValues(t, size, n)
-				require.NoError(t, file.Sync())
-			})
-		})
-		down := took(func() { s.must("cp", "alpha:copy", filepath.Join(dir, "copy")) })
-		fmt.Printf("files, round %d: up %.0f MB/s, raw %.0f, ratio %.2f; down %.0f MB/s, raw %.0f, ratio %.2f\n", round+1, up, rawUp, up/rawUp, down, rawDown, down/rawDown)
+	var carrel, splice, ratios series
+	for i := range fileRounds {
+		var one, two float64
+		if i%2 == 0 {
+			one = rate(ours)
+		}
+		two = rate(raw)
+		if i%2 != 0 {
+			one = rate(ours)
+		}
+		b.s.t.Logf("%s: %.0f against %.0f MB/s", name, one, two)
+		carrel, splice, ratios = append(carrel, one), append(splice, two), append(ratios, one/two)
 	}
+	return fmt.Sprintf("| `carrel cp` of %d MB %s, MB/s | %.0f | %.0f | **%.2f** (%.2f to %.2f) |\n", b.size/1e6, name,
+		carrel.quantile(0.5), splice.quantile(0.5), ratios.quantile(0.5), ratios.quantile(0.1), ratios.quantile(0.9))
+}
+
+func (b *fileBench) up() {
+	// An upload that the box remembers as done, of a file that has not changed, is not sent again.
+	require.NoError(b.s.t, os.Chtimes(b.path("big"), time.Time{}, time.Now()))
+	b.s.must("cp", b.path("big"), "files:copy")
+}
+
+func (b *fileBench) down() { b.s.must("cp", "files:copy", b.path("copy")) }
+
+// raw opens a connection to the program in the box and says what is wanted.
+func (b *fileBench) raw(verb string) (*net.TCPConn, io.Reader) {
+	b.s.t.Helper()
+	conn, err := net.Dial("tcp", b.address)
+	require.NoError(b.s.t, err)
+	_, err = fmt.Fprintf(conn, "carrel/1 %s tcp/127.0.0.1:9000\n", b.key)
+	require.NoError(b.s.t, err)
+	in := bufio.NewReaderSize(conn, 1<<20)
+	line, err := in.ReadString('\n')
+	require.NoError(b.s.t, err)
+	require.Equal(b.s.t, "ok\n", line)
+	_, err = io.WriteString(conn, verb)
+	require.NoError(b.s.t, err)
+	return conn.(*net.TCPConn), in
+}
+
+func (b *fileBench) rawUp() {
+	conn, in := b.raw("u")
+	defer conn.Close()
+	file, err := os.Open(b.path("big"))
+	require.NoError(b.s.t, err)
+	defer file.Close()
+	_, err = io.Copy(conn, file)
+	require.NoError(b.s.t, err)
+	require.NoError(b.s.t, conn.CloseWrite())
+	_, err = io.ReadFull(in, make([]byte, 1))
+	require.NoError(b.s.t, err)
+}
+
+func (b *fileBench) rawDown() {
+	conn, in := b.raw("d")
+	defer conn.Close()
+	file, err := os.Create(b.path("raw"))
+	require.NoError(b.s.t, err)
+	defer file.Close()
+	n, err := io.Copy(file, in)
+	require.NoError(b.s.t, err)
+	require.EqualValues(b.s.t, b.size, n)
+	require.NoError(b.s.t, file.Sync())
 }
