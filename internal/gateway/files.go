@@ -37,15 +37,35 @@ type fileCall struct {
 	end   func() // may be called again
 }
 
-// call finds the agent of a box, if the bearer gives scope. used says that somebody works with the box, and does not only look.
-func (f *files) call(ctx context.Context, header http.Header, message boxRequest, scope string, used bool) (*fileCall, error) {
+// fileUse is what a call tells of its user's presence.
+type fileUse int
+
+const (
+	fileLooks fileUse = iota // nothing: pages ask by themselves whether something has changed
+	fileReads                // somebody is there, unless the same was read lately: pages left open read again what changes
+	fileWorks                // somebody is there
+)
+
+// counts reports whether a call is a sign that somebody uses the box.
+func (f *files) counts(use fileUse, p pass, header http.Header, message boxRequest) bool {
+	if use == fileLooks || header.Get(headerActivity) == activityNone {
+		return false
+	}
+	if of, ok := message.(interface{ GetPath() string }); ok && use == fileReads {
+		return !f.gateway.ports.recent.again("file\x00"+string(p.User)+"\x00"+string(p.Box)+"\x00"+of.GetPath(), f.gateway.now())
+	}
+	return true
+}
+
+// call finds the agent of a box, if the bearer gives scope.
+func (f *files) call(ctx context.Context, header http.Header, message boxRequest, scope string, use fileUse) (*fileCall, error) {
 	g := f.gateway
 	allowed, err := g.allow(ctx, header, message.GetBox(), message.GetOrg(), scope)
 	if err != nil {
 		return nil, err
 	}
 	g.log.DebugContext(ctx, "files of box", "box", allowed.Box, "user", allowed.User, "scope", scope, "request", header.Get(headerRequestID))
-	if used {
+	if f.counts(use, allowed, header, message) {
 		g.touch(allowed, activityExec)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -70,11 +90,11 @@ func (c *fileCall) failed(err error) error {
 }
 
 // fileUnary passes one call on.
-func fileUnary[Q, R any](ctx context.Context, f *files, req *connect.Request[Q], scope string, used bool,
+func fileUnary[Q, R any](ctx context.Context, f *files, req *connect.Request[Q], scope string, use fileUse,
 	method func(agentv1connect.FileServiceClient, context.Context, *connect.Request[Q]) (*connect.Response[R], error),
 ) (*connect.Response[R], error) {
 	message, _ := any(req.Msg).(boxRequest)
-	call, err := f.call(ctx, req.Header(), message, scope, used)
+	call, err := f.call(ctx, req.Header(), message, scope, use)
 	if err != nil {
 		return nil, err
 	}
@@ -87,11 +107,11 @@ func fileUnary[Q, R any](ctx context.Context, f *files, req *connect.Request[Q],
 }
 
 // fileDown passes a stream of the agent's on.
-func fileDown[Q, R any](ctx context.Context, f *files, req *connect.Request[Q], used bool, out *connect.ServerStream[R],
+func fileDown[Q, R any](ctx context.Context, f *files, req *connect.Request[Q], use fileUse, out *connect.ServerStream[R],
 	method func(agentv1connect.FileServiceClient, context.Context, *connect.Request[Q]) (*connect.ServerStreamForClient[R], error),
 ) error {
 	message, _ := any(req.Msg).(boxRequest)
-	call, err := f.call(ctx, req.Header(), message, auth.ScopeView, used)
+	call, err := f.call(ctx, req.Header(), message, auth.ScopeView, use)
 	if err != nil {
 		return err
 	}
@@ -128,7 +148,7 @@ func fileUp[Q, R any](ctx context.Context, f *files, in *connect.ClientStream[Q]
 		return nil, carrel.Errorf(carrel.CodeInvalid, "no_box", "the request names no box")
 	}
 	message, _ := any(in.Msg()).(boxRequest)
-	call, err := f.call(ctx, in.RequestHeader(), message, auth.ScopeExec, true)
+	call, err := f.call(ctx, in.RequestHeader(), message, auth.ScopeExec, fileWorks)
 	if err != nil {
 		return nil, err
 	}
@@ -155,19 +175,19 @@ func fileUp[Q, R any](ctx context.Context, f *files, in *connect.ClientStream[Q]
 }
 
 func (f *files) StatFile(ctx context.Context, req *connect.Request[carrelv1.StatFileRequest]) (*connect.Response[carrelv1.FileInfo], error) {
-	return fileUnary(ctx, f, req, auth.ScopeView, false, agentv1connect.FileServiceClient.Stat)
+	return fileUnary(ctx, f, req, auth.ScopeView, fileLooks, agentv1connect.FileServiceClient.Stat)
 }
 
 func (f *files) ListFiles(ctx context.Context, req *connect.Request[carrelv1.ListFilesRequest]) (*connect.Response[carrelv1.ListFilesResponse], error) {
-	return fileUnary(ctx, f, req, auth.ScopeView, false, agentv1connect.FileServiceClient.List)
+	return fileUnary(ctx, f, req, auth.ScopeView, fileLooks, agentv1connect.FileServiceClient.List)
 }
 
 func (f *files) FindFiles(ctx context.Context, req *connect.Request[carrelv1.FindFilesRequest]) (*connect.Response[carrelv1.FindFilesResponse], error) {
-	return fileUnary(ctx, f, req, auth.ScopeView, false, agentv1connect.FileServiceClient.Find)
+	return fileUnary(ctx, f, req, auth.ScopeView, fileLooks, agentv1connect.FileServiceClient.Find)
 }
 
 func (f *files) ReadFile(ctx context.Context, req *connect.Request[carrelv1.ReadFileRequest], out *connect.ServerStream[carrelv1.FileChunk]) error {
-	return fileDown(ctx, f, req, true, out, agentv1connect.FileServiceClient.Read)
+	return fileDown(ctx, f, req, fileReads, out, agentv1connect.FileServiceClient.Read)
 }
 
 func (f *files) WriteFile(ctx context.Context, in *connect.ClientStream[carrelv1.WriteFileRequest]) (*connect.Response[carrelv1.FileInfo], error) {
@@ -175,31 +195,31 @@ func (f *files) WriteFile(ctx context.Context, in *connect.ClientStream[carrelv1
 }
 
 func (f *files) StatUpload(ctx context.Context, req *connect.Request[carrelv1.StatUploadRequest]) (*connect.Response[carrelv1.StatUploadResponse], error) {
-	return fileUnary(ctx, f, req, auth.ScopeExec, false, agentv1connect.FileServiceClient.StatUpload)
+	return fileUnary(ctx, f, req, auth.ScopeExec, fileLooks, agentv1connect.FileServiceClient.StatUpload)
 }
 
 func (f *files) MoveFile(ctx context.Context, req *connect.Request[carrelv1.MoveFileRequest]) (*connect.Response[carrelv1.FileInfo], error) {
-	return fileUnary(ctx, f, req, auth.ScopeExec, true, agentv1connect.FileServiceClient.Move)
+	return fileUnary(ctx, f, req, auth.ScopeExec, fileWorks, agentv1connect.FileServiceClient.Move)
 }
 
 func (f *files) CopyFile(ctx context.Context, req *connect.Request[carrelv1.CopyFileRequest]) (*connect.Response[carrelv1.FileInfo], error) {
-	return fileUnary(ctx, f, req, auth.ScopeExec, true, agentv1connect.FileServiceClient.Copy)
+	return fileUnary(ctx, f, req, auth.ScopeExec, fileWorks, agentv1connect.FileServiceClient.Copy)
 }
 
 func (f *files) RemoveFile(ctx context.Context, req *connect.Request[carrelv1.RemoveFileRequest]) (*connect.Response[carrelv1.RemoveFileResponse], error) {
-	return fileUnary(ctx, f, req, auth.ScopeExec, true, agentv1connect.FileServiceClient.Remove)
+	return fileUnary(ctx, f, req, auth.ScopeExec, fileWorks, agentv1connect.FileServiceClient.Remove)
 }
 
 func (f *files) MakeDirectory(ctx context.Context, req *connect.Request[carrelv1.MakeDirectoryRequest]) (*connect.Response[carrelv1.FileInfo], error) {
-	return fileUnary(ctx, f, req, auth.ScopeExec, true, agentv1connect.FileServiceClient.MakeDirectory)
+	return fileUnary(ctx, f, req, auth.ScopeExec, fileWorks, agentv1connect.FileServiceClient.MakeDirectory)
 }
 
 func (f *files) WatchFiles(ctx context.Context, req *connect.Request[carrelv1.WatchFilesRequest], out *connect.ServerStream[carrelv1.FileEvent]) error {
-	return fileDown(ctx, f, req, false, out, agentv1connect.FileServiceClient.Watch)
+	return fileDown(ctx, f, req, fileLooks, out, agentv1connect.FileServiceClient.Watch)
 }
 
 func (f *files) DownloadArchive(ctx context.Context, req *connect.Request[carrelv1.DownloadArchiveRequest], out *connect.ServerStream[carrelv1.FileChunk]) error {
-	return fileDown(ctx, f, req, true, out, agentv1connect.FileServiceClient.DownloadArchive)
+	return fileDown(ctx, f, req, fileReads, out, agentv1connect.FileServiceClient.DownloadArchive)
 }
 
 func (f *files) UploadArchive(ctx context.Context, in *connect.ClientStream[carrelv1.UploadArchiveRequest]) (*connect.Response[carrelv1.UploadArchiveResponse], error) {

@@ -122,12 +122,16 @@ func (f *rawFile) fail(err error) {
 // errBegun wraps an error after the first byte of an answer.
 var errBegun = errors.New("the answer had begun")
 
-func (f *rawFile) begin(scope string, used bool) (*fileCall, error) {
-	return f.files.call(f.r.Context(), f.r.Header, &carrelv1.StatFileRequest{Box: f.box, Org: f.r.URL.Query().Get("org")}, scope, used)
+func (f *rawFile) begin(scope string, use fileUse) (*fileCall, error) {
+	return f.files.call(f.r.Context(), f.r.Header, &carrelv1.StatFileRequest{Box: f.box, Org: f.r.URL.Query().Get("org"), Path: f.path}, scope, use)
 }
 
 func (f *rawFile) get() error {
-	call, err := f.begin(auth.ScopeView, f.r.Method == http.MethodGet)
+	use := fileReads
+	if f.r.Method == http.MethodHead {
+		use = fileLooks
+	}
+	call, err := f.begin(auth.ScopeView, use)
 	if err != nil {
 		return err
 	}
@@ -173,7 +177,7 @@ func (f *rawFile) get() error {
 	if carrel.ReasonOf(err) != "is_directory" {
 		return err
 	}
-	if call, err = f.begin(auth.ScopeView, true); err != nil { // that one ended with its stream
+	if call, err = f.begin(auth.ScopeView, fileLooks); err != nil { // that one ended with its stream
 		return err
 	}
 	defer call.end()
@@ -483,7 +487,7 @@ func (f *rawFile) put() error {
 	if err != nil {
 		return err
 	}
-	call, err := f.begin(auth.ScopeExec, true)
+	call, err := f.begin(auth.ScopeExec, fileWorks)
 	if err != nil {
 		return err
 	}
@@ -516,7 +520,7 @@ func (f *rawFile) putArchive(format string) error {
 	if format != archiveFormat {
 		return carrel.Errorf(carrel.CodeInvalid, "bad_archive_format", "there is no archive format %q; use %s", clip(format), archiveFormat)
 	}
-	call, err := f.begin(auth.ScopeExec, true)
+	call, err := f.begin(auth.ScopeExec, fileWorks)
 	if err != nil {
 		return err
 	}
@@ -567,7 +571,7 @@ func (f *rawFile) sendBody(call *fileCall, send func([]byte) error) error {
 }
 
 func (f *rawFile) remove() error {
-	call, err := f.begin(auth.ScopeExec, true)
+	call, err := f.begin(auth.ScopeExec, fileWorks)
 	if err != nil {
 		return err
 	}
