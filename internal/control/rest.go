@@ -37,7 +37,7 @@ func (s *Server) routes() (http.Handler, error) {
 	var names []string
 	add := func(path string, handler http.Handler) {
 		mux.Handle(path, handler)
-		services = append(services, vanguard.NewService(path, handler))
+		services = append(services, rest.NewService(path, handler))
 		names = append(names, path[1:len(path)-1])
 	}
 	add(carrelv1connect.NewBoxServiceHandler(boxService{s: s}, public...))

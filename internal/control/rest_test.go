@@ -120,9 +120,58 @@ func TestRESTErrorsHaveOneShape(t *testing.T) {
 
 	status, _, e := u.rest("POST", "/v1/boxes", `{"name":`)
 	require.Equal(t, 400, status, e)
-	status, _, _ = u.rest("POST", "/v1/boxes", `{"name":"`+strings.Repeat("x", 5<<20)+`"}`)
-	require.GreaterOrEqual(t, status, 400, "too large")
-	require.Less(t, status, 500)
+	check("POST", "/v1/boxes", `{"name":"`+strings.Repeat("x", 5<<20)+`"}`, 400, 3, "request_too_large")
+}
+
+// What is refused is not done: the transcoder ends a body that it can't read as if that had been all of it.
+func TestRESTDoesNothingOfWhatItRefuses(t *testing.T) {
+	r := newReplica(t)
+	r.catalogue()
+	u := r.asAdmin()
+	tokens := func() int {
+		_, _, list := u.rest("GET", "/v1/tokens", "")
+		all, ok := list["tokens"].([]any)
+		require.True(t, ok, list)
+		return len(all)
+	}
+	before := tokens()
+	for _, body := range []string{`{"nam":"dev"}`, `{"name"`, `[]`, `"`, `{"resources":{"cpu_millis":"many"}}`, "\xff"} {
+		for _, path := range []string{"/v1/boxes", "/v1/tokens"} {
+			status, _, e := u.rest("POST", path, body)
+			require.Equal(t, 400, status, "%s: %v", body, e)
+		}
+	}
+	check := func() {
+		t.Helper()
+		_, _, list := u.rest("GET", "/v1/boxes", "")
+		require.Empty(t, list["boxes"])
+		require.Equal(t, before, tokens())
+	}
+	check()
+	status, _, data := u.raw("POST", "/v1/boxes", "this is no gzip", map[string]string{"Content-Type": "application/json", "Content-Encoding": "gzip"})
+	require.GreaterOrEqual(t, status, 400, string(data))
+	check()
+}
+
+// curl calls what it posts a form; people mean the JSON that they wrote.
+func TestRESTTakesWhatCurlSends(t *testing.T) {
+	r := newReplica(t)
+	r.catalogue()
+	u := r.asAdmin()
+	status, _, data := u.raw("POST", "/v1/boxes", `{"name":"dev"}`, map[string]string{"Content-Type": "application/x-www-form-urlencoded"})
+	require.Equal(t, 200, status, string(data))
+	for _, c := range []struct {
+		method, contentType, reason string
+		status                      int
+	}{
+		{"POST", "text/csv", "content_type", 415},
+		{"PUT", "application/json", "method_not_allowed", 405},
+	} {
+		status, header, data := u.raw(c.method, "/v1/boxes", `{"name":"dev"}`, map[string]string{"Content-Type": c.contentType})
+		require.Equal(t, c.status, status, string(data))
+		require.Equal(t, "application/json", header.Get("Content-Type"))
+		require.Contains(t, string(data), `"reason":"`+c.reason+`"`)
+	}
 }
 
 // JSON is written by people, whichever protocol it is for. What programs send may be newer than we are.

@@ -47,11 +47,11 @@ func (g *Gateway) newHandler() http.Handler {
 		connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(maxFileMessage), connect.WithCompressMinBytes(1<<30), rest.StrictConnect())
 	notebookProcedures, notebookHandler := carrelv1connect.NewNotebookServiceHandler(&notebooks{g},
 		connect.WithInterceptors(errorInterceptor{g.log}), connect.WithReadMaxBytes(maxNotebookRequest), connect.WithCompressMinBytes(1<<30), limitedCodecs())
-	notebookREST, err := rest.NewTranscoder([]*vanguard.Service{vanguard.NewService(notebookProcedures, notebookHandler)}, maxNotebookMessage)
+	notebookREST, err := rest.NewTranscoder([]*vanguard.Service{rest.NewService(notebookProcedures, notebookHandler)}, maxNotebookMessage)
 	if err != nil {
 		panic("gateway: the notebook service's schema cannot be transcoded: " + err.Error()) // a fault of the build
 	}
-	transcoder, err := rest.NewTranscoder([]*vanguard.Service{vanguard.NewService(procedures, service), vanguard.NewService(fileProcedures, fileHandler), vanguard.NewService(portProcedures, portHandler)}, 0)
+	transcoder, err := rest.NewTranscoder([]*vanguard.Service{rest.NewService(procedures, service), rest.NewService(fileProcedures, fileHandler), rest.NewService(portProcedures, portHandler)}, 0)
 	if err != nil {
 		panic("gateway: the process service's schema cannot be transcoded: " + err.Error()) // a fault of the build
 	}

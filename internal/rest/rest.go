@@ -4,11 +4,16 @@
 package rest
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"mime"
 	"net/http"
 	"regexp"
+	"strings"
+	"sync/atomic"
 
 	"connectrpc.com/connect"
 	"connectrpc.com/vanguard"
@@ -22,8 +27,37 @@ import (
 // maxBody bounds an error's text that is looked at, in bytes; what the transcoder itself says is far shorter.
 const maxBody = 64 << 10
 
-// NewTranscoder makes the handler of the services' REST routes. maxMessage bounds a message in bytes, 0: the
-// transcoder's own limit.
+// NewService is a service for NewTranscoder. Its handler never takes a request for whole that the transcoder has refused: without that
+// it would be called with an empty message, and do what that asks for, while the client is told that the request was bad.
+func NewService(path string, handler http.Handler) *vanguard.Service {
+	return vanguard.NewService(path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if out, ok := r.Context().Value(answer{}).(*writer); ok {
+			r.Body = body{r.Body, out}
+		}
+		handler.ServeHTTP(w, r)
+	}))
+}
+
+// answer is the key of a request's writer in its context.
+type answer struct{}
+
+// body is what a handler reads of a transcoded request. The transcoder ends it as if all had been read when it has refused a message.
+type body struct {
+	io.ReadCloser
+	out *writer
+}
+
+// Read is part of io.Reader.
+func (b body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) && b.out.refused.Load() {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// NewTranscoder makes the handler of the REST routes of services that NewService made. maxMessage bounds a message in bytes, 0: the
+// transcoder's own limit. A body that claims to be a form, as curl does of all that it is given, is taken for JSON.
 func NewTranscoder(services []*vanguard.Service, maxMessage uint32, options ...vanguard.TranscoderOption) (http.Handler, error) {
 	// A service that took JSON itself would get the body as it came, unknown fields included.
 	all := []vanguard.ServiceOption{vanguard.WithTargetCodecs(vanguard.CodecProto)}
@@ -41,9 +75,12 @@ func NewTranscoder(services []*vanguard.Service, maxMessage uint32, options ...v
 		return nil, fmt.Errorf("make REST transcoder: %w", err)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		out := &writer{ResponseWriter: w}
+		out := &writer{ResponseWriter: w, asked: r.Method, as: r.Header.Get("Content-Type")}
 		defer out.finish()
-		transcoder.ServeHTTP(out, r)
+		if kind, _, err := mime.ParseMediaType(out.as); err == nil && kind == "application/x-www-form-urlencoded" {
+			r.Header.Set("Content-Type", "application/json")
+		}
+		transcoder.ServeHTTP(out, r.WithContext(context.WithValue(r.Context(), answer{}, out)))
 	}), nil
 }
 
@@ -72,8 +109,11 @@ func malformed(err error) error {
 // at once.
 type writer struct {
 	http.ResponseWriter
-	status int // of an answer that is kept back; 0: none is
-	body   []byte
+	asked   string // the request's method
+	as      string // its Content-Type
+	status  int    // of an answer that is kept back; 0: none is
+	body    []byte
+	refused atomic.Bool // the answer is an error
 }
 
 // Unwrap is for http.ResponseController.
@@ -88,7 +128,11 @@ func (w *writer) Flush() {
 
 // WriteHeader is part of http.ResponseWriter.
 func (w *writer) WriteHeader(status int) {
-	if status == http.StatusBadRequest || status == http.StatusInternalServerError {
+	if status >= http.StatusBadRequest {
+		w.refused.Store(true)
+	}
+	switch status {
+	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusUnsupportedMediaType, http.StatusTooManyRequests, http.StatusInternalServerError:
 		w.status = status
 		return
 	}
@@ -104,8 +148,8 @@ func (w *writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// refused is google.rpc.Status as JSON.
-type refused struct {
+// refusal is google.rpc.Status as JSON.
+type refusal struct {
 	Code    int    `json:"code"`
 	Message string `json:"message"`
 	Details []any  `json:"details"`
@@ -115,13 +159,18 @@ func (w *writer) finish() {
 	if w.status == 0 {
 		return
 	}
-	var said refused
+	var said refusal
 	// Services give every error details. The transcoder calls what it does not know of a query "unknown".
 	own := json.Unmarshal(w.body, &said) == nil && len(said.Details) == 0
-	if own && (said.Code == int(carrel.CodeInvalid) || said.Code == int(connect.CodeUnknown) && unknownParameter.MatchString(said.Message)) {
-		w.status, w.body = http.StatusBadRequest, explain(said.Message)
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Del("Content-Encoding") // of the answer that there would have been
+	switch {
+	case w.status == http.StatusMethodNotAllowed && !own:
+		w.explain(w.status, "method_not_allowed", w.asked+" is not possible here; /openapi.json has all that there is")
+	case w.status == http.StatusUnsupportedMediaType && !own:
+		w.explain(w.status, "content_type", fmt.Sprintf("a body of the type %.100q is not taken; send JSON, with Content-Type: application/json", w.as))
+	case own && said.Code == int(carrel.CodeExhausted) && strings.HasPrefix(said.Message, "max buffer size"):
+		w.explain(http.StatusBadRequest, "request_too_large", "the request is too large: "+said.Message)
+	case own && said.Code == int(carrel.CodeInvalid), own && said.Code == int(connect.CodeUnknown) && unknownParameter.MatchString(said.Message):
+		w.malformed(said.Message)
 	}
 	w.Header().Del("Content-Length")
 	w.ResponseWriter.WriteHeader(w.status)
@@ -134,19 +183,28 @@ var (
 	unknownParameter = regexp.MustCompile(`unknown field in field path "([^"]{1,200})"`)
 )
 
-// explain makes the body of an error that the transcoder found.
-func explain(message string) []byte {
-	info := map[string]any{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "domain": "carrel.dev", "reason": "bad_request"}
+// malformed makes the error of a request that the transcoder could not read.
+func (w *writer) malformed(message string) {
 	if m := unknownField.FindStringSubmatch(message); m != nil {
-		info["reason"], info["metadata"] = "unknown_field", map[string]string{"field": m[1]}
-		message = noField(m[1])
+		w.explain(http.StatusBadRequest, "unknown_field", noField(m[1]), "field", m[1])
 	} else if m := unknownParameter.FindStringSubmatch(message); m != nil {
-		info["reason"], info["metadata"] = "unknown_field", map[string]string{"field": m[1]}
-		message = fmt.Sprintf("the request has a parameter %q, which does not exist; /openapi.json has those that do", m[1])
+		w.explain(http.StatusBadRequest, "unknown_field", fmt.Sprintf("the request has a parameter %q, which does not exist; /openapi.json has those that do", m[1]), "field", m[1])
+	} else {
+		w.explain(http.StatusBadRequest, "bad_request", message)
 	}
-	text, err := json.Marshal(refused{Code: int(carrel.CodeInvalid), Message: message, Details: []any{info}})
+}
+
+// explain makes the answer an error of the shape that all have, with metadata in pairs.
+func (w *writer) explain(status int, reason, message string, metadata ...string) {
+	info := map[string]any{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "domain": "carrel.dev", "reason": reason}
+	if len(metadata) == 2 {
+		info["metadata"] = map[string]string{metadata[0]: metadata[1]}
+	}
+	text, err := json.Marshal(refusal{Code: int(carrel.CodeInvalid), Message: message, Details: []any{info}})
 	if err != nil {
-		return []byte(`{"code":3,"message":"the request is not valid","details":[]}`)
+		text = []byte(`{"code":3,"message":"the request is not valid","details":[]}`)
 	}
-	return text
+	w.status, w.body = status, text
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Del("Content-Encoding") // of the answer that there would have been
 }
