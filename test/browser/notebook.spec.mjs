@@ -166,6 +166,53 @@ walk("two who write in one cell both keep their words", async ({ page, context }
   await page.getByText("shared = 'theirs'").waitFor();
 });
 
+walk("what was typed without the network survives the tab, and is put back once", async ({ page, context }) => {
+  await put("crash.ipynb", ["one = 1\n\ntwo = 2"]);
+  await context.route("**/EditNotebook", (r) => r.abort());
+  await signIn(page, { path: path("crash.ipynb") });
+  await opened(page);
+  await editor(page, 1).click();
+  await page.keyboard.press("Control+Home");
+  await page.keyboard.insertText("# mine\n");
+  await page.getByRole("button", { name: "Code", exact: true }).click();
+  await editor(page, 2).click();
+  await page.keyboard.insertText("three = 3");
+  await page.getByRole("status").getByText(/Not saved|Saving/).waitFor();
+  // The browser keeps it within moments; what is kept is asked for, not the clock.
+  await until("it is kept", () =>
+    page.evaluate(
+      () =>
+        new Promise((resolve) => {
+          const open = indexedDB.open("carrel-drafts");
+          open.onsuccess = () => {
+            const all = open.result.transaction("drafts").objectStore("drafts").getAll();
+            all.onsuccess = () => resolve(JSON.stringify(all.result).includes("three = 3"));
+          };
+        }),
+    ),
+  );
+  await page.close({ runBeforeUnload: false });
+  // Somebody else writes meanwhile.
+  await api("POST", `/v1/boxes/${name}/notebooks:edit`, { path: "crash.ipynb", edits: [{ source: { cell: "c1", source: "one = 1\n\ntwo = 22" } }] });
+  for (let i = 0; i < 2; i++) {
+    const next = await context.newPage();
+    await next.goto(url + path("crash.ipynb"));
+    await next.getByText("What you had typed before and was not saved is back.").waitFor();
+    assert.match(await editor(next, 1).innerText(), /^# mine\none = 1\n+two = 22$/);
+    assert.equal((await editor(next, 2).innerText()).trim(), "three = 3");
+    if (i === 1) {
+      await context.unroute("**/EditNotebook");
+      await next.getByRole("status").getByText("Saved", { exact: true }).waitFor();
+      const want = JSON.stringify(["# mine\none = 1\n\ntwo = 22", "three = 3"]);
+      await until("it is in the file", async () => JSON.stringify((await onDisk("crash.ipynb")).cells.map((c) => [c.source].flat().join(""))) === want);
+      await next.reload();
+      await opened(next);
+      assert.equal(await next.locator(".nb-cell").count(), 2);
+    }
+    await next.close({ runBeforeUnload: false });
+  }
+});
+
 walk("the kernel completes and explains what is written, and says when it is busy", async ({ page }) => {
   await put("code.ipynb", ["apricot_jam = 1\ndef apricot_tart(sugar, butter=2):\n    'Bakes a <b>tart</b>.'", "", "import time\ntime.sleep(1000)"]);
   await signIn(page, { path: path("code.ipynb") });

@@ -14,7 +14,7 @@ import { signedOut } from "../lib/signin";
 import { useTitle } from "../lib/title";
 import { BoxStream } from "../stream";
 import { type Command, useCommands } from "../palette/commands";
-import { Ago, Empty, StateBadge } from "../ui/bits";
+import { Ago, Empty, LookOnly, StateBadge } from "../ui/bits";
 import { Loading } from "../ui/button";
 import { ErrorBoundary, Problem } from "../ui/error";
 import { Icon, type IconName } from "../ui/icon";
@@ -143,6 +143,7 @@ function BoxHead({ box }: { box: Box }) {
             "Not kept safe yet: pause or stop it to do so"
           )}
         </p>
+        {!mayChange && <LookOnly />}
         {mayChange && (
           <div className="box-head-verbs">
             <VerbButton box={box} small />

@@ -61,3 +61,12 @@ export function Meter({ label, used, of, text, over }: { label: string; used: nu
 export function Kbd({ children }: { children: ReactNode }) {
   return <kbd>{children}</kbd>;
 }
+
+/** Says to viewers why there is nothing to press. */
+export function LookOnly() {
+  return (
+    <span className="badge off" title="You are a viewer of this organisation. Its owners and admins can make you a member.">
+      You may look, not change
+    </span>
+  );
+}

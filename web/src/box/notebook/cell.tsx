@@ -97,7 +97,7 @@ export const CellView = memo(function CellView(props: CellProps) {
               className="nb-run"
               tabIndex={active ? 0 : -1}
               aria-label={`Run cell ${place}`}
-              title="Run this cell (Ctrl+Enter)"
+              title={readOnly ? "You may look at this notebook, not run it" : "Run this cell (Ctrl+Enter)"}
               disabled={readOnly || state !== ""}
               onClick={() => actions.run(id)}
             >

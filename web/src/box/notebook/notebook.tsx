@@ -13,6 +13,7 @@ import { type CellActions, CellView } from "./cell";
 import type { EditorHandle } from "./editor/editor";
 import { Find, type Found } from "./find";
 import { type Action, CommandKeys, everywhere, press } from "./keys";
+import { Keeper } from "./keeper";
 import { folderOf } from "./links";
 import { object, randomHex } from "./model/nbformat";
 import { queuePlaces } from "./model/reduce";
@@ -30,10 +31,11 @@ interface Selection {
 
 export function NotebookView({ path, onBack }: { path: string; onBack: () => void }) {
   const { api, box, stream, mayChange, path: rest } = useBox();
-  const store = useMemo(
-    () => new NotebookStore(new NotebookApi(api, box.id, path, `web-${randomHex(6)}`), stream, (text, bad) => (bad ? toastError(new Error(text)) : toast(text))),
-    [api, box.id, path, stream],
-  );
+  const store = useMemo(() => {
+    const page = `web-${randomHex(6)}`;
+    const say = (text: string, bad: boolean) => (bad ? toastError(new Error(text)) : toast(text));
+    return new NotebookStore(new NotebookApi(api, box.id, path, page), stream, say, mayChange ? new Keeper(box.id, path, page) : null);
+  }, [api, box.id, path, stream, mayChange]);
   useEffect(() => {
     store.open();
     return () => store.close();
@@ -46,9 +48,11 @@ export function NotebookView({ path, onBack }: { path: string; onBack: () => voi
     };
     const hidden = () => document.visibilityState === "hidden" && store.flush();
     window.addEventListener("beforeunload", leaving);
+    window.addEventListener("pagehide", store.keepAtOnce);
     document.addEventListener("visibilitychange", hidden);
     return () => {
       window.removeEventListener("beforeunload", leaving);
+      window.removeEventListener("pagehide", store.keepAtOnce);
       document.removeEventListener("visibilitychange", hidden);
     };
   }, [store]);

@@ -8,7 +8,8 @@ import { type NotebookApi, refusal } from "./api";
 import type { CodeHelp } from "./editor/help";
 import { newCell, randomHex } from "./model/nbformat";
 import { ended, running } from "./model/reduce";
-import { conflicts, newSync, settled, type Sync, sync, type SyncEffect, type SyncInput } from "./model/sync";
+import type { Keeper } from "./keeper";
+import { conflicts, newSync, settled, type Sync, sync, type SyncEffect, type SyncInput, toKeep } from "./model/sync";
 import type { Cell, CellType, Document, Edit, NewCell } from "./model/types";
 
 export interface Snapshot {
@@ -52,6 +53,8 @@ export class NotebookStore {
     private readonly api: NotebookApi,
     private readonly stream: BoxStream,
     private readonly say: (text: string, bad: boolean) => void,
+    /** Keeps what is not saved; null: nothing may be changed here. */
+    private readonly keeper: Keeper | null = null,
   ) {}
 
   /** What the kernel knows of code. */
@@ -71,6 +74,7 @@ export class NotebookStore {
   /** Reads the notebook and follows it until `close`. */
   open() {
     this.closed = false;
+    this.keeper?.open();
     void this.load();
   }
 
@@ -82,7 +86,15 @@ export class NotebookStore {
     clearTimeout(this.flushing);
     for (const t of this.timers) clearTimeout(t);
     this.timers.clear();
+    this.keepAtOnce();
+    this.keeper?.close();
   }
+
+  /** The page may be gone a moment later. */
+  keepAtOnce = () => {
+    const { sync: state } = this.snapshot;
+    if (state !== null && !settled(state)) this.keeper?.keepAtOnce(toKeep(state));
+  };
 
   /** True when leaving the page now would lose something. */
   unsaved(): boolean {
@@ -413,7 +425,7 @@ export class NotebookStore {
       if (this.closed) return;
       const { sync: state } = this.snapshot;
       if (state === null) {
-        this.set({ sync: newSync(doc), doc, error: undefined });
+        await this.begin(doc);
       } else {
         this.input({ type: "loaded", doc });
       }
@@ -432,6 +444,17 @@ export class NotebookStore {
         void this.load();
       }
     }
+  }
+
+  /** Begins with a document, and with what a page before this one could not save. */
+  private async begin(doc: Document) {
+    const left = await this.keeper?.left();
+    if (this.closed) return;
+    this.set({ sync: newSync(doc), doc, error: undefined });
+    if (left === undefined) return;
+    this.input({ type: "restored", cells: left.cells });
+    const now = this.snapshot.sync;
+    void left.taken(now === null ? [] : toKeep(now));
   }
 
   private watch(after: string) {
@@ -471,6 +494,7 @@ export class NotebookStore {
     if (state !== before) {
       const announcement = announce(before.doc, state.doc) || this.snapshot.announcement;
       this.set({ sync: state, doc: state.view, announcement });
+      this.keeper?.keep(() => (this.snapshot.sync === null ? [] : toKeep(this.snapshot.sync)), !settled(state));
     }
     for (const effect of effects) this.effect(effect);
   }
@@ -490,7 +514,7 @@ export class NotebookStore {
         void this.load();
         break;
       case "say":
-        this.say(effect.message, true);
+        this.say(effect.message, effect.good !== true);
         break;
     }
   }

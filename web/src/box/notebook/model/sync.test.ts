@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { newCell } from "./nbformat";
 import { document, event, NotebookServer } from "./server.fixture";
-import { conflicts, newSync, settled, type Sync, sync, type SyncEffect, type SyncInput } from "./sync";
+import { conflicts, newSync, settled, type Sync, sync, type SyncEffect, type SyncInput, toKeep } from "./sync";
 import type { Edit } from "./types";
 
 /** A page: its state, and what it wants done. */
@@ -10,6 +10,7 @@ class Page {
   todo: SyncEffect[] = [];
   seen = 0;
   private n = 0;
+  private generation = 0;
   constructor(
     readonly name: string,
     readonly server: NotebookServer,
@@ -17,7 +18,7 @@ class Page {
     this.state = newSync(server.doc);
   }
   in(input: SyncInput): SyncEffect[] {
-    const { state, effects } = sync(this.state, input, () => `${this.name}-${this.n++}`);
+    const { state, effects } = sync(this.state, input, () => `${this.name}${this.generation || ""}-${this.n++}`);
     this.state = state;
     this.todo.push(...effects);
     return effects;
@@ -51,6 +52,18 @@ class Page {
     const events = this.server.events.slice(this.seen, this.seen + n);
     this.seen += events.length;
     this.in({ type: "events", events });
+  }
+  /** The tab crashes and is opened anew; what was on its way may arrive or not. */
+  crash(arrives = true) {
+    const sent = this.todo.find((e) => e.type === "send" || e.type === "resend");
+    const kept = JSON.parse(JSON.stringify(toKeep(this.state))) as ReturnType<typeof toKeep>;
+    this.generation++;
+    this.todo = [];
+    if (arrives && sent !== undefined) this.server.edit(sent.id, sent.edits);
+    this.state = newSync(this.server.doc);
+    this.seen = this.server.events.length;
+    this.in({ type: "restored", cells: kept });
+    return kept;
   }
   finish() {
     for (let i = 0; i < 200 && (this.todo.length > 0 || this.seen < this.server.events.length); i++) {
@@ -206,6 +219,48 @@ describe("a gap", () => {
   });
 });
 
+describe("a page that crashed", () => {
+  it.each([true, false])("gives its texts and its new cells to the next, once (what was sent arrived: %s)", (arrives) => {
+    const [server, a] = pages("one\ntwo", "x");
+    a.in({ type: "typed", cell: "c0", text: "one\nTWO" });
+    a.in({ type: "edit", edits: [{ kind: "insert", after: "c0", cell: { ...newCell("code", ""), id: "n" } }] });
+    a.in({ type: "typed", cell: "n", text: "new" });
+    for (let i = 0; i < 3; i++) {
+      a.crash(arrives && i === 0);
+      expect(a.state.view.order.map((id) => a.text(id))).toEqual(["one\nTWO", "new", "x"]);
+    }
+    a.finish();
+    expect(server.doc.order.map((id) => server.doc.cells.get(id)?.source)).toEqual(["one\nTWO", "new", "x"]);
+    expect(settled(a.state)).toBe(true);
+    expect(toKeep(a.state)).toEqual([]);
+  });
+
+  it("does not overwrite what others did meanwhile", () => {
+    const [server, a, b] = pages("one\ntwo\nthree", "x = 1", "gone");
+    a.in({ type: "typed", cell: "c0", text: "one\ntwo\nTHREE" });
+    a.in({ type: "typed", cell: "c1", text: "x = 2" });
+    a.in({ type: "typed", cell: "c2", text: "gone and more" });
+    b.in({ type: "typed", cell: "c0", text: "ONE\ntwo\nthree" });
+    b.in({ type: "typed", cell: "c1", text: "x = 3" });
+    b.in({ type: "edit", edits: [{ kind: "remove", cell: "c2" }] });
+    b.finish();
+    a.crash();
+    a.crash();
+    a.finish();
+    expect(server.doc.order.map((id) => server.doc.cells.get(id)?.source)).toEqual(["ONE\ntwo\nTHREE", "x = 3", "gone and more"]);
+    expect(a.state.drafts.get("c1")).toMatchObject({ text: "x = 2", theirs: "x = 3" });
+  });
+
+  it("says nothing when everything had arrived", () => {
+    const [, a] = pages("x");
+    a.in({ type: "typed", cell: "c0", text: "y" });
+    a.in({ type: "flush" });
+    a.crash();
+    expect(a.todo).toEqual([]);
+    expect(settled(a.state)).toBe(true);
+  });
+});
+
 /** A generator of numbers that gives the same for the same seed. */
 function numbers(seed: number) {
   let x = seed * 2654435761 + 1;
@@ -225,7 +280,7 @@ describe("any order of typing, edits, answers, events and losses", () => {
       const page = all[pick(3)] as Page;
       const ids = page.state.view.order;
       const id = ids[pick(Math.max(1, ids.length))] ?? "";
-      switch (pick(9)) {
+      switch (pick(10)) {
         case 0:
         case 1:
         case 2: {
@@ -253,6 +308,9 @@ describe("any order of typing, edits, answers, events and losses", () => {
           break;
         case 6:
           page.work(pick(3) > 0);
+          break;
+        case 7:
+          page.crash(pick(2) === 0);
           break;
         default:
           page.work();

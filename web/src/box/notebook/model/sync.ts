@@ -12,7 +12,7 @@ import { reached } from "../../../stream/cursor";
 import { merge } from "./merge";
 import { cellId } from "./nbformat";
 import { applyEdits, applyEvents, keepOutputs } from "./reduce";
-import type { Document, Edit } from "./types";
+import type { Document, Edit, NewCell } from "./types";
 
 export interface Draft {
   /** The server's text that this one was made from. */
@@ -67,7 +67,9 @@ export type SyncInput =
   /** Nobody knows whether it was done. */
   | { type: "lost"; id: string; message: string }
   /** A person chose the text of a cell in conflict. */
-  | { type: "resolved"; cell: string; text: string };
+  | { type: "resolved"; cell: string; text: string }
+  /** What a page that is gone had typed and not sent, or sent without an answer. */
+  | { type: "restored"; cells: readonly KeptCell[] };
 
 export type SyncEffect =
   | { type: "send"; id: string; edits: readonly Edit[] }
@@ -76,7 +78,18 @@ export type SyncEffect =
   /** Send the same again after so many ms, with the same id. */
   | { type: "resend"; id: string; edits: readonly Edit[]; ms: number }
   | { type: "read" }
-  | { type: "say"; message: string };
+  | { type: "say"; message: string; good?: boolean };
+
+/** A cell whose text the server does not have, as it is kept for another page. */
+export interface KeptCell {
+  readonly cell: NewCell;
+  /** The cell before it. */
+  readonly after: string;
+  /** The text that it was made from. */
+  readonly base: string;
+  /** The server may not have the cell. */
+  readonly isNew: boolean;
+}
 
 /** A typed text is sent at latest so many ms later. */
 export const saveAfter = 400;
@@ -88,6 +101,34 @@ export function newSync(doc: Document): Sync {
 /** True when the server has everything. */
 export function settled(s: Sync): boolean {
   return s.drafts.size === 0 && s.queue.length === 0 && s.flight === null;
+}
+
+/** What would be lost with this page: texts, and new cells. Other edits are made again by hand. */
+export function toKeep(s: Sync): KeptCell[] {
+  const made = new Map<string, NewCell>();
+  for (const op of [...(s.flight?.operations ?? []), ...s.queue]) for (const e of op.edits) if (e.kind === "insert") made.set(e.cell.id, e.cell);
+  const kept: KeptCell[] = [];
+  for (const [i, id] of s.view.order.entries()) {
+    const insert = made.get(id);
+    const draft = s.drafts.get(id);
+    const cell = s.view.cells.get(id);
+    if (cell === undefined || (insert === undefined && draft === undefined)) continue;
+    const { type, source, metadata, attachments } = cell;
+    const { outputs, count } = insert ?? { outputs: [], count: 0 };
+    kept.push({ cell: { id, type, source, metadata, attachments, outputs, count }, after: s.view.order[i - 1] ?? "", base: draft?.base ?? insert?.source ?? "", isNew: insert !== undefined });
+  }
+  return kept;
+}
+
+/** The id of the cell that takes the text of one that is gone: always the same, so that putting it back twice makes one cell. */
+function idFor({ cell, base }: KeptCell): string {
+  let a = 0x811c9dc5;
+  let b = 0x1b873593;
+  for (const c of `${cell.id}\0${base}\0${cell.source}`) {
+    a = Math.imul(a ^ (c.codePointAt(0) ?? 0), 0x01000193);
+    b = Math.imul(b ^ a, 0x85ebca6b) ^ (b >>> 13);
+  }
+  return `kept-${(a >>> 0).toString(16)}${(b >>> 0).toString(16)}`;
 }
 
 /** Cells whose text waits for a person's choice. */
@@ -160,6 +201,9 @@ class Turn {
         this.send();
         break;
       }
+      case "restored":
+        this.restored(input.cells);
+        break;
     }
   }
 
@@ -240,6 +284,31 @@ class Turn {
     this.queue([{ kind: "insert", after: before, cell: { id: cellId(), type, source: draft.text, metadata, attachments, outputs: [], count: 0 } }]);
     this.effects.push({ type: "say", message: "A cell was removed elsewhere while you were writing in it. It was put back with your text." });
     this.soon();
+  }
+
+  /** Puts back what was kept. What the server has by now changes nothing. */
+  private restored(cells: readonly KeptCell[]) {
+    let back = false;
+    for (const kept of cells) {
+      const { id, source: text } = kept.cell;
+      const here = this.lay();
+      const cell = here.cells.get(id);
+      if (cell === undefined) {
+        const made = { ...kept.cell, id: kept.isNew ? id : idFor(kept) };
+        if (text.trim() === "" || here.cells.has(made.id)) continue;
+        this.queue([{ kind: "insert", after: here.cells.has(kept.after) ? kept.after : (here.order.at(-1) ?? ""), cell: made }]);
+        back = true;
+        continue;
+      }
+      const merged = merge(kept.base, text, cell.source);
+      if (merged === cell.source || cell.source === text) continue;
+      const base = this.sourceToCome(id) ?? cell.source;
+      this.draft(id, merged === null ? { base: kept.base, text, theirs: cell.source } : { base, text: merged, theirs: null });
+      back = true;
+    }
+    if (!back) return;
+    this.soon();
+    this.effects.push({ type: "say", message: "What you had typed before and was not saved is back.", good: true });
   }
 
   private queue(edits: readonly Edit[]) {
