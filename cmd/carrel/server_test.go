@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -37,6 +38,8 @@ type server struct {
 	boxes map[string]*carrelv1.Box
 	ops   map[string]*carrelv1.Operation
 	looks map[string]int
+
+	tokens []*carrelv1.Token
 }
 
 var serverTime = timestamppb.New(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
@@ -209,6 +212,32 @@ func (s *server) WhoAmI(context.Context, *connect.Request[carrelv1.WhoAmIRequest
 
 func (s *server) CreateToken(_ context.Context, req *connect.Request[carrelv1.CreateTokenRequest]) (*connect.Response[carrelv1.CreateTokenResponse], error) {
 	return connect.NewResponse(&carrelv1.CreateTokenResponse{Token: &carrelv1.Token{Id: "t0000000000000000001", Description: req.Msg.GetDescription()}, Secret: "carrel_secret"}), nil
+}
+
+// ListTokens has one more when two were revoked: somebody made it with one of those.
+func (s *server) ListTokens(context.Context, *connect.Request[carrelv1.ListTokensRequest]) (*connect.Response[carrelv1.ListTokensResponse], error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.tokens); n < 3 {
+		s.tokens = append(s.tokens, &carrelv1.Token{Id: fmt.Sprintf("t%019d", n+1)}, &carrelv1.Token{Id: fmt.Sprintf("t%019d", n+2)})
+	}
+	resp := &carrelv1.ListTokensResponse{}
+	for _, token := range s.tokens {
+		resp.Tokens = append(resp.Tokens, proto.CloneOf(token))
+	}
+	return connect.NewResponse(resp), nil
+}
+
+func (s *server) RevokeToken(_ context.Context, req *connect.Request[carrelv1.RevokeTokenRequest]) (*connect.Response[carrelv1.RevokeTokenResponse], error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, token := range s.tokens {
+		if token.GetId() == req.Msg.GetId() {
+			token.RevokeTime = serverTime
+			return connect.NewResponse(&carrelv1.RevokeTokenResponse{}), nil
+		}
+	}
+	return nil, wire(carrel.NotFound("token", req.Msg.GetId()))
 }
 
 func (s *server) CreateTicket(_ context.Context, req *connect.Request[carrelv1.CreateTicketRequest]) (*connect.Response[carrelv1.Ticket], error) {

@@ -86,15 +86,58 @@ func (a *app) tokenList() *cobra.Command {
 }
 
 func (a *app) tokenRevoke() *cobra.Command {
-	return &cobra.Command{
-		Use: "revoke TOKEN", Short: "Revoke a token", Long: "Revoke a token by its id, at once and for good.",
-		Example: example("carrel token revoke t0000000000000000001"), Args: takes("TOKEN"),
-		RunE: a.does(func(ctx context.Context, c *client.Client, args []string) error {
-			if _, err := c.Tokens.RevokeToken(ctx, connect.NewRequest(&carrelv1.RevokeTokenRequest{Id: args[0]})); err != nil {
+	var (
+		all  bool
+		user string
+	)
+	cmd := &cobra.Command{
+		Use: "revoke [TOKEN]", Short: "Revoke a token, or all", Long: "Revoke a token by its id, at once and for good. Tokens that were made with it stay good: when somebody else had it, revoke all, " +
+			"which leaves only the one that this command uses. Operators can revoke all of another user's.",
+		Example: example("carrel token revoke t0000000000000000001", "carrel token revoke --all"), Args: takes("[TOKEN]"),
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "every token of yours but the one in use, sign-ins of browsers included")
+	cmd.Flags().StringVar(&user, "user", "", "with --all: whose, id or name (default: yours)")
+	cmd.RunE = a.does(func(ctx context.Context, c *client.Client, args []string) error {
+		switch {
+		case all && len(args) > 0:
+			return usageError(cmd, "--all means every token; name none")
+		case !all && len(args) == 0:
+			return usageError(cmd, "TOKEN is missing; --all revokes every one but that in use")
+		case !all && user != "":
+			return usageError(cmd, "--user says whose tokens --all means")
+		case all:
+			return a.revokeAll(ctx, c, user)
+		}
+		if _, err := c.Tokens.RevokeToken(ctx, connect.NewRequest(&carrelv1.RevokeTokenRequest{Id: args[0]})); err != nil {
+			return err
+		}
+		fmt.Fprintf(a.stdout, "token %s is revoked\n", args[0])
+		return nil
+	})
+	return cmd
+}
+
+// revokeAll ends every token of a user but the one in use, until none is left that somebody could make another with meanwhile.
+func (a *app) revokeAll(ctx context.Context, c *client.Client, user string) error {
+	for count := 0; ; {
+		list, err := answer(c.Tokens.ListTokens(ctx, connect.NewRequest(&carrelv1.ListTokensRequest{User: user})))
+		if err != nil {
+			return err
+		}
+		before := count
+		for _, token := range list.GetTokens() {
+			if token.GetRevokeTime() != nil || token.GetId() == c.TokenID() {
+				continue
+			}
+			if _, err := c.Tokens.RevokeToken(ctx, connect.NewRequest(&carrelv1.RevokeTokenRequest{Id: token.GetId()})); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stdout, "token %s is revoked\n", args[0])
+			fmt.Fprintf(a.stdout, "token %s is revoked\n", token.GetId())
+			count++
+		}
+		if count == before {
+			fmt.Fprintf(a.stdout, "%d revoked in all\n", count)
 			return nil
-		}),
+		}
 	}
 }

@@ -59,6 +59,19 @@ type Client struct {
 	sockets   *http.Client // for WebSockets, which begin over HTTP/1.1
 	now       func() time.Time
 	tickets   ticketCache
+	tokenID   string
+}
+
+// TokenID is the id of the API token by which the client speaks; empty when it has none, or something else.
+func (c *Client) TokenID() string { return c.tokenID }
+
+// tokenID is the part of a token that is no secret: carrel_ID_SECRET.
+func tokenID(token string) string {
+	parts := strings.SplitN(token, "_", 3)
+	if len(parts) != 3 || carrel.IDKind(parts[1]) != 't' {
+		return ""
+	}
+	return parts[1]
 }
 
 // New makes a Client. It does not connect.
@@ -101,6 +114,7 @@ func New(config Config) (*Client, error) {
 		}
 	}
 	c := &Client{
+		tokenID:   tokenID(config.Token),
 		url:       strings.TrimSuffix(u.String(), "/"),
 		org:       config.Org,
 		http:      &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},

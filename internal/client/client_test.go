@@ -278,3 +278,14 @@ func TestOperationErrorSaysWhatToDo(t *testing.T) {
 	require.Equal(t, carrel.CodeExhausted, e.Code)
 	require.NoError(t, OperationError(&carrelv1.Operation{Done: true}))
 }
+
+func TestAClientKnowsWhichTokenItShows(t *testing.T) {
+	for token, want := range map[string]string{
+		"carrel_t0000000000000000001_abc_def": "t0000000000000000001", "carrel_sesame": "", "": "", "carrel_u0000000000000000001_abc": "",
+	} {
+		c, err := New(Config{Context: Context{URL: "http://127.0.0.1:1", Token: token}})
+		require.NoError(t, err)
+		require.Equal(t, want, c.TokenID(), token)
+		c.Close()
+	}
+}
