@@ -36,52 +36,73 @@ func (p *platform) client() (*client.Client, error) {
 	return client.New(client.Config{Context: client.Context{URL: p.url(), Token: p.adminToken}, UserAgent: "carreld/" + version})
 }
 
-// provision builds the shipped images and pushes the templates that use them, as far as they are new or
-// have changed. It reports whether the person has not been shown around yet.
-func (p *platform) provision(ctx context.Context) (first bool, err error) {
-	c, err := p.client()
-	if err != nil {
-		return false, err
-	}
-	defer c.Close()
+func (p *platform) state() (shipped, error) {
 	state := shipped{Done: map[string]string{}}
 	if err := readJSON(p.path("up.json"), &state); err != nil {
-		return false, fmt.Errorf("read state: %w", err)
+		return state, fmt.Errorf("read state: %w", err)
 	}
+	return state, nil
+}
+
+// shippedNames are the images that are to be built, in this order; each has a template of its name.
+func (p *platform) shippedNames() ([]string, error) {
 	entries, err := images.Files.ReadDir(".")
 	if err != nil {
-		return false, fmt.Errorf("read shipped images: %w", err)
+		return nil, fmt.Errorf("read shipped images: %w", err)
 	}
+	var names []string
 	for _, entry := range entries {
 		name, isYAML := strings.CutSuffix(entry.Name(), ".yaml")
-		if !isYAML || len(p.config.Up.Images) > 0 && !slices.Contains(p.config.Up.Images, name) {
-			continue
+		if isYAML && (len(p.config.Up.Images) == 0 || slices.Contains(p.config.Up.Images, name)) {
+			names = append(names, name)
 		}
-		image, err := images.Files.ReadFile(entry.Name())
+	}
+	return names, nil
+}
+
+// provision builds the shipped images of these names and pushes the templates that use them, as far as they are new or have changed. One
+// that was there before and can't be made anew, without a network say, is no error.
+func (p *platform) provision(ctx context.Context, names []string) error {
+	c, err := p.client()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	state, err := p.state()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		image, err := images.Files.ReadFile(name + ".yaml")
 		if err != nil {
-			return false, fmt.Errorf("read shipped image: %w", err)
+			return fmt.Errorf("read shipped image: %w", err)
 		}
-		template, err := templates.Files.ReadFile(entry.Name())
+		template, err := templates.Files.ReadFile(name + ".yaml")
 		if err != nil {
-			return false, fmt.Errorf("read shipped template: %w", err)
+			return fmt.Errorf("read shipped template: %w", err)
 		}
 		mark := fingerprint(append(slices.Clone(image), template...))
 		if state.Done[name] == mark {
 			continue
 		}
-		if err := p.buildImage(ctx, c, name, image); err != nil {
-			return false, err
+		err = p.buildImage(ctx, c, name, image)
+		if err == nil {
+			_, err = c.Templates.PushTemplate(ctx, connect.NewRequest(&carrelv1.PushTemplateRequest{Org: systemOrg, Yaml: string(template)}))
+			err = client.Error(err)
 		}
-		_, err = c.Templates.PushTemplate(ctx, connect.NewRequest(&carrelv1.PushTemplateRequest{Org: systemOrg, Yaml: string(template)}))
+		if err != nil && state.Done[name] != "" && ctx.Err() == nil {
+			p.out.line("The template %s stays as it was until the next `make up`: %v", name, err)
+			continue
+		}
 		if err != nil {
-			return false, fmt.Errorf("push template %s: %w", name, client.Error(err))
+			return fmt.Errorf("make the template %s: %w", name, err)
 		}
 		state.Done[name] = mark
 		if err := p.saveState(state); err != nil {
-			return false, err
+			return err
 		}
 	}
-	return !state.Toured, nil
+	return nil
 }
 
 func (p *platform) saveState(state shipped) error {

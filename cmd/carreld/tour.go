@@ -100,8 +100,8 @@ func (p *platform) tour(ctx context.Context) error {
 	if err := timed("delete it", func() error { return p.tourDelete(ctx, c) }); err != nil {
 		return err
 	}
-	state := shipped{Done: map[string]string{}}
-	if err := readJSON(p.path("up.json"), &state); err != nil {
+	state, err := p.state()
+	if err != nil {
 		return err
 	}
 	state.Toured = true

@@ -21,6 +21,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
@@ -75,7 +76,7 @@ func runUp(ctx context.Context, config *Config, tour bool, stdout, stderr io.Wri
 		config: config, out: newProgress(stdout),
 		log: service.NewLogger(config.Log, "up", stderr),
 	}
-	if err := p.prepare(); err != nil {
+	if err := p.prepare(ctx); err != nil {
 		return err
 	}
 	supervisor, err := service.NewSupervisor(p.log)
@@ -140,15 +141,35 @@ func (p *platform) serve(ctx context.Context, supervisor *service.Supervisor, to
 	if err := p.writeContext(); err != nil {
 		p.log.Warn("the CLI's context could not be written; carrel login does it by hand", "error", err)
 	}
-	first, err := p.provision(ctx)
+	if err := p.welcome(ctx, tour); err != nil && ctx.Err() == nil {
+		return err
+	}
+	<-ctx.Done()
+	p.out.line("\nStopping. Boxes that run go on; `make up` finds them again. `make down` pauses them first.")
+	return nil
+}
+
+// welcome makes the shipped images and templates, says that Carrel is ready, and how to go on. With tour, who is here for the first time
+// is shown around as soon as there is one template, and the others are made after that.
+func (p *platform) welcome(ctx context.Context, tour bool) error {
+	state, err := p.state()
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
+		return err
+	}
+	names, err := p.shippedNames()
+	if err != nil {
+		return err
+	}
+	tour = tour && !state.Toured
+	now := len(names)
+	if tour {
+		now = min(1, now)
+	}
+	if err := p.provision(ctx, names[:now]); err != nil {
 		return err
 	}
 	p.out.line("carrel is ready at %s", p.url())
-	if tour && first {
+	if tour {
 		if err := p.tour(ctx); err != nil && ctx.Err() == nil {
 			p.out.line("The tour ended early: %v", err)
 		}
@@ -156,9 +177,18 @@ func (p *platform) serve(ctx context.Context, supervisor *service.Supervisor, to
 	if link := p.signInLink(ctx); link != "" {
 		p.out.line("\nOpen this in your browser; it signs you in, once and within %d minutes (`carrel open` makes another):\n  %s", int(linkLifetime.Minutes()), link)
 	}
-	p.out.line("%s", p.hints(tour && first))
-	<-ctx.Done()
-	p.out.line("\nStopping. Boxes go on running; `make up` finds them again, `make down` would have paused them.")
+	p.out.line("%s", p.hints(tour))
+	if now == len(names) {
+		return nil
+	}
+	p.out.line("\nWhat else comes with Carrel is built meanwhile:")
+	if err := p.provision(ctx, names[now:]); err != nil {
+		if ctx.Err() == nil {
+			p.out.line("That ended early, and the next `make up` goes on: %v", err)
+		}
+		return nil
+	}
+	p.out.line("All templates are there: %s", strings.Join(names, ", "))
 	return nil
 }
 
@@ -203,11 +233,20 @@ func openLog(path string) (*os.File, error) {
 }
 
 // prepare makes directories, picks ports, and writes secrets and the roles' configuration.
-func (p *platform) prepare() error {
+func (p *platform) prepare(ctx context.Context) error {
 	c := p.config
 	told := c.Control.SSHAddress == publicSSH(c.Gateway.SSH) // what nobody has set
-	for _, address := range []*string{&c.Control.Listen, &c.Proxy.Listen, &c.Gateway.HTTP, &c.Gateway.SSH} {
-		if err := pickPort(address); err != nil {
+	for _, one := range []struct {
+		flag    string
+		address *string
+	}{{"--http", &c.Gateway.HTTP}, {"--ssh", &c.Gateway.SSH}, {"--control-listen", &c.Control.Listen}, {"--proxy-listen", &c.Proxy.Listen}} {
+		if *one.address == sshOff {
+			continue
+		}
+		if err := pickPort(one.address); err != nil {
+			return err
+		}
+		if err := awaitFree(ctx, p.out, *one.address, one.flag, portPatience); err != nil {
 			return err
 		}
 	}
@@ -293,12 +332,6 @@ func makeDir(path string, mode fs.FileMode, uid int) error {
 // that the kernel gives to outgoing connections: one of these could have it before the role listens, or while
 // that is started again.
 func pickPort(address *string) error {
-	if *address == sshOff {
-		return nil
-	}
-	if *address == sshOff {
-		return nil
-	}
 	host, port, err := net.SplitHostPort(*address)
 	if err != nil || port != "0" {
 		return err
@@ -313,6 +346,38 @@ func pickPort(address *string) error {
 		}
 	}
 	return fmt.Errorf("pick a port on %s: %w", host, err)
+}
+
+// portPatience is how long a port may be in use: the roles of an `up` that was killed take a moment to end.
+const portPatience = 10 * time.Second
+
+// awaitFree waits until somebody can listen at address, which flag sets, at most for patience.
+func awaitFree(ctx context.Context, out *progress, address, flag string, patience time.Duration) error {
+	began := time.Now()
+	var waiting *step
+	for {
+		l, err := net.Listen("tcp", address)
+		if err == nil {
+			if waiting != nil {
+				waiting.done()
+			}
+			return l.Close()
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return carrel.Errorf(carrel.CodePrecondition, "bad_address", "nobody can listen at %s (%v); say another address with %s", address, err, flag)
+		}
+		if time.Since(began) >= patience {
+			return carrel.Errorf(carrel.CodePrecondition, "address_in_use", "another program listens at %s (`ss -ltnp` shows which); end it, or say another address with %s", address, flag)
+		}
+		if waiting == nil {
+			waiting = out.step("Waiting until " + address + " is free")
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // firstOutgoingPort is where the range begins from which the kernel takes ports of its own accord.
