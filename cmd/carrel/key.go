@@ -131,7 +131,7 @@ func (a *app) keyList() *cobra.Command {
 func (a *app) keyRemove() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "remove KEY", Aliases: []string{"rm"}, Short: "Remove a key",
-		Long:    "Remove one of your SSH keys, by its id, its name or its fingerprint. Connections that were made with it end.",
+		Long:    "Remove one of your SSH keys, by its id, its name or its fingerprint. Connections that were made with it end. Operators can remove anybody's, by id or fingerprint.",
 		Example: example("carrel key remove laptop", "carrel key remove k0000000000000000001"), Args: takes("KEY"),
 		RunE: a.does(func(ctx context.Context, c *client.Client, args []string) error {
 			if _, err := c.SSH.RemoveSSHKey(ctx, connect.NewRequest(&carrelv1.RemoveSSHKeyRequest{Id: args[0]})); err != nil {

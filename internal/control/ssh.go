@@ -143,7 +143,7 @@ func (k sshService) RemoveSSHKey(ctx context.Context, req *connect.Request[carre
 	if ref == "" || len(ref) > maxText {
 		return nil, carrel.Errorf(carrel.CodeInvalid, "key_needed", "say which key is meant: its id, its name or its fingerprint")
 	}
-	if _, err := k.s.store.RemoveSSHKey(ctx, scopeOf(ctx), accessOf(ctx).principal.User, ref); err != nil {
+	if _, err := k.s.store.RemoveSSHKey(ctx, platformScope(ctx), accessOf(ctx).principal.User, ref); err != nil {
 		return nil, fmt.Errorf("remove SSH key: %w", err)
 	}
 	return reply(&carrelv1.RemoveSSHKeyResponse{})

@@ -105,6 +105,29 @@ func TestWhichSSHKeysAreTaken(t *testing.T) {
 	require.Equal(t, carrel.CodeNotFound, code(err))
 }
 
+// A key is whoever's registered it first; that somebody else's was registered is mended by an operator, and by nobody else.
+func TestAnOperatorFreesAKeyThatAStrangerRegistered(t *testing.T) {
+	r := newReplica(t)
+	stranger, owner := r.newUser("maya", "default", auth.RoleMember).ssh(), r.newUser("noah", "default", auth.RoleMember).ssh()
+	line := publicKey(t, nil)
+	key, err := stranger.AddSSHKey(t.Context(), req(&carrelv1.AddSSHKeyRequest{PublicKey: line}))
+	require.NoError(t, err)
+	_, err = owner.AddSSHKey(t.Context(), req(&carrelv1.AddSSHKeyRequest{PublicKey: line}))
+	require.Equal(t, "ssh_key_taken", reason(err))
+	require.ErrorContains(t, err, "carrel key remove "+key.Msg.GetFingerprint())
+	for _, ref := range []string{key.Msg.GetFingerprint(), key.Msg.GetId()} {
+		_, err = owner.RemoveSSHKey(t.Context(), req(&carrelv1.RemoveSSHKeyRequest{Id: ref}))
+		require.Equal(t, carrel.CodeNotFound, code(err))
+	}
+	operator := r.asAdmin().ssh()
+	_, err = operator.RemoveSSHKey(t.Context(), req(&carrelv1.RemoveSSHKeyRequest{Id: key.Msg.GetName()}))
+	require.Equal(t, carrel.CodeNotFound, code(err), "names are each user's own")
+	_, err = operator.RemoveSSHKey(t.Context(), req(&carrelv1.RemoveSSHKeyRequest{Id: key.Msg.GetFingerprint()}))
+	require.NoError(t, err)
+	_, err = owner.AddSSHKey(t.Context(), req(&carrelv1.AddSSHKeyRequest{PublicKey: line}))
+	require.NoError(t, err)
+}
+
 func TestCertificatesAreShortAndSayWho(t *testing.T) {
 	r := newReplica(t)
 	member := r.newUser("maya", "default", auth.RoleMember)

@@ -2,9 +2,12 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/store/db"
@@ -50,7 +53,7 @@ func (s *Store) AddSSHKey(ctx context.Context, scope Scope, key SSHKey) (SSHKey,
 			ID: added.ID, UserID: added.User, Name: added.Name, PublicKey: added.PublicKey, Fingerprint: added.Fingerprint, CreatedAt: added.CreatedAt,
 		})
 		if violates(err, "ssh_keys_fingerprint_key") {
-			return carrel.Errorf(carrel.CodeExists, "ssh_key_taken", "this key is registered for another user; a key belongs to one user only, so make one of your own with: ssh-keygen -t ed25519")
+			return carrel.Errorf(carrel.CodeExists, "ssh_key_taken", "this key is registered for another user; a key belongs to one user only, so make another with: ssh-keygen -t ed25519 (or, if somebody else has registered yours, have an operator remove it with: carrel key remove %s)", key.Fingerprint)
 		}
 		if err != nil {
 			return fmt.Errorf("insert the SSH key: %w", err)
@@ -83,11 +86,20 @@ func (t *tx) sshKeys(ctx context.Context, user carrel.UserID) ([]SSHKey, error) 
 	return keys, nil
 }
 
-// RemoveSSHKey takes a key (id, fingerprint or name) from a user. Errors: CodeNotFound, and CodeInvalid
-// "ssh_key_ambiguous" for a name that several keys have.
+// RemoveSSHKey takes a key (id, fingerprint or name) from a user; by id or fingerprint from anybody for the platform's scope.
+// Errors: CodeNotFound, and CodeInvalid "ssh_key_ambiguous" for a name that several keys have.
 func (s *Store) RemoveSSHKey(ctx context.Context, scope Scope, user carrel.UserID, ref string) (SSHKey, error) {
 	var removed SSHKey
 	err := s.write(ctx, "RemoveSSHKey", scope, func(t *tx) error {
+		user := user
+		if scope.Platform {
+			switch owner, err := t.SSHKeyOwner(ctx, ref); {
+			case err == nil:
+				user = owner
+			case !errors.Is(err, pgx.ErrNoRows):
+				return fmt.Errorf("find the owner of the SSH key: %w", err)
+			}
+		}
 		if err := t.LockUserKeys(ctx, string(user)); err != nil {
 			return fmt.Errorf("lock the user's keys: %w", err)
 		}

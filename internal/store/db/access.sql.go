@@ -258,6 +258,17 @@ func (q *Queries) PutBoxPort(ctx context.Context, arg PutBoxPortParams) error {
 	return err
 }
 
+const sSHKeyOwner = `-- name: SSHKeyOwner :one
+select user_id from ssh_keys where id = $1 or fingerprint = $1
+`
+
+func (q *Queries) SSHKeyOwner(ctx context.Context, id string) (carrel.UserID, error) {
+	row := q.db.QueryRow(ctx, sSHKeyOwner, id)
+	var user_id carrel.UserID
+	err := row.Scan(&user_id)
+	return user_id, err
+}
+
 const sSHKeys = `-- name: SSHKeys :many
 select id, user_id, name, public_key, fingerprint, created_at from ssh_keys where user_id = $1 order by created_at, id
 `

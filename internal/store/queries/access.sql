@@ -10,6 +10,9 @@ insert into ssh_keys (id, user_id, name, public_key, fingerprint, created_at) va
 -- name: SSHKeys :many
 select id, user_id, name, public_key, fingerprint, created_at from ssh_keys where user_id = $1 order by created_at, id;
 
+-- name: SSHKeyOwner :one
+select user_id from ssh_keys where id = $1 or fingerprint = $1;
+
 -- name: DeleteSSHKey :exec
 delete from ssh_keys where id = $1;
 
