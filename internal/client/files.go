@@ -44,6 +44,8 @@ func (c *Client) persist(ctx context.Context, box string, patience time.Duration
 			}
 			if outdated(err) {
 				c.forget(box, ticket)
+			} else if moved() == 0 && c.another(ctx, box, ticket, err) {
+				continue
 			}
 		}
 		var local localError

@@ -195,6 +195,8 @@ func (s *session) connection(ctx context.Context) error {
 	}
 	if outdated(err) {
 		s.client.forget(s.box, ticket)
+	} else if s.process == "" && s.client.another(ctx, s.box, ticket, err) {
+		return errCut // to begin anew in that one
 	}
 	if err == nil || errors.Is(err, context.Canceled) {
 		return errCut // run looks at its own context first
@@ -297,6 +299,8 @@ func (s *session) call(ctx context.Context, patience time.Duration, f func(conte
 			}
 			if outdated(err) {
 				s.client.forget(s.box, ticket)
+			} else if s.client.another(ctx, s.box, ticket, err) {
+				continue
 			}
 		}
 		if !s.worthRetrying(err) || s.client.now().Sub(start) >= patience {

@@ -30,6 +30,17 @@ func (c *Client) Ticket(ctx context.Context, box string) (Ticket, error) {
 	return slot.ticket, nil
 }
 
+// another reports whether a box's name leads to another box than a ticket that was got by it: that box was deleted, and one of the same name
+// made. The ticket for the new one is kept then.
+func (c *Client) another(ctx context.Context, box string, refused Ticket, err error) bool {
+	if carrel.ReasonOf(err) != ReasonBoxNotRunning && carrel.CodeOf(err) != carrel.CodeNotFound || box == refused.Box || refused.Box == "" {
+		return false
+	}
+	c.forget(box, refused)
+	fresh, err := c.Ticket(ctx, box)
+	return err == nil && fresh.Box != refused.Box
+}
+
 // forget drops a ticket that was refused, unless a newer one has taken its place.
 func (c *Client) forget(box string, refused Ticket) {
 	slot := c.tickets.slot(box)
