@@ -18,7 +18,7 @@ import (
 	"carrel.dev/carrel/images"
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/client"
-	"carrel.dev/carrel/internal/service"
+	"carrel.dev/carrel/internal/wholefile"
 	"carrel.dev/carrel/templates"
 )
 
@@ -110,7 +110,7 @@ func (p *platform) saveState(state shipped) error {
 	if err != nil {
 		return fmt.Errorf("encode state: %w", err)
 	}
-	return service.WriteFileAtomic(p.path("up.json"), text, 0o600, 0, 0)
+	return wholefile.WriteOwned(p.path("up.json"), text, 0o600, 0, 0)
 }
 
 func (p *platform) buildImage(ctx context.Context, c *client.Client, name string, definition []byte) error {

@@ -20,6 +20,7 @@ import (
 	"carrel.dev/carrel/internal/reconcile"
 	"carrel.dev/carrel/internal/service"
 	"carrel.dev/carrel/internal/store"
+	"carrel.dev/carrel/internal/wholefile"
 )
 
 // role is what every role has: a logger, metrics and the operations listener.
@@ -118,7 +119,7 @@ func runControl(ctx context.Context, config *Config, stderr io.Writer) error {
 		return err
 	}
 	if c.CAFile != "" {
-		if err := service.WriteFileAtomic(c.CAFile, server.CAPEM(), 0o644, -1, -1); err != nil {
+		if err := wholefile.Write(c.CAFile, server.CAPEM(), 0o644); err != nil {
 			return err
 		}
 	}

@@ -28,6 +28,7 @@ import (
 	"carrel.dev/carrel/internal/service"
 	"carrel.dev/carrel/internal/service/postgres"
 	"carrel.dev/carrel/internal/store"
+	"carrel.dev/carrel/internal/wholefile"
 )
 
 // On one machine each role runs as a user of its own, known by number alone: they lie in the range
@@ -278,23 +279,23 @@ func (p *platform) prepare(ctx context.Context) error {
 		}
 	}
 	if _, err := os.Stat(c.Control.KeyFile); errors.Is(err, fs.ErrNotExist) {
-		if err := service.WriteFileAtomic(c.Control.KeyFile, []byte(auth.NewKEK()+"\n"), 0o600, uidControl, uidControl); err != nil {
+		if err := wholefile.WriteOwned(c.Control.KeyFile, []byte(auth.NewKEK()+"\n"), 0o600, uidControl, uidControl); err != nil {
 			return err
 		}
 	}
 	join, err := service.ReadSecret(c.Control.JoinTokenFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		join = auth.NewJoinToken().Text
-		err = service.WriteFileAtomic(c.Control.JoinTokenFile, []byte(join+"\n"), 0o600, uidControl, uidControl)
+		err = wholefile.WriteOwned(c.Control.JoinTokenFile, []byte(join+"\n"), 0o600, uidControl, uidControl)
 	}
 	if err != nil {
 		return err
 	}
 	// The gateway reads what strangers send: its token must not let it join as a node.
-	if err := service.WriteFileAtomic(c.Gateway.Control.TokenFile, []byte(auth.RoleJoinToken(join, auth.PeerGateway)+"\n"), 0o600, uidGateway, uidGateway); err != nil {
+	if err := wholefile.WriteOwned(c.Gateway.Control.TokenFile, []byte(auth.RoleJoinToken(join, auth.PeerGateway)+"\n"), 0o600, uidGateway, uidGateway); err != nil {
 		return err
 	}
-	if err := service.WriteFileAtomic(c.Node.Control.TokenFile, []byte(auth.RoleJoinToken(join, auth.PeerNode)+"\n"), 0o600, 0, 0); err != nil {
+	if err := wholefile.WriteOwned(c.Node.Control.TokenFile, []byte(auth.RoleJoinToken(join, auth.PeerNode)+"\n"), 0o600, 0, 0); err != nil {
 		return err
 	}
 	owner, err := service.EnsureSecret(p.path("secrets", "owner-password"), 0, 0)
@@ -312,7 +313,7 @@ func (p *platform) prepare(ctx context.Context) error {
 		return fmt.Errorf("encode configuration: %w", err)
 	}
 	p.configFile = p.path("up.yaml")
-	return service.WriteFileAtomic(p.configFile, text, 0o644, 0, 0)
+	return wholefile.WriteOwned(p.configFile, text, 0o644, 0, 0)
 }
 
 func makeDir(path string, mode fs.FileMode, uid int) error {
@@ -433,7 +434,7 @@ func (p *platform) prepareDatabase(ctx context.Context) error {
 	d := p.config.Control.Database
 	systemURL := p.postgres.URL("carrel_system", systemPassword, database)
 	for path, url := range map[string]string{d.ControlURLFile: p.postgres.URL("carrel_control", controlPassword, database), d.SystemURLFile: systemURL} {
-		if err := service.WriteFileAtomic(path, []byte(url+"\n"), 0o600, uidControl, uidControl); err != nil {
+		if err := wholefile.WriteOwned(path, []byte(url+"\n"), 0o600, uidControl, uidControl); err != nil {
 			return err
 		}
 	}
@@ -447,7 +448,7 @@ func (p *platform) bootstrap(ctx context.Context, systemURL string) error {
 	secret, err := service.ReadSecret(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		secret = auth.NewToken().Text
-		err = service.WriteFileAtomic(path, []byte(secret+"\n"), 0o600, 0, 0)
+		err = wholefile.WriteOwned(path, []byte(secret+"\n"), 0o600, 0, 0)
 	}
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/wholefile"
 )
 
 // Names of the environment variables that take the place of what the contexts file says. Flags take
@@ -121,34 +122,18 @@ func (f *Contexts) Save(path string) error {
 	if err != nil {
 		return fmt.Errorf("encode contexts: %w", err)
 	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return saveError(path, err)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return saveError(err)
 	}
-	tmp, err := os.CreateTemp(dir, ".config-*.yaml") // CreateTemp makes it 0600
-	if err != nil {
-		return saveError(path, err)
-	}
-	defer os.Remove(tmp.Name()) // gone already after the rename
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if closeErr := tmp.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return saveError(path, err)
+	if err := wholefile.Write(path, data, 0o600); err != nil {
+		return saveError(err)
 	}
 	return nil
 }
 
-func saveError(path string, err error) error {
+func saveError(err error) error {
 	return &carrel.Error{Code: carrel.CodePrecondition, Reason: "contexts_not_saved", Cause: err,
-		Message: fmt.Sprintf("the contexts file %s could not be written: %v", path, err)}
+		Message: fmt.Sprintf("the contexts file could not be saved: %v", err)}
 }
 
 // Names lists the contexts in order.

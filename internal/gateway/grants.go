@@ -20,6 +20,7 @@ import (
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/failpoint"
+	"carrel.dev/carrel/internal/wholefile"
 )
 
 // grant is what one user may do, and by which keys they are known: all that is needed to let them in without control.
@@ -300,7 +301,7 @@ func (t *grantTable) save() error {
 	if err := failpoint.Hit("gateway/grants/save"); err != nil {
 		return err
 	}
-	return writeFile(t.path, data)
+	return wholefile.Write(t.path, data, 0o600)
 }
 
 // grantOf is what is known of a user who may reach something: a user whose name or id stands in a valid certificate has to

@@ -29,6 +29,7 @@ import (
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/failpoint"
+	"carrel.dev/carrel/internal/wholefile"
 )
 
 // identity is who this gateway is to its peers.
@@ -93,7 +94,7 @@ func openKey(path string) (ed25519.PrivateKey, error) {
 		if err != nil {
 			return nil, fmt.Errorf("make the gateway's key: %w", err)
 		}
-		if err := writeFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})); err != nil {
+		if err := wholefile.Write(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
 			return nil, fmt.Errorf("keep the gateway's key: %w", err)
 		}
 		return private, nil
@@ -173,7 +174,7 @@ func (s *identityStore) store(resp *linkv1.JoinResponse) error {
 	if err := failpoint.Hit("gateway/join/save"); err != nil {
 		return fmt.Errorf("keep identity: %w", err)
 	}
-	if err := writeFile(filepath.Join(s.dir, "identity.json"), data); err != nil {
+	if err := wholefile.Write(filepath.Join(s.dir, "identity.json"), data, 0o600); err != nil {
 		return fmt.Errorf("keep identity: %w", err)
 	}
 	s.value.Store(id)
@@ -353,34 +354,6 @@ func (g *Gateway) renew(ctx context.Context) error {
 	g.control.CloseIdleConnections()
 	g.log.Info("certificate renewed", "ends", g.identity.current().cert.Leaf.NotAfter)
 	return nil
-}
-
-// writeFile replaces a file so that a kill at any moment leaves the old or the new one (0600).
-func writeFile(path string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if closeErr := tmp.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }
 
 // readStrict decodes a JSON file: unknown fields and anything after the value are errors.

@@ -19,6 +19,7 @@ import (
 	linkv1 "carrel.dev/carrel/api/carrel/link/v1"
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/failpoint"
+	"carrel.dev/carrel/internal/wholefile"
 )
 
 // route says behind which proxy the live run of a box is.
@@ -443,7 +444,7 @@ func (t *routeTable) save() error {
 	if err := failpoint.Hit("gateway/routes/save"); err != nil {
 		return err
 	}
-	return writeFile(t.path, data)
+	return wholefile.Write(t.path, data, 0o600)
 }
 
 func (g *Gateway) learnKeys(raw [][]byte) {

@@ -17,6 +17,7 @@ import (
 
 	linkv1 "carrel.dev/carrel/api/carrel/link/v1"
 	"carrel.dev/carrel/internal/failpoint"
+	"carrel.dev/carrel/internal/wholefile"
 )
 
 const (
@@ -117,7 +118,7 @@ func (s *secretStore) learn(cluster string, m *linkv1.GetSecretsResponse) error 
 	if err := failpoint.Hit("gateway/secrets/save"); err != nil {
 		return err
 	}
-	if err := writeFile(s.path, data); err != nil {
+	if err := wholefile.Write(s.path, data, 0o600); err != nil {
 		return err
 	}
 	s.mu.Lock()

@@ -7,8 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
+
+	"carrel.dev/carrel/internal/wholefile"
 )
 
 // maxSecret bounds what is read from a secret's file, in bytes.
@@ -52,47 +53,5 @@ func EnsureSecret(path string, uid, gid int) (string, error) {
 	raw := make([]byte, 32)
 	_, _ = rand.Read(raw) // never fails
 	secret = base64.RawURLEncoding.EncodeToString(raw)
-	return secret, WriteFileAtomic(path, []byte(secret+"\n"), 0o600, uid, gid)
-}
-
-// WriteFileAtomic replaces path as a whole: after a crash there is the old content or the new. A
-// uid or gid of -1 stays as it is.
-func WriteFileAtomic(path string, data []byte, mode fs.FileMode, uid, gid int) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Chmod(mode)
-	}
-	if err == nil && (uid >= 0 || gid >= 0) {
-		err = f.Chown(uid, gid)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return secret, wholefile.WriteOwned(path, []byte(secret+"\n"), 0o600, uid, gid)
 }
