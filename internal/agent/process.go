@@ -26,6 +26,8 @@ const (
 	// chunkSize is the most that a pump reads at once, eventSize what a viewer is given, in bytes.
 	chunkSize = 64 << 10
 	eventSize = 256 << 10
+	// terminalFull is what a read of a terminal gives at least when there is probably more, in bytes.
+	terminalFull = 2 << 10
 	// lingerTime is how long output is read after the first program of a process has ended.
 	lingerTime = time.Second
 	// ownerPatience is how long a pump waits for an owner that takes nothing, awayPatience for one whose connection broke to
@@ -236,7 +238,11 @@ func (p *process) pump(stream int, file *os.File, abandoned func(*os.File)) {
 		// The buffer is taken when there is something to read: idle processes have none.
 		err = raw.Read(func(fd uintptr) bool {
 			buf = chunks.Get().(*[chunkSize]byte)
-			n, readErr = readOnce(int(fd), buf[:])
+			read := readOnce
+			if p.command.pty != nil {
+				read = readTerminal
+			}
+			n, readErr = read(int(fd), buf[:])
 			if errors.Is(readErr, unix.EAGAIN) {
 				chunks.Put(buf)
 				buf = nil
@@ -292,6 +298,19 @@ func readOnce(fd int, buf []byte) (int, error) {
 		}
 		return n, nil
 	}
+}
+
+// readTerminal is readOnce for a terminal, which gives some 4 KiB at most, however much it has: after a read of about that, it reads again. What
+// a flood writes then goes its way in pieces sixteen times as large; what is typed and echoed is not waited for.
+func readTerminal(fd int, buf []byte) (int, error) {
+	n, err := readOnce(fd, buf)
+	for last := n; err == nil && last >= terminalFull && n < len(buf); n += last {
+		last, err = readOnce(fd, buf[n:])
+	}
+	if n > 0 {
+		return n, nil // an error comes again
+	}
+	return 0, err
 }
 
 // empty takes what is in a pipe or terminal now, which is what a program that has ended left there, and

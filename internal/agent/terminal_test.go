@@ -2,6 +2,7 @@ package agent
 
 import (
 	"encoding/binary"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -187,4 +188,48 @@ func TestAnOwnerThatComesBackMissesNothing(t *testing.T) {
 	require.NoError(t, s.readAll(again))
 	require.Empty(t, s.gaps)
 	require.EqualValues(t, size, s.bytes)
+}
+
+// What a terminal has is read together, though it gives little at once; and nothing more is waited for.
+func TestATerminalIsReadToItsEnd(t *testing.T) {
+	// Like a terminal, this gives one piece with each read.
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK, 0)
+	require.NoError(t, err)
+	defer unix.Close(ends[0])
+	send := func(sizes ...int) (sent string) {
+		for i, size := range sizes {
+			piece := strings.Repeat(string(rune('a'+i)), size)
+			_, err := unix.Write(ends[1], []byte(piece))
+			require.NoError(t, err)
+			sent += piece
+		}
+		return sent
+	}
+	buf := make([]byte, chunkSize)
+	read := func() (string, error) {
+		n, err := readTerminal(ends[0], buf)
+		return string(buf[:n]), err
+	}
+	for _, sizes := range [][]int{{4095, 4095, 100}, {4094, 4095}, {5}} {
+		sent := send(sizes...)
+		got, err := read()
+		require.NoError(t, err)
+		require.Equal(t, sent, got)
+		_, err = read()
+		require.ErrorIs(t, err, unix.EAGAIN)
+	}
+	sent := send(5, 6)
+	first, err := read()
+	require.NoError(t, err)
+	require.Equal(t, "aaaaa", first, "what was typed is passed on at once")
+	second, err := read()
+	require.NoError(t, err)
+	require.Equal(t, sent, first+second)
+	sent = send(4095)
+	require.NoError(t, unix.Close(ends[1]))
+	last, err := read()
+	require.NoError(t, err)
+	require.Equal(t, sent, last)
+	_, err = read()
+	require.ErrorIs(t, err, io.EOF)
 }
