@@ -2,7 +2,6 @@ import { useEffect, useState } from "react";
 import type { BoxUsage } from "../gen/carrel/v1/notebooks_pb";
 import type { BoxListener } from "../gen/carrel/v1/ports_pb";
 import { when } from "../lib/format";
-import { useUsage } from "../stream/hooks";
 import { useBox } from "./context";
 
 export interface Use {
@@ -24,10 +23,23 @@ export function cpuBetween(before: BoxUsage | null, now: BoxUsage): number | und
 
 /** What the box uses and where it listens, as it changes. */
 export function useBoxUse(seconds = 2): Use {
-  const { live } = useBox();
-  const { usage, listeners } = useUsage(seconds, live);
+  const { live, stream } = useBox();
   const [two, setTwo] = useState<{ before: BoxUsage | null; now: BoxUsage | null }>({ before: null, now: null });
-  useEffect(() => setTwo((t) => ({ before: t.now, now: usage })), [usage]);
-  if (!live || !two.now) return { now: null, cpuMillis: undefined, listeners: live ? listeners?.listeners : undefined };
-  return { now: two.now, cpuMillis: cpuBetween(two.before, two.now), listeners: listeners?.listeners };
+  const [listeners, setListeners] = useState<readonly BoxListener[]>();
+  useEffect(() => {
+    if (!live) return;
+    const channel = stream.open({
+      request: () => ({ case: "usage", value: { seconds } }),
+      event: (e) => {
+        if (e.case === "usage") setTwo((t) => ({ before: t.now, now: e.value }));
+        else if (e.case === "listeners") setListeners(e.value.listeners);
+      },
+    });
+    return () => {
+      channel.close();
+      setTwo({ before: null, now: null });
+      setListeners(undefined);
+    };
+  }, [stream, seconds, live]);
+  return { now: two.now, cpuMillis: two.now ? cpuBetween(two.before, two.now) : undefined, listeners };
 }

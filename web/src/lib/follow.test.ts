@@ -10,7 +10,7 @@ describe("a stream that is followed", () => {
     const stop = new AbortController();
     const began: number[] = [];
     const links: Link[] = [];
-    vi.spyOn(Math, "random").mockReturnValue(0.5);
+    vi.spyOn(Math, "random").mockReturnValue(0);
     const done = follow(
       async (_signal, live) => {
         began.push(Date.now());
@@ -20,11 +20,11 @@ describe("a stream that is followed", () => {
       (link) => links.push(link),
       stop.signal,
     );
-    await vi.advanceTimersByTimeAsync(5500);
+    await vi.advanceTimersByTimeAsync(3500);
     stop.abort();
     await vi.advanceTimersByTimeAsync(1);
     await done;
-    expect(began.slice(1).map((t, i) => t - began[i]!)).toEqual([500, 1000, 2000, 500, 1000]);
+    expect(began.slice(1).map((t, i) => t - began[i]!)).toEqual([300, 600, 1200, 300, 600]);
     expect(links.slice(0, 5)).toEqual(["lost", "lost", "lost", "live", "lost"]);
   });
 

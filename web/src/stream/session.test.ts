@@ -1,6 +1,6 @@
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { describe, expect, it } from "vitest";
-import { delay } from "./backoff";
+import { delay } from "../lib/backoff";
 import { reached, standing } from "./cursor";
 import { StreamEventSchema } from "./proto";
 import { type Effect, type Input, newSession, type Session, silence, step } from "./session";

@@ -5,7 +5,7 @@
 // is its number on the present socket. Channels are never used again on a socket.
 
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import { delay } from "./backoff";
+import { delay } from "../lib/backoff";
 import { standing } from "./cursor";
 import type { NotebookEvent, StreamEvent, StreamRequestSchema } from "./proto";
 

@@ -80,7 +80,8 @@ export function common(label: string, readOnly: boolean): Extension[] {
     highlightSelectionMatches(),
     syntaxHighlighting(colours),
     look,
-    EditorView.contentAttributes.of({ "aria-label": label, autocapitalize: "off", autocorrect: "off", spellcheck: "false" }),
+    // With a tabindex it is reached by keyboard, and can be scrolled with it, also where nothing may be typed.
+    EditorView.contentAttributes.of({ "aria-label": label, tabindex: "0", autocapitalize: "off", autocorrect: "off", spellcheck: "false" }),
     EditorState.readOnly.of(readOnly),
   ];
 }

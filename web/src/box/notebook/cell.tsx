@@ -4,6 +4,7 @@ import { lazy, memo, Suspense, useCallback, useEffect, useMemo, useRef, useState
 import { useNow } from "../../lib/now";
 import { Button } from "../../ui/button";
 import { Icon } from "../../ui/icon";
+import { toast } from "../../ui/toast";
 import { Conflict } from "./conflict";
 import type { EditorHandle } from "./editor/editor";
 import type { CodeHelp } from "./editor/help";
@@ -52,6 +53,8 @@ export interface CellProps {
   actions: CellActions;
 }
 
+const lookOnly = "You may look at this notebook, not run it: you are a viewer here";
+
 const kinds = { code: "Code", markdown: "Text", raw: "Raw" } as const;
 
 export const CellView = memo(function CellView(props: CellProps) {
@@ -97,9 +100,10 @@ export const CellView = memo(function CellView(props: CellProps) {
               className="nb-run"
               tabIndex={active ? 0 : -1}
               aria-label={`Run cell ${place}`}
-              title={readOnly ? "You may look at this notebook, not run it" : "Run this cell (Ctrl+Enter)"}
-              disabled={readOnly || state !== ""}
-              onClick={() => actions.run(id)}
+              title={readOnly ? lookOnly : "Run this cell (Ctrl+Enter)"}
+              disabled={state !== ""}
+              aria-disabled={readOnly || undefined}
+              onClick={() => (readOnly ? toast(lookOnly) : actions.run(id))}
             >
               <Icon name="play" size={16} />
             </button>

@@ -3,6 +3,7 @@
 import { useCallback, useEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
 import { useConnection } from "../../stream/hooks";
 import type { KernelSpec } from "../../gen/carrel/v1/notebooks_pb";
+import { sentence } from "../../lib/errors";
 import { type Command, useCommands } from "../../palette/commands";
 import { Button, Loading } from "../../ui/button";
 import { Problem } from "../../ui/error";
@@ -478,7 +479,9 @@ function Banners({ store, doc, state }: { store: NotebookStore; doc: NonNullable
       )}
       {doc.unsaved !== "" && (
         <div className="nb-banner bad" role="alert">
-          Not saved to the file: {doc.unsaved} Your changes are kept here; make room, and they are saved.
+          <span>
+            <strong>Not saved to the file.</strong> {sentence(doc.unsaved)} Your changes are kept in the box meanwhile, and are saved by themselves as soon as that is possible.
+          </span>
         </div>
       )}
       {state.trouble !== "" && doc.unsaved === "" && (
@@ -513,7 +516,7 @@ function languageOf(doc: NonNullable<Snapshot["doc"]>): string {
 
 function saveState({ doc, sync }: Snapshot): SaveState {
   if (doc?.unsaved) return { text: "Not saved", tone: "bad", detail: doc.unsaved };
-  if (sync === null || settled(sync)) return { text: "Saved", tone: "good", detail: "Everything is in the file" };
+  if (sync === null || settled(sync)) return { text: "Saved", tone: "good", detail: "The box has everything; the file follows a moment later" };
   if (sync.trouble !== "") return { text: "Not saved yet", tone: "bad", detail: sync.trouble };
   if (conflicts(sync).length > 0) return { text: "Choose a text", tone: "bad", detail: "A cell was changed in two places" };
   return { text: "Saving…", tone: "busy", detail: "Being saved" };

@@ -67,7 +67,8 @@ export function setup(options: SetupOptions): Extension[] {
     highlightSpecialChars(),
     syntaxHighlighting(colours),
     look,
-    EditorView.contentAttributes.of({ "aria-label": options.label, autocapitalize: "off", autocorrect: "off", spellcheck: "false" }),
+    // With a tabindex it is reached by keyboard, and can be scrolled with it, also where nothing may be typed.
+    EditorView.contentAttributes.of({ "aria-label": options.label, tabindex: "0", autocapitalize: "off", autocorrect: "off", spellcheck: "false" }),
     options.wrap ? EditorView.lineWrapping : [],
     options.hint === "" ? [] : placeholder(options.hint),
     EditorState.readOnly.of(options.readOnly),
