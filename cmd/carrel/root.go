@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -190,7 +191,28 @@ func (a *app) client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.New(client.Config{Context: c, UserAgent: "carrel/" + version()})
+	return client.New(client.Config{Context: c, UserAgent: "carrel/" + version(), OnAsleep: a.asleep()})
+}
+
+// asleep says once of each box that it is being woken.
+func (a *app) asleep() func(box string, why error) {
+	var said sync.Map
+	return func(box string, why error) {
+		if _, again := said.LoadOrStore(box, true); again {
+			return
+		}
+		var e *carrel.Error
+		if !errors.As(why, &e) {
+			return
+		}
+		switch state := carrel.State(e.Metadata["state"]); state {
+		case carrel.StateFailed, carrel.StateDeleting, carrel.StateDeleted: // which the error says that comes
+		case carrel.StatePaused, carrel.StateStopped:
+			fmt.Fprintf(a.stderr, "carrel: box %s is %s; bringing it up\n", box, strings.ToLower(string(state)))
+		default:
+			fmt.Fprintf(a.stderr, "carrel: waiting for box %s\n", box)
+		}
+	}
 }
 
 // does is the RunE of a command that makes calls; Ctrl-C ends it.

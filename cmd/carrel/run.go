@@ -133,7 +133,7 @@ func (r *runner) run(ctx context.Context, args []string) error {
 		return err
 	}
 	r.box, r.notebook = j.box, j.notebook
-	status, err := r.c.NotebookStatus(ctx, j.box) // before anything is begun, so that all of it comes after the cursor
+	status, err := r.c.NotebookStatus(client.Arriving(ctx), j.box) // before anything is begun, so that all of it comes after the cursor
 	if err != nil {
 		return err
 	}

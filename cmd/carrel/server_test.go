@@ -76,7 +76,7 @@ func startServer(t *testing.T) string {
 
 func wire(e *carrel.Error) error {
 	ce := connect.NewError(connect.Code(e.Code), fmt.Errorf("%s", e.Message))
-	if d, err := connect.NewErrorDetail(&errdetails.ErrorInfo{Reason: e.Reason, Domain: "carrel.dev"}); err == nil {
+	if d, err := connect.NewErrorDetail(&errdetails.ErrorInfo{Reason: e.Reason, Domain: "carrel.dev", Metadata: e.Metadata}); err == nil {
 		ce.AddDetail(d)
 	}
 	return ce
@@ -248,7 +248,9 @@ func (s *server) CreateTicket(_ context.Context, req *connect.Request[carrelv1.C
 		return nil, err
 	}
 	if b.GetState() != carrelv1.State_STATE_RUNNING {
-		return nil, wire(carrel.Errorf(carrel.CodePrecondition, "box_not_running", "box %s is paused; bring it back with its memory with: carrel resume %s", b.GetName(), b.GetName()))
+		e := carrel.Errorf(carrel.CodePrecondition, "box_not_running", "box %s is paused; bring it back with its memory with: carrel resume %s", b.GetName(), b.GetName())
+		e.Metadata = map[string]string{"state": "PAUSED"}
+		return nil, wire(e)
 	}
 	return connect.NewResponse(&carrelv1.Ticket{Ticket: "ticket", BoxId: b.GetId(), ExpireTime: timestamppb.New(time.Now().Add(time.Hour))}), nil
 }

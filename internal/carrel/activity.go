@@ -36,8 +36,8 @@ type SignalRule struct {
 
 // SignalRules is the one table of what counts as activity. docs/idle.md is generated from it.
 var SignalRules = []SignalRule{
-	{SignalInput, true, false, false, "gateway", "somebody typed into a terminal, sent to the input of a process, ran code in a kernel or edited a notebook"},
-	{SignalExec, true, false, true, "gateway", "a login, a command was started, a file was written, or read for the first time in ten minutes"},
+	{SignalInput, true, false, false, "gateway", "somebody typed into a terminal, sent to the input of a process or edited a notebook in a browser"},
+	{SignalExec, true, false, true, "gateway", "a login, a command or code was started, a file was written, or read for the first time in ten minutes, a program edited a notebook"},
 	{SignalCommand, true, true, false, "agent", "a command runs in the foreground: one that somebody started to look at, or that is not the shell itself on a terminal"},
 	{SignalCell, true, true, false, "agent", "a cell of a notebook is being executed"},
 	{SignalPort, true, false, true, "gateway", "a request to a port by somebody who signed in, other than one that repeats itself without a person (polling, open WebSockets)"},

@@ -29,6 +29,9 @@ type Config struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
+	// OnAsleep hears, at the beginning of calls by Arriving, that the box (as the caller named it) does not run and is being woken; why says how it
+	// is. It may be called from several goroutines, and again for the same box. nil: nobody does.
+	OnAsleep func(box string, why error)
 }
 
 // Client speaks to one gateway as one user over one HTTP/2 connection (or a few). It is safe for
@@ -59,7 +62,9 @@ type Client struct {
 	sockets   *http.Client // for WebSockets, which begin over HTTP/1.1
 	now       func() time.Time
 	tickets   ticketCache
+	token     string
 	tokenID   string
+	onAsleep  func(string, error)
 }
 
 // TokenID is the id of the API token by which the client speaks; empty when it has none, or something else.
@@ -120,6 +125,8 @@ func New(config Config) (*Client, error) {
 		http:      &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		transport: transport,
 		now:       config.Now,
+		token:     config.Token,
+		onAsleep:  config.OnAsleep,
 	}
 	if c.now == nil {
 		c.now = time.Now

@@ -28,13 +28,18 @@ const (
 	dialReadLimit = 1 << 20
 	// dialPatience is how long a ticket that was refused is replaced and a gateway that is away tried again.
 	dialPatience = 20 * time.Second
-	dialTimeout  = 30 * time.Second
+	dialTimeout  = time.Minute
 )
 
 // Dial connects to a target in a box (an id or a name) through the gateway: "tcp/HOST:PORT", "unix/PATH" or "udp/HOST:PORT", where each
 // datagram is a frame of its length in two bytes, the high one first, and its data. ctx bounds the dial, not the connection.
 // The connection has CloseWrite, and knows no deadlines (os.ErrNoDeadline). Errors are *carrel.Error.
 func (c *Client) Dial(ctx context.Context, box, target string) (net.Conn, error) {
+	return c.dialBox(Arriving(ctx), box, target)
+}
+
+// dialBox is Dial by one who may come to use the box or not.
+func (c *Client) dialBox(ctx context.Context, box, target string) (net.Conn, error) {
 	var conn net.Conn
 	err := newSession(c, box, Streams{}).call(ctx, dialPatience, func(ctx context.Context, ticket Ticket) (err error) {
 		conn, err = c.dial(ctx, ticket, target)
@@ -50,9 +55,14 @@ func (c *Client) dial(ctx context.Context, ticket Ticket, target string) (net.Co
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	address := c.url + "/v1/boxes/" + url.PathEscape(ticket.Box) + "/dial?target=" + url.QueryEscape(target)
+	header := http.Header{}
+	if ticket.show(header); ticket.Token == "" {
+		header.Set("Authorization", "Bearer "+c.token)
+		address += "&org=" + url.QueryEscape(c.org)
+	}
 	ws, resp, err := websocket.Dial(ctx, address, &websocket.DialOptions{ //nolint:bodyclose // the library closes it
 		HTTPClient: c.sockets, Subprotocols: []string{dialProtocol},
-		HTTPHeader: http.Header{"Authorization": {"Bearer " + ticket.Token}},
+		HTTPHeader: header,
 	})
 	if err != nil {
 		return nil, socketError(c.url, resp, err)

@@ -61,6 +61,7 @@ const ReasonUnreachable = "unreachable"
 // Reasons that a gateway gives and that a session acts upon.
 const (
 	ReasonBoxNotRunning = "box_not_running"
+	ReasonBoxNotUp      = "box_not_up"     // it is coming up: try again
 	ReasonTicketExpired = "ticket_expired" // get a new one
 	ReasonTicketStale   = "ticket_stale"   // of another run of the box: get a new one
 )

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"io"
+	"net/http"
 	"time"
 
 	"connectrpc.com/connect"
@@ -104,7 +105,7 @@ func (c *Client) Exec(ctx context.Context, o ExecOptions) (ExitStatus, error) {
 	if o.Detach {
 		start.Stdin = false
 		var process *carrelv1.Process
-		err := s.call(ctx, startFor, func(ctx context.Context, ticket Ticket) error {
+		err := s.call(Arriving(ctx), startFor, func(ctx context.Context, ticket Ticket) error {
 			start.Box = ticket.Box
 			resp, err := c.Processes.StartProcess(ctx, withTicket(start, ticket))
 			if err == nil {
@@ -159,15 +160,24 @@ func (c *Client) GetProcess(ctx context.Context, box, process string) (*carrelv1
 
 // Signal sends a signal (a name without SIG) to a process and its group.
 func (c *Client) Signal(ctx context.Context, box, process, signal string) error {
-	return newSession(c, box, Streams{}).call(ctx, startFor, func(ctx context.Context, ticket Ticket) error {
+	return newSession(c, box, Streams{}).call(Arriving(ctx), startFor, func(ctx context.Context, ticket Ticket) error {
 		_, err := c.Processes.SignalProcess(ctx, withTicket(&carrelv1.SignalProcessRequest{Box: ticket.Box, Process: process, Signal: signal}, ticket))
 		return err
 	})
 }
 
-// withTicket makes a request that goes with a ticket and not with the API token.
+// withTicket makes a request that goes with a ticket and not with the API token, if there is one.
 func withTicket[T any](message *T, ticket Ticket) *connect.Request[T] {
 	req := connect.NewRequest(message)
-	req.Header().Set("Authorization", "Bearer "+ticket.Token)
+	ticket.show(req.Header())
 	return req
+}
+
+// show puts the ticket into a header. Where there is none the request says that it is a sign of its user's presence.
+func (t Ticket) show(header http.Header) {
+	if t.Token == "" {
+		header.Set("Carrel-Activity", "exec")
+		return
+	}
+	header.Set("Authorization", "Bearer "+t.Token)
 }

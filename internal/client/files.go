@@ -34,7 +34,8 @@ func (c *Client) persist(ctx context.Context, box string, patience time.Duration
 	waits := newRetries()
 	since, last := c.now(), moved()
 	for {
-		ticket, err := c.Ticket(ctx, box)
+		ticket, err := c.admission(ctx, box)
+		refused := false
 		if err == nil {
 			attempt, cancel := context.WithCancel(ctx)
 			err = try(attempt, ticket)
@@ -42,9 +43,7 @@ func (c *Client) persist(ctx context.Context, box string, patience time.Duration
 			if err == nil {
 				return nil
 			}
-			if outdated(err) {
-				c.forget(box, ticket)
-			} else if moved() == 0 && c.another(ctx, box, ticket, err) {
+			if refused = c.refused(ctx, box, ticket, err); !refused && moved() == 0 && c.another(ctx, box, ticket, err) {
 				continue
 			}
 		}
@@ -62,8 +61,12 @@ func (c *Client) persist(ctx context.Context, box string, patience time.Duration
 			waits.Reset()
 		}
 		begun := last > 0
-		again := broken(err) || outdated(err) || begun && carrel.ReasonOf(err) == ReasonBoxNotRunning
-		if !again || c.now().Sub(since) >= patience || !begun && c.now().Sub(since) >= startFor {
+		again := refused || broken(err) || outdated(err) || begun && carrel.ReasonOf(err) == ReasonBoxNotRunning
+		least, most := startFor, patience
+		if carrel.ReasonOf(err) == ReasonBoxNotUp {
+			least, most = wakeFor, max(patience, wakeFor)
+		}
+		if !again || c.now().Sub(since) >= most || !begun && c.now().Sub(since) >= least {
 			return err
 		}
 		select {
@@ -80,7 +83,7 @@ func never() int64 { return 0 }
 // path ends with a slash.
 func (c *Client) StatFile(ctx context.Context, box, path string) (*carrelv1.FileInfo, error) {
 	var info *carrelv1.FileInfo
-	err := c.persist(ctx, box, startFor, never, func(ctx context.Context, ticket Ticket) error {
+	err := c.persist(Arriving(ctx), box, startFor, never, func(ctx context.Context, ticket Ticket) error {
 		resp, err := c.Files.StatFile(ctx, withTicket(&carrelv1.StatFileRequest{Box: ticket.Box, Path: path}, ticket))
 		if err == nil {
 			info = resp.Msg
@@ -197,7 +200,7 @@ func (f *RemoteFile) connect() error {
 	if f.info == nil {
 		patience = startFor
 	}
-	return f.client.persist(f.ctx, f.box, patience, func() int64 { return f.offset }, func(_ context.Context, ticket Ticket) error {
+	return f.client.persist(Arriving(f.ctx), f.box, patience, func() int64 { return f.offset }, func(_ context.Context, ticket Ticket) error {
 		ctx, cancel := context.WithCancel(f.ctx) // it lives as long as the stream
 		stream, err := f.client.Files.ReadFile(ctx, withTicket(&carrelv1.ReadFileRequest{Box: ticket.Box, Path: f.path, Offset: f.offset}, ticket))
 		if err == nil && !stream.Receive() {
@@ -259,7 +262,7 @@ func (c *Client) Upload(ctx context.Context, u Upload) (*carrelv1.FileInfo, erro
 	var info *carrelv1.FileInfo
 	var read, sent, most int64
 	tries := 0
-	err := c.persist(ctx, u.Box, transferPatience, func() int64 { return most }, func(ctx context.Context, ticket Ticket) error {
+	err := c.persist(Arriving(ctx), u.Box, transferPatience, func() int64 { return most }, func(ctx context.Context, ticket Ticket) error {
 		sent = 0
 		tries++
 		if seeker != nil && (tries > 1 || known) {
@@ -347,7 +350,7 @@ func sendPieces(r io.Reader, send func([]byte) error) error {
 // the beginning. An error of its own, one that does not wrap the stream's, ends it.
 func (c *Client) DownloadArchive(ctx context.Context, box, path string, unpack func(io.Reader) error) error {
 	tries, got := 0, int64(0)
-	return c.persist(ctx, box, transferPatience, func() int64 { return got }, func(ctx context.Context, ticket Ticket) error {
+	return c.persist(Arriving(ctx), box, transferPatience, func() int64 { return got }, func(ctx context.Context, ticket Ticket) error {
 		stream, err := c.Files.DownloadArchive(ctx, withTicket(&carrelv1.DownloadArchiveRequest{Box: ticket.Box, Path: path}, ticket))
 		if err != nil {
 			return err
@@ -406,7 +409,7 @@ func (a *archiveStream) Read(p []byte) (int, error) {
 func (c *Client) UploadArchive(ctx context.Context, box, path string, open func(context.Context) (io.ReadCloser, error)) (*carrelv1.UploadArchiveResponse, error) {
 	var answer *carrelv1.UploadArchiveResponse
 	tries, sent := 0, int64(0)
-	err := c.persist(ctx, box, transferPatience, func() int64 { return sent }, func(ctx context.Context, ticket Ticket) (err error) {
+	err := c.persist(Arriving(ctx), box, transferPatience, func() int64 { return sent }, func(ctx context.Context, ticket Ticket) (err error) {
 		tries++
 		defer func() {
 			if err != nil && tries >= archiveTries {

@@ -20,7 +20,7 @@ func (c *Client) Execute(ctx context.Context, request *carrelv1.ExecuteRequest) 
 	if request.RequestId == "" {
 		request.RequestId = newRequestID()
 	}
-	return boxCall(ctx, c, request.GetBox(), kernelStart, func(ctx context.Context, ticket Ticket) (*connect.Response[carrelv1.ExecuteResponse], error) {
+	return boxCall(Arriving(ctx), c, request.GetBox(), kernelStart, func(ctx context.Context, ticket Ticket) (*connect.Response[carrelv1.ExecuteResponse], error) {
 		request.Box = ticket.Box
 		return c.Notebooks.Execute(ctx, withTicket(request, ticket))
 	})
@@ -35,7 +35,7 @@ func (c *Client) GetExecution(ctx context.Context, box, execution string) (*carr
 
 // AnswerInput answers what an execution asks for.
 func (c *Client) AnswerInput(ctx context.Context, box, execution, value string) error {
-	_, err := boxCall(ctx, c, box, startFor, func(ctx context.Context, ticket Ticket) (*connect.Response[carrelv1.AnswerInputResponse], error) {
+	_, err := boxCall(Arriving(ctx), c, box, startFor, func(ctx context.Context, ticket Ticket) (*connect.Response[carrelv1.AnswerInputResponse], error) {
 		return c.Notebooks.AnswerInput(ctx, withTicket(&carrelv1.AnswerInputRequest{Box: ticket.Box, Execution: execution, Value: value}, ticket))
 	})
 	return err
@@ -43,7 +43,7 @@ func (c *Client) AnswerInput(ctx context.Context, box, execution, value string) 
 
 // Interrupt interrupts a kernel (an id), or all that are busy, and tells how many executions that ended.
 func (c *Client) Interrupt(ctx context.Context, box, kernel string) (int, error) {
-	resp, err := boxCall(ctx, c, box, startFor, func(ctx context.Context, ticket Ticket) (*connect.Response[carrelv1.InterruptResponse], error) {
+	resp, err := boxCall(Arriving(ctx), c, box, startFor, func(ctx context.Context, ticket Ticket) (*connect.Response[carrelv1.InterruptResponse], error) {
 		return c.Notebooks.Interrupt(ctx, withTicket(&carrelv1.InterruptRequest{Box: ticket.Box, Kernel: kernel}, ticket))
 	})
 	return int(resp.GetExecutions()), err
@@ -65,21 +65,21 @@ func (c *Client) KernelSpecs(ctx context.Context, box string) (*carrelv1.ListKer
 
 // StartKernel starts a kernel of its own, or with a path gives the one of that notebook. An answer that is lost leaves a kernel behind.
 func (c *Client) StartKernel(ctx context.Context, box, spec, path string) (*carrelv1.Kernel, error) {
-	return boxCall(ctx, c, box, startFor, func(ctx context.Context, ticket Ticket) (*connect.Response[carrelv1.Kernel], error) {
+	return boxCall(Arriving(ctx), c, box, startFor, func(ctx context.Context, ticket Ticket) (*connect.Response[carrelv1.Kernel], error) {
 		return c.Notebooks.StartKernel(ctx, withTicket(&carrelv1.StartKernelRequest{Box: ticket.Box, Spec: spec, Path: path}, ticket))
 	})
 }
 
 // RestartKernel gives a kernel a new process.
 func (c *Client) RestartKernel(ctx context.Context, box, kernel string) (*carrelv1.Kernel, error) {
-	return boxCall(ctx, c, box, startFor, func(ctx context.Context, ticket Ticket) (*connect.Response[carrelv1.Kernel], error) {
+	return boxCall(Arriving(ctx), c, box, startFor, func(ctx context.Context, ticket Ticket) (*connect.Response[carrelv1.Kernel], error) {
 		return c.Notebooks.RestartKernel(ctx, withTicket(&carrelv1.RestartKernelRequest{Box: ticket.Box, Kernel: kernel}, ticket))
 	})
 }
 
 // ShutdownKernel ends a kernel.
 func (c *Client) ShutdownKernel(ctx context.Context, box, kernel string) error {
-	_, err := boxCall(ctx, c, box, startFor, func(ctx context.Context, ticket Ticket) (*connect.Response[carrelv1.ShutdownKernelResponse], error) {
+	_, err := boxCall(Arriving(ctx), c, box, startFor, func(ctx context.Context, ticket Ticket) (*connect.Response[carrelv1.ShutdownKernelResponse], error) {
 		return c.Notebooks.ShutdownKernel(ctx, withTicket(&carrelv1.ShutdownKernelRequest{Box: ticket.Box, Kernel: kernel}, ticket))
 	})
 	return err

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"carrel.dev/carrel/internal/carrel"
@@ -45,6 +46,7 @@ func (c *Client) ForwardTCP(ctx context.Context, listener net.Listener, f Forwar
 	defer open.Wait()
 	defer cancel()
 	slots := make(chan struct{}, maxForwarded)
+	var arrived atomic.Bool
 	for {
 		select {
 		case slots <- struct{}{}:
@@ -61,7 +63,7 @@ func (c *Client) ForwardTCP(ctx context.Context, listener net.Listener, f Forwar
 		open.Go(func() {
 			defer func() { <-slots }()
 			defer local.Close()
-			inner, err := c.Dial(ctx, f.Box, fmt.Sprintf("tcp/localhost:%d", f.Port))
+			inner, err := c.dialBox(first(ctx, &arrived), f.Box, fmt.Sprintf("tcp/localhost:%d", f.Port))
 			if err != nil {
 				f.failed(err)
 				return
@@ -70,6 +72,15 @@ func (c *Client) ForwardTCP(ctx context.Context, listener net.Listener, f Forwar
 			join(ctx, local, inner)
 		})
 	}
+}
+
+// first makes the first connection of a forward that of somebody who comes to use the box. Later ones are not: programs such as a browser that was left
+// open make them by themselves, and would wake the box again and again.
+func first(ctx context.Context, arrived *atomic.Bool) context.Context {
+	if arrived.CompareAndSwap(false, true) {
+		return Arriving(ctx)
+	}
+	return ctx
 }
 
 type halfCloser interface{ CloseWrite() error }
@@ -131,6 +142,7 @@ type datagramForward struct {
 
 	mu      sync.Mutex // guards senders
 	senders map[string]*datagramSender
+	arrived atomic.Bool // there was a sender
 }
 
 // datagramSender is one address from which datagrams come.
@@ -172,7 +184,7 @@ func (u *datagramForward) take(ctx context.Context, from net.Addr, frame []byte)
 func (u *datagramForward) carry(ctx context.Context, s *datagramSender) {
 	defer s.cancel()
 	defer s.idle.Stop()
-	conn, err := u.client.Dial(ctx, u.forward.Box, fmt.Sprintf("udp/localhost:%d", u.forward.Port))
+	conn, err := u.client.dialBox(first(ctx, &u.arrived), u.forward.Box, fmt.Sprintf("udp/localhost:%d", u.forward.Port))
 	if err != nil {
 		u.forward.failed(err)
 		return

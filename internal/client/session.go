@@ -17,6 +17,8 @@ import (
 const (
 	// startFor is how long a session tries to reach the box before anything has come of it.
 	startFor = 5 * time.Second
+	// wakeFor is how long it waits for a box that is coming up.
+	wakeFor = 5 * time.Minute
 	// defaultReconnect is how long it tries once the process runs.
 	defaultReconnect = 5 * time.Minute
 	// silence is how long a stream may say nothing, not even keep-alive, before it counts as broken.
@@ -99,6 +101,9 @@ func (s *session) run(ctx context.Context) (ExitStatus, error) {
 			downSince = now
 		}
 		patience := startFor
+		if carrel.ReasonOf(err) == ReasonBoxNotUp {
+			patience = wakeFor
+		}
 		if s.process != "" {
 			patience = s.streams.ReconnectFor
 		}
@@ -159,7 +164,10 @@ var errCut = carrel.Errorf(carrel.CodeUnavailable, "stream_cut", "the connection
 
 // connection opens one stream and follows it to its end. nil means that the process has ended.
 func (s *session) connection(ctx context.Context) error {
-	ticket, err := s.client.Ticket(ctx, s.box)
+	if s.process == "" { // one that runs may well be paused
+		ctx = Arriving(ctx)
+	}
+	ticket, err := s.client.admission(ctx, s.box)
 	if err != nil {
 		return err
 	}
@@ -193,8 +201,8 @@ func (s *session) connection(ctx context.Context) error {
 		}
 		err = stream.Err()
 	}
-	if outdated(err) {
-		s.client.forget(s.box, ticket)
+	if s.client.refused(ctx, s.box, ticket, err) && !outdated(err) {
+		return errCut
 	} else if s.process == "" && s.client.another(ctx, s.box, ticket, err) {
 		return errCut // to begin anew in that one
 	}
@@ -292,18 +300,21 @@ func (s *session) call(ctx context.Context, patience time.Duration, f func(conte
 	waits := newRetries()
 	start := s.client.now()
 	for {
-		ticket, err := s.client.Ticket(ctx, s.box)
+		ticket, err := s.client.admission(ctx, s.box)
+		again := false
 		if err == nil {
 			if err = f(ctx, ticket); err == nil {
 				return nil
 			}
-			if outdated(err) {
-				s.client.forget(s.box, ticket)
-			} else if s.client.another(ctx, s.box, ticket, err) {
+			if again = s.client.refused(ctx, s.box, ticket, err); !again && s.client.another(ctx, s.box, ticket, err) {
 				continue
 			}
 		}
-		if !s.worthRetrying(err) || s.client.now().Sub(start) >= patience {
+		limit := patience
+		if carrel.ReasonOf(err) == ReasonBoxNotUp {
+			limit = max(limit, wakeFor)
+		}
+		if !again && !s.worthRetrying(err) || s.client.now().Sub(start) >= limit {
 			return err
 		}
 		select {

@@ -41,6 +41,34 @@ func (c *Client) another(ctx context.Context, box string, refused Ticket, err er
 	return err == nil && fresh.Box != refused.Box
 }
 
+// Arriving makes calls of ctx those of somebody who comes to use a box, and does not only look at it: when the box sleeps they wake it, if its policy lets
+// them, and wait until it is up. Exec, Dial, the transfers of files, and the calls that execute something are such calls by themselves.
+func Arriving(ctx context.Context) context.Context { return context.WithValue(ctx, arriving{}, true) }
+
+type arriving struct{}
+
+// admission is what a call for a box goes with: a ticket, or the API token itself where the box has no run that a ticket could be for, and the caller
+// comes to use it.
+func (c *Client) admission(ctx context.Context, box string) (Ticket, error) {
+	ticket, err := c.Ticket(ctx, box)
+	if carrel.ReasonOf(err) != ReasonBoxNotRunning || ctx.Value(arriving{}) == nil {
+		return ticket, err
+	}
+	if c.onAsleep != nil {
+		c.onAsleep(box, err)
+	}
+	return Ticket{Box: box}, nil
+}
+
+// refused sees to a ticket with which a call failed, and reports whether the call makes sense with another one.
+func (c *Client) refused(ctx context.Context, box string, ticket Ticket, err error) bool {
+	asleep := carrel.ReasonOf(err) == ReasonBoxNotRunning && ctx.Value(arriving{}) != nil && ticket.Token != ""
+	if asleep || outdated(err) {
+		c.forget(box, ticket)
+	}
+	return asleep || outdated(err) && ticket.Token != ""
+}
+
 // forget drops a ticket that was refused, unless a newer one has taken its place.
 func (c *Client) forget(box string, refused Ticket) {
 	slot := c.tickets.slot(box)

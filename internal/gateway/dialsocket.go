@@ -38,6 +38,11 @@ func (g *Gateway) serveDial(w http.ResponseWriter, r *http.Request, box string) 
 		return carrel.Errorf(carrel.CodeInvalid, "bad_target", "the target is tcp/HOST:PORT, unix/PATH or udp/HOST:PORT")
 	}
 	p, err := g.socketPass(r, box, auth.ScopeExec)
+	if activity := r.Header.Get(headerActivity); err != nil && (activity == activityExec || activity != activityNone && !g.looksAgain(r.Header, box, target)) {
+		if err = g.rouse(r.Context(), r.Header, box, r.URL.Query().Get("org"), err); err == nil {
+			p, err = g.socketPass(r, box, auth.ScopeExec)
+		}
+	}
 	if err != nil {
 		return err
 	}

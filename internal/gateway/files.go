@@ -60,7 +60,11 @@ func (f *files) counts(use fileUse, p pass, header http.Header, message boxReque
 // call finds the agent of a box, if the bearer gives scope.
 func (f *files) call(ctx context.Context, header http.Header, message boxRequest, scope string, use fileUse) (*fileCall, error) {
 	g := f.gateway
-	allowed, err := g.allow(ctx, header, message.GetBox(), message.GetOrg(), scope)
+	wakes := use == fileWorks
+	if of, ok := message.(interface{ GetPath() string }); ok && use == fileReads {
+		wakes = !g.looksAgain(header, message.GetBox(), of.GetPath())
+	}
+	allowed, err := g.arrive(ctx, header, message.GetBox(), message.GetOrg(), scope, wakes)
 	if err != nil {
 		return nil, err
 	}

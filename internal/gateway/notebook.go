@@ -52,7 +52,9 @@ func (n *notebooks) call(ctx context.Context, header http.Header, message boxReq
 	if err != nil {
 		return nil, err
 	}
-	allowed, err := g.allow(ctx, header, box, message.GetOrg(), scope)
+	// A page sends what was typed again and again until it is taken; it does not wake the box by that.
+	uses := used == activityExec || used == activityInput && header.Get(headerUI) == ""
+	allowed, err := g.arrive(ctx, header, box, message.GetOrg(), scope, uses)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +153,7 @@ func (n *notebooks) Execute(ctx context.Context, req *connect.Request[carrelv1.E
 	if wait != nil && (wait.CheckValid() != nil || wait.AsDuration() < 0 || wait.AsDuration() > maxExecuteWait) {
 		return nil, carrel.Errorf(carrel.CodeInvalid, "bad_wait", "the request waits for %s; it may be from 0 to 10 minutes: watch the execution for longer ones", wait.AsDuration())
 	}
-	call, err := n.call(ctx, req.Header(), req.Msg, auth.ScopeExec, activityInput)
+	call, err := n.call(ctx, req.Header(), req.Msg, auth.ScopeExec, activityExec)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +184,7 @@ func (n *notebooks) GetExecution(ctx context.Context, req *connect.Request[carre
 }
 
 func (n *notebooks) AnswerInput(ctx context.Context, req *connect.Request[carrelv1.AnswerInputRequest]) (*connect.Response[carrelv1.AnswerInputResponse], error) {
-	return notebookUnary(ctx, n, req, auth.ScopeExec, activityInput, agentv1connect.NotebookServiceClient.AnswerInput)
+	return notebookUnary(ctx, n, req, auth.ScopeExec, activityExec, agentv1connect.NotebookServiceClient.AnswerInput)
 }
 
 func (n *notebooks) Interrupt(ctx context.Context, req *connect.Request[carrelv1.InterruptRequest]) (*connect.Response[carrelv1.InterruptResponse], error) {

@@ -28,11 +28,12 @@ type boxRequest interface {
 // agent finds the agent of the box that a request names, if its bearer gives scope.
 func (p *processes) agent(ctx context.Context, req connect.AnyRequest, scope string) (*agentConn, pass, func(), error) {
 	message, _ := req.Any().(boxRequest)
-	allowed, err := p.gateway.allow(ctx, req.Header(), message.GetBox(), message.GetOrg(), scope)
+	kind := activityOf(message)
+	allowed, err := p.gateway.arrive(ctx, req.Header(), message.GetBox(), message.GetOrg(), scope, kind == activityExec)
 	if err != nil {
 		return nil, pass{}, nil, err
 	}
-	if kind := activityOf(message); kind != "" {
+	if kind != "" {
 		p.gateway.touch(allowed, kind)
 	}
 	p.gateway.log.DebugContext(ctx, "call to box", "method", req.Spec().Procedure, "box", allowed.Box, "user", allowed.User, "request", req.Header().Get(headerRequestID))

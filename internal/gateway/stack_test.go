@@ -329,6 +329,9 @@ func (c *fakeControl) CreateTicket(context.Context, *connect.Request[carrelv1.Cr
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tickets++
+	if c.routes[c.stack.box].GetGone() {
+		return nil, wireError(carrel.Errorf(carrel.CodePrecondition, client.ReasonBoxNotRunning, "the box is paused"))
+	}
 	epoch := c.routes[c.stack.box].GetEpoch()
 	expires := time.Now().Add(5 * time.Minute)
 	return connect.NewResponse(&carrelv1.Ticket{
@@ -350,7 +353,7 @@ func (c *fakeControl) WhoAmI(_ context.Context, req *connect.Request[carrelv1.Wh
 	if req.Header().Get("Authorization") != "Bearer "+testToken {
 		return nil, connect.NewError(connect.CodeUnauthenticated, carrel.Errorf(carrel.CodeUnauthorized, "bad_token", "bad token"))
 	}
-	return connect.NewResponse(&carrelv1.WhoAmIResponse{User: &carrelv1.User{Name: "ada"}}), nil
+	return connect.NewResponse(&carrelv1.WhoAmIResponse{User: &carrelv1.User{Id: string(testUser), Name: "ada"}}), nil
 }
 
 // fakeProxy is a node's proxy: it checks what the real one checks and splices.
