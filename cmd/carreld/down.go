@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -17,8 +19,6 @@ import (
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/client"
 	"carrel.dev/carrel/internal/service"
-	"os"
-	"path/filepath"
 )
 
 // downTime bounds how long one box may take to pause, and Carrel to end.
@@ -105,17 +105,44 @@ func pauseAll(ctx context.Context, c *client.Client, out *progress) error {
 	return nil
 }
 
+// pauseOne pauses a box. One that waits to be started is left as it is: nothing of it runs, and it may wait for ever.
 func pauseOne(ctx context.Context, c *client.Client, box *carrelv1.Box, out *progress) error {
-	ctx, cancel := context.WithTimeout(ctx, downTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, downTime, fmt.Errorf("it is not paused after %s", downTime))
 	defer cancel()
+	if waits(box) {
+		out.line("%s has not started, and nothing of it runs: %s", box.GetName(), box.GetFailure().GetMessage())
+		return nil
+	}
 	step := out.step("Pausing " + box.GetName())
-	op, err := c.Boxes.PauseBox(ctx, connect.NewRequest(&carrelv1.PauseBoxRequest{Id: box.GetId(), Org: box.GetOrgId()}))
+	answer, err := c.Boxes.PauseBox(ctx, connect.NewRequest(&carrelv1.PauseBoxRequest{Id: box.GetId(), Org: box.GetOrgId()}))
 	if err != nil {
 		return client.Error(err)
 	}
-	if err := awaitOperation(ctx, c, op.Msg, step.update); err != nil {
-		return fmt.Errorf("pause box %s: %w", box.GetName(), err)
+	// The wait ends with the operation, or when the box turns out to wait itself.
+	waiting, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	err = awaitOperation(waiting, c, answer.Msg, func(progress string) {
+		step.update(progress)
+		now, err := c.Boxes.GetBox(waiting, connect.NewRequest(&carrelv1.GetBoxRequest{Id: box.GetId()}))
+		if err == nil && waits(now.Msg) {
+			stop(fmt.Errorf("%s", now.Msg.GetFailure().GetMessage()))
+		}
+	})
+	switch {
+	case err == nil:
+		step.done()
+		return nil
+	case ctx.Err() == nil && waiting.Err() != nil:
+		out.line("%s has not started, and nothing of it runs: %v", box.GetName(), context.Cause(waiting))
+		return nil
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
 	}
-	step.done()
-	return nil
+	return fmt.Errorf("pause box %s: %w", box.GetName(), err)
+}
+
+// waits reports whether a box is tried again and again to be started.
+func waits(box *carrelv1.Box) bool {
+	starts := box.GetState() == carrelv1.State_STATE_PROVISIONING || box.GetState() == carrelv1.State_STATE_RESUMING
+	return starts && box.GetFailure().GetTransient()
 }
