@@ -17,6 +17,7 @@ import (
 
 	linkv1 "carrel.dev/carrel/api/carrel/link/v1"
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/failpoint"
 	"carrel.dev/carrel/internal/runtime"
 )
 
@@ -301,6 +302,42 @@ func TestDamagedMemoryIsRefusedAndFilesStartCold(t *testing.T) {
 	require.Equal(t, "failed", r.GetPhase())
 	require.Equal(t, "snapshot_corrupt", r.GetReason())
 	require.False(t, r.GetTransient())
+	require.Empty(t, b.sandbox())
+}
+
+// What is damaged is found while the runtime is at work on it, and may be why that fails: it is what is said then.
+func TestDamageIsWhatIsSaidWhateverElseFails(t *testing.T) {
+	if testing.Short() {
+		return
+	}
+	w := newWorld(t, "")
+	b := w.newBox()
+	b.start()
+	b.write("/home/carrel/a", "1")
+	b.pause()
+	w.control.mu.Lock()
+	id := w.control.newest[string(b.id)]
+	w.control.mu.Unlock()
+	home, err := os.OpenFile(filepath.Join(w.dir, "data/pool/snapshots", id, "home.img"), os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = home.WriteAt([]byte{1}, 0) // before the superblock, where ext4 looks for nothing
+	require.NoError(t, err)
+	require.NoError(t, home.Close())
+	require.NoError(t, w.failpoints.Arm("node/start/small-checked", failpoint.ActionWait))
+	require.NoError(t, w.failpoints.Arm("node/start/booted", failpoint.ActionError))
+	b.generation++
+	b.assign()
+	w.eventually("the start has failed", func() bool {
+		armed, err := w.failpoints.Armed("node/start/booted")
+		require.NoError(t, err)
+		return armed == ""
+	})
+	_, err = w.failpoints.Disarm("node/start/small-checked")
+	require.NoError(t, err)
+	r := b.wait()
+	require.Equal(t, "failed", r.GetPhase())
+	require.Equal(t, "snapshot_corrupt", r.GetReason())
+	require.Contains(t, r.GetMessage(), "home")
 	require.Empty(t, b.sandbox())
 }
 

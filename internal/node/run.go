@@ -120,6 +120,12 @@ func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack, booted f
 			agentSHA256 = base.AgentSHA256
 		}
 	}
+	// Its files are compared while everything else is done: nothing leads into the box before all of them were found whole.
+	var look *checking
+	if base != nil {
+		look = w.d.snapshots.beginCheck(ctx, base, w.e.Spec.WithMemory)
+		defer look.end()
+	}
 	// From here on there may be something to take back. A former attempt, killed, may have left the same things.
 	undo.add(func(ctx context.Context) error { return w.clear(ctx) })
 	if w.sandbox != sandboxAbsent || w.e.Key != "" {
@@ -164,7 +170,9 @@ func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack, booted f
 	spec := w.runtimeSpec(image, home, agent)
 	if base != nil && base.Root {
 		spec.From, spec.WithMemory = w.d.snapshots.path(base.Snapshot), w.e.Spec.WithMemory
-		if err := w.d.snapshots.checkSmall(ctx, base, w.e.Spec.WithMemory); err != nil {
+	}
+	if look != nil {
+		if err := <-look.small; err != nil {
 			return err
 		}
 	}
@@ -172,7 +180,8 @@ func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack, booted f
 	if err := w.awaitFormer(ctx); err != nil {
 		return err
 	}
-	if err := w.boot(ctx, spec, base, times, booted); err != nil {
+	times.lap("former")
+	if err := w.boot(ctx, spec, look, times, booted); err != nil {
 		return err
 	}
 	times.lap("ready")
@@ -233,11 +242,15 @@ func (w *worker) runtimeSpec(image, home, agent string) runtime.Spec {
 
 // boot starts the sandbox and waits until its agent is ready and everything that it was restored from was
 // found whole. The large files are read while the runtime restores them, on another core; only when both
-// are done is the box called running.
-func (w *worker) boot(ctx context.Context, spec runtime.Spec, base *manifest, times *laps, booted func()) error {
+// are done is the box called running. look is nil for a box that begins from nothing.
+func (w *worker) boot(ctx context.Context, spec runtime.Spec, look *checking, times *laps, booted func()) error {
 	group, groupCtx := errgroup.WithContext(ctx)
-	if base != nil {
-		group.Go(func() error { return w.d.snapshots.checkLarge(groupCtx, base, w.e.Spec.WithMemory) })
+	var verdict error
+	if look != nil {
+		group.Go(func() error {
+			verdict = <-look.large
+			return verdict
+		})
 	}
 	group.Go(func() error {
 		routed := make(chan error, 1)
@@ -259,7 +272,11 @@ func (w *worker) boot(ctx context.Context, spec runtime.Spec, base *manifest, ti
 		}
 		return w.awaitReady(groupCtx)
 	})
-	return group.Wait()
+	err := group.Wait()
+	if errors.Is(verdict, errSnapshotCorrupt) {
+		return verdict // whatever else failed: this is why
+	}
+	return err
 }
 
 // awaitReady asks until the agent is ready. The proxy may be starting again just now: that is waited for, too.

@@ -337,18 +337,42 @@ func (s *snapshots) drop(id carrel.SnapshotID) error {
 	return nil
 }
 
-// checkSmall reads the small files of a snapshot, before anything is started from it. Without memory its files are
-// not looked at: a start from files must work whatever became of the memory.
-func (s *snapshots) checkSmall(ctx context.Context, m *manifest, memory bool) error {
-	return s.check(ctx, m, memory, func(t disk.Tree) bool { return t.Size <= smallFile })
+// checking is the look at a snapshot's files while a run that begins from it is prepared and restored.
+type checking struct {
+	small, large chan error // hold one answer each
+	cancel       context.CancelFunc
 }
 
-// checkLarge reads the large ones and the home, while the runtime restores.
-func (s *snapshots) checkLarge(ctx context.Context, m *manifest, memory bool) error {
-	if err := s.check(ctx, m, memory, func(t disk.Tree) bool { return t.Size > smallFile }); err != nil {
-		return err
+// beginCheck begins to compare the files of a snapshot with its manifest: first the small ones, before anything is started from them, then the
+// large ones and the home. Without memory its files are not looked at: a start from files must work whatever became of the memory.
+// The caller ends it.
+func (s *snapshots) beginCheck(ctx context.Context, m *manifest, memory bool) *checking {
+	ctx, cancel := context.WithCancel(ctx)
+	c := &checking{small: make(chan error, 1), large: make(chan error, 1), cancel: cancel}
+	go func() {
+		defer close(c.large)
+		err := s.check(ctx, m, memory, func(t disk.Tree) bool { return t.Size <= smallFile })
+		c.small <- err
+		if err == nil {
+			err = failpoint.Hit("node/start/small-checked")
+		}
+		if err != nil {
+			c.large <- err
+			return
+		}
+		if err = s.check(ctx, m, memory, func(t disk.Tree) bool { return t.Size > smallFile }); err == nil {
+			err = s.checkHome(ctx, m)
+		}
+		c.large <- err
+	}()
+	return c
+}
+
+// end ends the look, and answers when nothing is read any more.
+func (c *checking) end() {
+	c.cancel()
+	for range c.large {
 	}
-	return s.checkHome(ctx, m)
 }
 
 // checkHome reads the home only when it is small. A home can have any size, and a start must not take the time to

@@ -117,3 +117,27 @@ func TestAFileThatIsCutWhileItIsHashedHarmsNobody(t *testing.T) {
 	require.Error(t, err)
 	require.Equal(t, 2, n)
 }
+
+func TestAFileThatIsCutWhileItIsCheckedIsDamaged(t *testing.T) {
+	f := create(t, filepath.Join(t.TempDir(), "pages.img"), random(3*carrel.MiB))
+	tree, err := disk.Hash(t.Context(), f)
+	require.NoError(t, err)
+	require.NoError(t, disk.CheckBlocks(t.Context(), tree, f, 3))
+	require.NoError(t, f.Truncate(2*carrel.MiB-1))
+	require.NoError(t, disk.CheckBlocks(t.Context(), tree, f, 1))
+	require.ErrorIs(t, disk.CheckBlocks(t.Context(), tree, f, 3), disk.ErrDamaged)
+}
+
+func TestAFileThatCannotBeMappedIsRead(t *testing.T) {
+	const unmappable = "/proc/version"
+	content, err := os.ReadFile(unmappable)
+	require.NoError(t, err)
+	tree, err := disk.Hash(t.Context(), create(t, filepath.Join(t.TempDir(), "copy"), content))
+	require.NoError(t, err)
+	f, err := os.Open(unmappable)
+	require.NoError(t, err)
+	defer f.Close()
+	require.NoError(t, disk.CheckBlocks(t.Context(), tree, f, 1))
+	tree.Fast[0]++
+	require.ErrorIs(t, disk.CheckBlocks(t.Context(), tree, f, 1), disk.ErrDamaged)
+}

@@ -4,12 +4,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -113,32 +111,23 @@ func (e *Early) follow(ctx context.Context, f *os.File, info os.FileInfo) {
 }
 
 // hashMapped hashes n blocks from one on, fewer when ctx ends. The file is mapped and not read: XFS lets nobody write to a
-// file while it is read, so that its writer would wait for us, the longer the more we stand back. What another process cuts
-// off a file that is mapped faults when it is touched.
+// file while it is read, so that its writer would wait for us, the longer the more we stand back.
 func hashMapped(ctx context.Context, f *os.File, at, n int64) (found []earlyBlock, err error) {
-	content, err := unix.Mmap(int(f.Fd()), at*BlockBytes, int(n*BlockBytes), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return nil, err
-	}
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if fault := recover(); fault != nil {
-			err = fmt.Errorf("read what is mapped: %v", fault)
-		}
-		_ = unix.Munmap(content)
-	}()
-	for block := range n {
-		fast, sha := xxhash.New(), sha256.New()
-		for from := block * BlockBytes; from < (block+1)*BlockBytes; from += pieceBytes {
-			if ctx.Err() != nil {
-				return found, ctx.Err()
+	err = mapped(f, at*BlockBytes, n*BlockBytes, func(content []byte) error {
+		for block := range n {
+			fast, sha := xxhash.New(), sha256.New()
+			for from := block * BlockBytes; from < (block+1)*BlockBytes; from += pieceBytes {
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				_, _ = fast.Write(content[from : from+pieceBytes]) // neither fails
+				_, _ = sha.Write(content[from : from+pieceBytes])
 			}
-			_, _ = fast.Write(content[from : from+pieceBytes]) // neither fails
-			_, _ = sha.Write(content[from : from+pieceBytes])
+			found = append(found, earlyBlock{hex.EncodeToString(sha.Sum(nil)), fast.Sum64()})
 		}
-		found = append(found, earlyBlock{hex.EncodeToString(sha.Sum(nil)), fast.Sum64()})
-	}
-	return found, nil
+		return nil
+	})
+	return found, err
 }
 
 // take fills in what is known of a file, and says of which blocks that is.

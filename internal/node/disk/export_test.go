@@ -21,3 +21,12 @@ func HashMapped(ctx context.Context, f *os.File, n int64) (int, error) {
 	found, err := hashMapped(ctx, f, 0, n)
 	return len(found), err
 }
+
+// CheckBlocks compares the first n blocks of a file with its tree, as Check does when it has looked at the file's size.
+func CheckBlocks(ctx context.Context, t Tree, f *os.File, n int) error {
+	var blocks []int64
+	for block := range n {
+		blocks = append(blocks, int64(block))
+	}
+	return t.checkRegion(ctx, f, blocks, newBlockReader())
+}

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,6 +10,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"slices"
 	"sync/atomic"
 
 	"github.com/cespare/xxhash/v2"
@@ -22,8 +24,6 @@ const BlockBytes = 1 << 20
 const (
 	// hashWorkers is how many cores hashing may take.
 	hashWorkers = 2
-	// checkWorkers is how many checking may take: a box is restored meanwhile, which is what everybody waits for.
-	checkWorkers = 1
 	// pieceBytes is read and hashed at once. So much stays in the core's own cache between the two.
 	pieceBytes = 128 << 10
 )
@@ -68,7 +68,8 @@ func hashBlocks(ctx context.Context, f *os.File, t *Tree, blocks []int64) error 
 	})
 }
 
-// Check reads a file and compares it with its tree, in parallel. A difference is ErrDamaged.
+// Check compares a file with its tree. A difference is ErrDamaged. It takes one core and no more: a box is restored meanwhile, which is what
+// everybody waits for. For the same reason the file is mapped and not read, which takes a third less.
 func (t Tree) Check(ctx context.Context, f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
@@ -77,36 +78,78 @@ func (t Tree) Check(ctx context.Context, f *os.File) error {
 	if n := (t.Size + BlockBytes - 1) / BlockBytes; info.Size() != t.Size || int64(len(t.Blocks)) != n || int64(len(t.Fast)) != n {
 		return fmt.Errorf("%w: it has %d bytes instead of %d", ErrDamaged, info.Size(), t.Size)
 	}
-	data, err := dataBlocks(f, t.Size)
+	blocks, err := dataBlocks(f, t.Size)
 	if err != nil {
 		return err
 	}
-	present := make(map[int64]bool, len(data))
-	for _, b := range data {
-		present[b] = true
-	}
-	for b, want := range t.Blocks {
-		if want != "" && !present[int64(b)] {
-			data = append(data, int64(b)) // content that became a hole: it hashes to something else, or was zeros
+	for block, want := range t.Blocks {
+		if want != "" {
+			blocks = append(blocks, int64(block)) // also content that became a hole: it hashes to something else, or was zeros
 		}
 	}
-	return inParallel(ctx, checkWorkers, data, func(r *blockReader, block int64) error {
-		if t.Blocks[block] == "" {
-			return r.read(f, &t, block, func(piece []byte) error {
-				for _, c := range piece {
-					if c != 0 {
-						return fmt.Errorf("%w: block %d was empty", ErrDamaged, block)
-					}
-				}
-				return nil
+	slices.Sort(blocks)
+	r := newBlockReader()
+	for _, region := range cut(slices.Compact(blocks)) {
+		if err := t.checkRegion(ctx, f, region, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkRegion compares blocks that follow each other.
+func (t *Tree) checkRegion(ctx context.Context, f *os.File, blocks []int64, r *blockReader) error {
+	from, to := blocks[0]*BlockBytes, min((blocks[len(blocks)-1]+1)*BlockBytes, t.Size)
+	done := 0
+	err := mapped(f, from, to-from, func(content []byte) error {
+		for ; done < len(blocks); done++ {
+			at := blocks[done]*BlockBytes - from
+			err := t.checkBlock(blocks[done], r, func(visit func([]byte) error) error {
+				return visit(content[at:min(at+BlockBytes, to-from)])
 			})
+			if err = cmp.Or(err, ctx.Err()); err != nil {
+				return err
+			}
 		}
-		same, err := r.same(f, &t, block)
-		if err == nil && !same {
-			err = fmt.Errorf("%w: block %d reads otherwise than it was written", ErrDamaged, block)
-		}
-		return err
+		return nil
 	})
+	if err == nil || errors.Is(err, ErrDamaged) || ctx.Err() != nil {
+		return err
+	}
+	// It could not be mapped, or a part of it not be touched: reading does it, or says why not.
+	for _, block := range blocks[done:] {
+		err := t.checkBlock(block, r, func(visit func([]byte) error) error { return r.read(f, t, block, visit) })
+		if errors.Is(err, io.EOF) {
+			err = fmt.Errorf("%w: it ends in block %d now", ErrDamaged, block)
+		}
+		if err = cmp.Or(err, ctx.Err()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkBlock compares a block, which pieces gives to visit.
+func (t *Tree) checkBlock(block int64, r *blockReader, pieces func(visit func([]byte) error) error) error {
+	if t.Blocks[block] == "" {
+		return pieces(func(piece []byte) error {
+			for _, c := range piece {
+				if c != 0 {
+					return fmt.Errorf("%w: block %d was empty", ErrDamaged, block)
+				}
+			}
+			return nil
+		})
+	}
+	r.fast.Reset()
+	err := pieces(func(piece []byte) error {
+		_, _ = r.fast.Write(piece) // does not fail
+		return nil
+	})
+	if err == nil && r.fast.Sum64() != t.Fast[block] {
+		err = fmt.Errorf("%w: block %d reads otherwise than it was written", ErrDamaged, block)
+	}
+	return err
 }
 
 // dataBlocks lists the blocks that are not wholly holes, rising.
