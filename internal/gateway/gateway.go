@@ -17,6 +17,7 @@ import (
 	"carrel.dev/carrel/api/carrel/link/v1/linkv1connect"
 	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/service"
 )
 
 // Config of a Gateway.
@@ -144,25 +145,11 @@ func (g *Gateway) Handler() http.Handler { return g.handler }
 
 // NewServer is an HTTP server around a Gateway's Handler with the limits of a public port.
 func NewServer(handler http.Handler, logger *slog.Logger) *http.Server {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(true)
-	protocols.SetUnencryptedHTTP2(true)
-	return &http.Server{
-		Handler:           handler,
-		Protocols:         protocols,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       5 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          1000,
-			MaxReceiveBufferPerConnection: 3 << 20,
-			MaxReceiveBufferPerStream:     1 << 20,
-			SendPingTimeout:               30 * time.Second,
-			PingTimeout:                   15 * time.Second,
-		},
-	}
+	server := service.NewServer(handler, logger)
+	server.HTTP2.MaxReceiveBufferPerConnection = 3 << 20
+	server.HTTP2.MaxReceiveBufferPerStream = 1 << 20
+	server.HTTP2.PingTimeout = 15 * time.Second
+	return server
 }
 
 // Ready answers nil when the gateway has joined and knows routes, from control or from disk.
