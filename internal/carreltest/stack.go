@@ -27,7 +27,7 @@ import (
 
 const (
 	// Patience is how long the ring may take for anything that is waited for.
-	Patience = 30 * time.Second
+	Patience = time.Minute
 	// Org is the organisation that Admin works in.
 	Org = "default"
 	// Template is the name of the template of boxes, and Image that of its image.

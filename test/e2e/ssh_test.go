@@ -324,12 +324,12 @@ func freePort(t *testing.T) string {
 
 // says connects and gives what comes in answer to a line.
 func says(network, address, line string) string {
-	conn, err := net.DialTimeout(network, address, time.Second)
+	conn, err := net.DialTimeout(network, address, settleTime)
 	if err != nil {
 		return ""
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(settleTime / 3))
 	_, _ = io.WriteString(conn, line+"\n")
 	text, _ := bufio.NewReader(conn).ReadString('\n')
 	return strings.TrimSpace(text)

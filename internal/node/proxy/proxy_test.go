@@ -425,11 +425,11 @@ func TestReady(t *testing.T) {
 	require.Equal(t, "agent_silent", carrel.ReasonOf(w.client.Ready(t.Context(), w.run, 50*time.Millisecond)))
 	time.AfterFunc(20*time.Millisecond, func() { a.run.Store(string(w.run)) })
 	began := time.Now()
-	require.NoError(t, w.client.Ready(t.Context(), w.run, 5*time.Second))
+	require.NoError(t, w.client.Ready(t.Context(), w.run, time.Minute))
 	t.Logf("ready %s after the agent was", time.Since(began)-20*time.Millisecond)
 
 	a.readyErr.Store(connect.NewError(connect.CodeFailedPrecondition, errors.New("no such\x1b user")))
-	err = w.client.Ready(t.Context(), w.run, 5*time.Second)
+	err = w.client.Ready(t.Context(), w.run, time.Minute)
 	require.Equal(t, "startup_failed", carrel.ReasonOf(err))
 	require.Contains(t, err.Error(), "no such user")
 }
@@ -447,7 +447,7 @@ func TestAgentThatDoesNotKeepToTheProtocolHarmsNobody(t *testing.T) {
 		require.Equal(t, "agent_silent", carrel.ReasonOf(w.client.Ready(t.Context(), w.run, 30*time.Millisecond)))
 	}
 	a.broken.Store("")
-	require.NoError(t, w.client.Ready(t.Context(), w.run, time.Second))
+	require.NoError(t, w.client.Ready(t.Context(), w.run, time.Minute))
 }
 
 func TestServesOnAfterItsOwnRestart(t *testing.T) {
