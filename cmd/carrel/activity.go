@@ -70,7 +70,7 @@ func (a *app) showActivity(name string, v *carrelv1.BoxActivity) error {
 		if len(v.GetSignals()) == 0 {
 			return
 		}
-		t.row("", "")
+		t.blank()
 		t.row("SIGNAL", "COUNTS", "LAST SEEN", "NOW", "WHAT")
 		for _, s := range v.GetSignals() {
 			t.row(s.GetKind(), yes(s.GetCounts()), when(s.GetTime()), yes(s.GetActive()), s.GetDetail())

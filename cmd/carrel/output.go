@@ -88,6 +88,9 @@ func (t *table) row(cells ...string) {
 	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
 }
 
+// blank is an empty line between two parts.
+func (t *table) blank() { fmt.Fprintln(t.w) }
+
 // field is one line of a page about one thing; empty values are left out.
 func (t *table) field(name, value string) {
 	if value != "" {

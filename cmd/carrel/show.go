@@ -79,7 +79,11 @@ func resourcesText(r *carrelv1.Resources) string {
 			parts = append(parts, value+" "+what)
 		}
 	}
-	add(cores(r.GetCpuMillis()), "cores")
+	unit := "cores"
+	if r.GetCpuMillis() == 1000 {
+		unit = "core"
+	}
+	add(cores(r.GetCpuMillis()), unit)
 	add(size(r.GetMemoryBytes()), "memory")
 	add(size(r.GetHomeBytes()), "home")
 	add(size(r.GetRootBytes()), "root")

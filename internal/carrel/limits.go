@@ -1,7 +1,9 @@
 package carrel
 
 import (
+	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -47,6 +49,23 @@ var resourceFields = []resourceField{
 	{"shm_bytes", func(r *Resources) *int64 { return &r.ShmBytes }},
 }
 
+// say writes a value for people: bytes also in the largest unit of which they are a whole number.
+func (f resourceField) say(v int64) string {
+	if !strings.HasSuffix(f.name, "_bytes") || v < KiB {
+		return strconv.FormatInt(v, 10)
+	}
+	units := []string{"KiB", "MiB", "GiB", "TiB"}
+	n, unit := v, -1
+	for unit < len(units)-1 && n%KiB == 0 {
+		n /= KiB
+		unit++
+	}
+	if unit < 0 {
+		return strconv.FormatInt(v, 10)
+	}
+	return fmt.Sprintf("%d (%d %s)", v, n, units[unit])
+}
+
 // Or returns r with zeros replaced from base.
 func (r Resources) Or(base Resources) Resources {
 	for _, f := range resourceFields {
@@ -62,7 +81,7 @@ func (r Resources) Validate() error {
 	for _, f := range resourceFields {
 		v, low, high := *f.get(&r), *f.get(&MinResources), *f.get(&MaxResources)
 		if v < low || v > high {
-			return Errorf(CodeInvalid, "resource_out_of_range", "%s is %d; it must be from %d to %d", f.name, v, low, high)
+			return Errorf(CodeInvalid, "resource_out_of_range", "%s is %s; it must be from %s to %s", f.name, f.say(v), f.say(low), f.say(high))
 		}
 	}
 	if r.TmpBytes+r.ShmBytes > r.MemoryBytes {
@@ -96,7 +115,11 @@ var (
 // letters, digits and hyphens, beginning with a letter, not ending with a hyphen, not looking like an id.
 func ValidateName(kind, name string) error {
 	if !namePattern.MatchString(name) || IDKind(name) != 0 {
-		return Errorf(CodeInvalid, "bad_name", "%q is no name for a %s: use 1 to 40 lower case letters, digits and hyphens, beginning with a letter, and not exactly 20 letters and digits (that is how ids look)", name, kind)
+		article := "a"
+		if kind != "" && strings.ContainsRune("aeio", rune(kind[0])) { // a user
+			article = "an"
+		}
+		return Errorf(CodeInvalid, "bad_name", "%q is no name for %s %s: use 1 to 40 lower case letters, digits and hyphens, beginning with a letter, and not exactly 20 letters and digits (that is how ids look)", name, article, kind)
 	}
 	return nil
 }

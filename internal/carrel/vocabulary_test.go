@@ -98,6 +98,11 @@ func TestResources(t *testing.T) {
 			require.Contains(t, err.Error(), field.name)
 		}
 	}
+	require.ErrorContains(t, ValidateName("image", "A"), "no name for an image")
+	require.ErrorContains(t, ValidateName("user", "A"), "no name for a user")
+	small := DefaultResources
+	small.MemoryBytes = 1
+	require.ErrorContains(t, small.Validate(), "memory_bytes is 1; it must be from 134217728 (128 MiB) to 1099511627776 (1 TiB)")
 	crowded := DefaultResources
 	crowded.TmpBytes = crowded.MemoryBytes
 	require.Error(t, crowded.Validate(), "tmp and shm are a part of memory")

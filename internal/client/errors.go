@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -30,6 +31,8 @@ func Error(err error) error {
 			return fmt.Errorf("call: %w", context.Canceled)
 		case errors.Is(err, context.DeadlineExceeded):
 			return &carrel.Error{Code: carrel.CodeDeadline, Reason: "deadline", Message: "the server did not answer in the time given; try again", Cause: err}
+		case ce.Code() == connect.CodeInternal && strings.HasPrefix(ce.Message(), "marshal message"):
+			return &carrel.Error{Code: carrel.CodeInvalid, Reason: "not_text", Message: "the request can't be sent: something in it that has to be text is not UTF-8", Cause: err}
 		}
 		return &carrel.Error{Code: carrel.CodeUnavailable, Reason: ReasonUnreachable, Message: "no connection to the server: " + ce.Message(), Cause: err}
 	}
