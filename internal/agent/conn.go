@@ -139,7 +139,7 @@ func (a *Agent) accept(ctx context.Context, servers map[targetKind]*handoff, par
 			}
 			continue
 		}
-		conn := &boxConn{Conn: raw, agent: a}
+		conn := &boxConn{Conn: newGather(raw, a.wg.Go), agent: a}
 		local := isLocal(raw)
 		if !a.admitConn(conn, local) {
 			conn.Close()
@@ -153,6 +153,9 @@ func (a *Agent) accept(ctx context.Context, servers map[targetKind]*handoff, par
 			}
 			if listener := servers[kind.kind]; listener != nil {
 				conn.framed = bufio.NewReaderSize(io.MultiReader(bytes.NewReader(conn.rest), conn.Conn), frameBuffer)
+				if out, ok := conn.Conn.(*gather); ok {
+					out.begin()
+				}
 				select {
 				case listener.conns <- conn:
 				case <-ctx.Done():

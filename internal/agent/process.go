@@ -226,9 +226,9 @@ func (p *process) dropOutput() {
 	p.wake()
 }
 
-// pump reads one stream to its end. A pipe that others have open then is given to abandoned, else it is closed; a terminal
-// stays open for its input.
-func (p *process) pump(stream int, file *os.File, abandoned func(*os.File)) {
+// pump reads one stream to its end, or until lingerTime after the process's, and reports whether others have it open then. The file
+// stays open.
+func (p *process) pump(stream int, file *os.File) (open bool) {
 	raw, err := file.SyscallConn()
 	grown := false
 	for err == nil {
@@ -254,7 +254,7 @@ func (p *process) pump(stream int, file *os.File, abandoned func(*os.File)) {
 			break
 		}
 		if n == chunkSize && !grown && p.command.pty == nil { // much comes: more of it may wait
-			_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) })
+			_ = raw.Control(func(fd uintptr) { _ = fcntlNow(int(fd), unix.F_SETPIPE_SZ, pipeSize) })
 			grown = true
 		}
 		if n > 0 {
@@ -265,39 +265,28 @@ func (p *process) pump(stream int, file *os.File, abandoned func(*os.File)) {
 			err = readErr
 		}
 	}
-	open := os.IsTimeout(err)
-	if open {
+	if os.IsTimeout(err) {
 		open = p.empty(stream, file)
 	}
 	p.mu.Lock()
 	p.closed[stream] = true
 	p.wake()
 	p.mu.Unlock()
-	if open && p.command.pty == nil {
-		abandoned(file)
-		return
-	}
-	if p.command.pty == nil {
-		file.Close()
-	}
+	return open
 }
 
 // readOnce reads what is there. The end of a stream is io.EOF.
 func readOnce(fd int, buf []byte) (int, error) {
-	for {
-		n, err := unix.Read(fd, buf)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err == unix.EIO: // a terminal whose other side is closed
-			return 0, io.EOF
-		case err != nil:
-			return 0, err
-		case n == 0:
-			return 0, io.EOF
-		}
-		return n, nil
+	n, err := readNow(fd, buf)
+	switch {
+	case errors.Is(err, unix.EIO): // a terminal whose other side is closed
+		return 0, io.EOF
+	case err != nil:
+		return 0, err
+	case n == 0:
+		return 0, io.EOF
 	}
+	return n, nil
 }
 
 // readTerminal is readOnce for a terminal, which gives some 4 KiB at most, however much it has: after a read of about that, it reads again. What

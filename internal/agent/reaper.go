@@ -110,11 +110,7 @@ func (r *reaper) look() {
 func (r *reaper) reapOne() bool {
 	r.mu.Lock()
 	var status unix.WaitStatus
-	pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
-	if errors.Is(err, unix.EINTR) {
-		r.mu.Unlock()
-		return true
-	}
+	pid, err := waitNow(-1, &status)
 	if errors.Is(err, unix.ECHILD) && r.starting == 0 && len(r.waiting) == 0 && r.some == nil {
 		r.some = make(chan struct{})
 	}
@@ -143,11 +139,7 @@ func (r *reaper) waitFor(pid int) {
 	}
 	r.mu.Lock()
 	var status unix.WaitStatus
-	for {
-		if _, err := unix.Wait4(pid, &status, unix.WNOHANG, nil); !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
+	_, _ = waitNow(pid, &status)
 	ended := r.waiting[pid]
 	delete(r.waiting, pid)
 	r.mu.Unlock()

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"sync"
 
@@ -90,16 +89,8 @@ func (in *input) try(data []byte) int {
 	}
 	n := 0
 	_ = raw.Write(func(fd uintptr) bool {
-		for {
-			got, err := unix.Write(int(fd), data)
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			if err == nil {
-				n = got
-			}
-			return true
-		}
+		n, _ = writeNow(int(fd), data)
+		return true
 	})
 	in.advance(data[:n])
 	return n

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -87,12 +88,20 @@ func prepare(request *carrelv1.StartProcessRequest, who account, boxEnv ...map[s
 	if !filepath.IsAbs(c.cwd) {
 		c.cwd = filepath.Join(who.home, c.cwd)
 	}
-	if info, err := os.Stat(c.cwd); err != nil || !info.IsDir() {
-		return command{}, carrel.Errorf(carrel.CodeInvalid, "bad_directory", "there is no directory %q in the box; give another working directory", c.cwd)
-	}
 	var err error
-	c.path, err = lookPath(c.args[0], env["PATH"], c.cwd)
-	return c, err
+	if c.path, err = lookPath(c.args[0], env["PATH"], c.cwd); err != nil {
+		return command{}, cmp.Or(c.checkDirectory(), err)
+	}
+	return c, nil
+}
+
+// checkDirectory says whether a command failed for want of its working directory: nobody looks before, since the program is
+// started there anyway.
+func (c *command) checkDirectory() error {
+	if info, err := os.Stat(c.cwd); err != nil || !info.IsDir() {
+		return carrel.Errorf(carrel.CodeInvalid, "bad_directory", "there is no directory %q in the box; give another working directory", c.cwd)
+	}
+	return nil
 }
 
 // login makes the command the user's shell, as a login over a network would: without arguments a login shell, which its first
@@ -163,10 +172,10 @@ func lookPath(program, path, cwd string) (string, error) {
 		if !filepath.IsAbs(candidate) {
 			candidate = filepath.Join(cwd, candidate)
 		}
-		info, err := os.Stat(candidate)
+		info, err := statNow(candidate)
 		switch {
 		case err != nil:
-		case info.Mode().IsRegular() && info.Mode()&0o111 != 0:
+		case info.Mode&unix.S_IFMT == unix.S_IFREG && info.Mode&0o111 != 0:
 			return candidate, nil
 		case unusable == "":
 			unusable = candidate
@@ -236,7 +245,7 @@ func (f theirFiles) close() {
 	null, _ := nothing()
 	for i, fd := range f {
 		if fd > 0 && fd != null && !slices.Contains(f[:i], fd) {
-			_ = unix.Close(fd)
+			closeNow(fd)
 		}
 	}
 }
@@ -351,7 +360,7 @@ func pipeIn() (theirs int, ours *os.File, err error) {
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return 0, nil, err
 	}
-	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
+	_ = fcntlNow(fds[0], unix.F_SETPIPE_SZ, pipeSize)
 	if ours, err = unblocked(fds, 1); err != nil {
 		return 0, nil, err
 	}
@@ -360,9 +369,9 @@ func pipeIn() (theirs int, ours *os.File, err error) {
 
 // unblocked makes a file of our end of a new pipe, which has no flags yet. If it fails the pipe is closed.
 func unblocked(fds [2]int, which int) (*os.File, error) {
-	if _, err := unix.FcntlInt(uintptr(fds[which]), unix.F_SETFL, unix.O_NONBLOCK); err != nil {
-		_ = unix.Close(fds[0])
-		_ = unix.Close(fds[1])
+	if err := fcntlNow(fds[which], unix.F_SETFL, unix.O_NONBLOCK); err != nil {
+		closeNow(fds[0])
+		closeNow(fds[1])
 		return nil, err
 	}
 	return os.NewFile(uintptr(fds[which]), "pipe"), nil
@@ -371,6 +380,9 @@ func unblocked(fds [2]int, which int) (*os.File, error) {
 // explain says why a program could not be started.
 func (c command) explain(err error) error {
 	name := c.args[0]
+	if directory := c.checkDirectory(); directory != nil {
+		return directory
+	}
 	switch {
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return carrel.Errorf(carrel.CodeInvalid, "command_not_executable", "user %s may not run %s in %s: permission denied", c.account.name, c.path, c.cwd)

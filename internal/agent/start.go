@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -159,23 +160,33 @@ func (a *Agent) permit(name string) (account, error) {
 
 // keep goes with a process to its end.
 func (a *Agent) keep(p *process, files spawned, exited <-chan struct{}) {
-	var pumps sync.WaitGroup
+	var pumps sync.WaitGroup // not done with the files, but with what is in them
 	outputs := []*os.File{stdout: files.stdout, stderr: files.stderr}
 	var open atomic.Int32
 	for stream, file := range outputs {
 		if file != nil {
 			open.Add(1)
-			pumps.Go(func() {
-				p.pump(stream, file, a.abandon)
+			pumps.Add(1)
+			a.wg.Go(func() {
+				left := p.pump(stream, file)
 				if open.Add(-1) == 0 {
 					a.reaper.look() // nobody has its output open any more: most likely it has ended
+				}
+				pumps.Done()
+				switch {
+				case p.command.pty != nil: // stays open for its input
+				case left:
+					a.abandon(file)
+				default:
+					runtime.Gosched() // first who waits for the end hears of it
+					file.Close()
 				}
 			})
 		}
 	}
 	<-exited
 	for _, file := range outputs {
-		if file != nil {
+		if file != nil && open.Load() > 0 {
 			_ = file.SetReadDeadline(time.Now().Add(lingerTime))
 		}
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"crypto/rand"
+	"encoding/base32"
 	"slices"
 	"strings"
 	"sync"
@@ -157,5 +158,9 @@ func (t *table) list() []*process {
 // newProcessID gives a letter and 11 random characters (55 bits): an id is never used again in a box, also not by another
 // agent that goes on from the same snapshot.
 func newProcessID() string {
-	return "x" + strings.ToLower(rand.Text())[:11]
+	var random [7]byte
+	if randomNow(random[:]) != nil {
+		_, _ = rand.Read(random[:]) // ends the program if there is no randomness
+	}
+	return "x" + strings.ToLower(base32.StdEncoding.EncodeToString(random[:])[:11])
 }

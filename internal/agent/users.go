@@ -100,9 +100,9 @@ type etcFile struct {
 
 // etcIdentity of a file changes whenever its content does.
 type etcIdentity struct {
-	device, inode    uint64
-	size             int64
-	written, changed unix.Timespec
+	major, minor     uint32 // of the device
+	inode, size      uint64
+	written, changed unix.StatxTimestamp
 }
 
 var etc etcCache
@@ -110,11 +110,11 @@ var etc etcCache
 // read gives the text of a file, "" if it cannot be read.
 func (c *etcCache) read(path string) string {
 	// Before it is read: what is written meanwhile is then seen the next time.
-	var stat unix.Stat_t
-	if err := unix.Stat(path, &stat); err != nil {
+	stat, err := statNow(path)
+	if err != nil {
 		return ""
 	}
-	is := etcIdentity{stat.Dev, stat.Ino, stat.Size, stat.Mtim, stat.Ctim}
+	is := etcIdentity{stat.Dev_major, stat.Dev_minor, stat.Ino, stat.Size, stat.Mtime, stat.Ctime}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if known, ok := c.files[path]; ok && known.is == is {
