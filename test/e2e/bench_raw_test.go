@@ -255,9 +255,14 @@ func (b *rawBox) runsc(args ...string) {
 	require.NoError(b.r.t, command.Run(), "%v: %s", args, &errs)
 }
 
-func (b *rawBox) runscExec(args ...string) time.Duration {
+// runscExec runs a command with the environment of the sandbox and, over it, entries of NAME=VALUE.
+func (b *rawBox) runscExec(environment []string, args ...string) time.Duration {
+	command := []string{"exec", "-user", "1000:1000"}
+	for _, entry := range environment {
+		command = append(command, "-env", entry)
+	}
 	began := time.Now()
-	b.runsc(append([]string{"exec", "-user", "1000:1000", b.id}, args...)...)
+	b.runsc(append(append(command, b.id), args...)...)
 	return time.Since(began)
 }
 
