@@ -54,7 +54,7 @@ func (a *app) configSSHCommand() *cobra.Command {
 		}
 		block := ""
 		if !remove {
-			access, err := a.sshAccess(context.Background())
+			access, err := a.sshAccess(context.Background(), true)
 			if err != nil {
 				return err
 			}

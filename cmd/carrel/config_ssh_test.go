@@ -1,9 +1,11 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -74,6 +76,22 @@ func TestTheSSHKeyIsMadeOnceAndForItsOwnerAlone(t *testing.T) {
 	require.NoError(t, os.WriteFile(s.key(), []byte("no key"), 0o600))
 	_, err = s.ensureKey()
 	require.ErrorContains(t, err, "another one is made")
+}
+
+// Another Carrel at the same address, or another token, makes what was learned before worthless.
+func TestWhatSSHKnowsIsOfOneCarrelAndOneToken(t *testing.T) {
+	s := &sshAccess{dir: t.TempDir(), context: client.Context{URL: "http://localhost", Token: "one"}}
+	s.gateway = sshGateway{Host: "localhost", Port: "7022", Time: time.Now(), From: s.learnedFrom()}
+	data, err := json.Marshal(s.gateway)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(s.dir, "gateway.json"), data, 0o600))
+	require.NoError(t, os.WriteFile(s.knownHosts(), nil, 0o600))
+	require.True(t, s.readGateway())
+	for _, context := range []client.Context{{URL: "http://localhost", Token: "two"}, {URL: "http://elsewhere", Token: "one"}} {
+		other := &sshAccess{dir: s.dir, context: context}
+		require.False(t, other.readGateway())
+		require.Empty(t, other.gateway.Port, "it is not used when nobody answers either")
+	}
 }
 
 func TestShellWord(t *testing.T) {

@@ -58,7 +58,7 @@ func (a *app) sshCommand() *cobra.Command {
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 		defer stop()
-		access, err := a.sshAccess(ctx)
+		access, err := a.sshAccess(ctx, false)
 		if err != nil || renew {
 			return err
 		}

@@ -50,15 +50,24 @@ type sshGateway struct {
 	Host string    `json:"host"`
 	Port string    `json:"port"`
 	Time time.Time `json:"time"`
+	// Of whom it was learned, in whose name; see sshAccess.learnedFrom.
+	From string `json:"from"`
 }
 
 func (s *sshAccess) key() string         { return filepath.Join(s.dir, "id_ed25519") }
 func (s *sshAccess) certificate() string { return filepath.Join(s.dir, "id_ed25519-cert.pub") }
 func (s *sshAccess) knownHosts() string  { return filepath.Join(s.dir, "known_hosts") }
 
+// learnedFrom names a Carrel and a token. A context that now means others has what was learned before no longer: another installation at
+// the same address has other host keys, and a certificate ends with its token.
+func (s *sshAccess) learnedFrom() string {
+	sum := sha256.Sum256([]byte(s.context.URL + "\n" + s.context.Token))
+	return hex.EncodeToString(sum[:12])
+}
+
 // sshAccess makes everything ready. What is there and good is used without asking anybody, so that logins go on while the
-// control plane is away.
-func (a *app) sshAccess(ctx context.Context) (*sshAccess, error) {
+// control plane is away; with anew it is asked for all the same, if that is possible.
+func (a *app) sshAccess(ctx context.Context, anew bool) (*sshAccess, error) {
 	ctx, cancel := context.WithTimeout(ctx, sshAccessTime)
 	defer cancel()
 	file, path, err := a.contexts()
@@ -82,9 +91,8 @@ func (a *app) sshAccess(ctx context.Context) (*sshAccess, error) {
 	if err != nil {
 		return nil, err
 	}
-	good := s.certificateGood(public, renewCertificate)
 	known := s.readGateway()
-	if good && known {
+	if known && !anew && s.certificateGood(public, renewCertificate) {
 		return s, nil
 	}
 	c, err := client.New(client.Config{Context: chosen, UserAgent: "carrel/" + version()})
@@ -164,7 +172,7 @@ func (s *sshAccess) certificateGood(public ssh.PublicKey, least time.Duration) b
 // readGateway reports whether the gateway is known and was asked for not long ago.
 func (s *sshAccess) readGateway() bool {
 	data, err := os.ReadFile(filepath.Join(s.dir, "gateway.json"))
-	if err != nil || json.Unmarshal(data, &s.gateway) != nil {
+	if err != nil || json.Unmarshal(data, &s.gateway) != nil || s.gateway.From != s.learnedFrom() {
 		s.gateway = sshGateway{}
 		return false
 	}
@@ -203,7 +211,7 @@ func (s *sshAccess) learn(ctx context.Context, c *client.Client, public ssh.Publ
 	if err := s.write(s.certificate(), []byte(certificate.GetCertificate())); err != nil {
 		return sshFileError(s.certificate(), err)
 	}
-	s.gateway = sshGateway{Host: host, Port: port, Time: time.Now()}
+	s.gateway = sshGateway{Host: host, Port: port, Time: time.Now(), From: s.learnedFrom()}
 	data, err := json.Marshal(s.gateway)
 	if err != nil {
 		return fmt.Errorf("encode gateway: %w", err)
