@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
 	"carrel.dev/carrel/internal/auth"
@@ -156,10 +157,11 @@ func TestGRPCClientsAreServedAndPassedOn(t *testing.T) {
 	require.NoError(t, err)
 	defer conn.Close()
 	who := &carrelv1.WhoAmIResponse{}
-	require.NoError(t, conn.Invoke(testContext(t), "/carrel.v1.UserService/WhoAmI", &carrelv1.WhoAmIRequest{}, who))
+	ctx := metadata.AppendToOutgoingContext(testContext(t), "authorization", "Bearer "+testToken)
+	require.NoError(t, conn.Invoke(ctx, "/carrel.v1.UserService/WhoAmI", &carrelv1.WhoAmIRequest{}, who))
 	require.Equal(t, "ada", who.GetUser().GetName())
 	s.stopControl()
-	err = conn.Invoke(testContext(t), "/carrel.v1.UserService/WhoAmI", &carrelv1.WhoAmIRequest{}, who)
+	err = conn.Invoke(ctx, "/carrel.v1.UserService/WhoAmI", &carrelv1.WhoAmIRequest{}, who)
 	require.ErrorContains(t, err, "the control plane does not answer")
 }
 

@@ -136,8 +136,8 @@ func TestNotebooksAreServedUnderBoxAndSession(t *testing.T) {
 	require.Equal(t, 400, status, body)
 	require.Contains(t, body, "unknown_field")
 
-	status, body = s.rest("POST", "/v1/boxes/"+string(s.box)+"/execute", `{"code":"print(1)"}`, s.ticket(nil), "Content-Type", "application/x-www-form-urlencoded")
-	require.Equal(t, 415, status, "%s: a form of a page is no request", body)
+	status, body = s.rest("POST", "/v1/boxes/"+string(s.box)+"/execute", `{"code":"print(1)"}`, s.ticket(nil), "Content-Type", "text/plain")
+	require.Equal(t, 415, status, "%s: only JSON is understood", body)
 
 	other := carrel.NewRunID()
 	for bearer, want := range map[string]int{"": 401, "nonsense": 401, s.ticket(nil): 404, s.ticket(func(t *auth.Ticket) { t.Box = carrel.NewBoxID() }): 404} {
