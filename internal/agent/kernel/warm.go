@@ -131,6 +131,8 @@ if told.get("seed"):
     random.seed(os.urandom(64))
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(list(os.urandom(64)))
+    if "_ssl" in sys.modules: # OpenSSL notices forks, and no copies of the whole machine
+        sys.modules["_ssl"].RAND_add(os.urandom(64), 64.0)
     if "torch" in sys.modules:
         sys.modules["torch"].seed()
 if told.get("key"):

@@ -145,6 +145,11 @@ func (d *document) idle() bool {
 func (d *document) close() {
 	d.closing = true
 	delete(d.s.documents, d.path)
+	for _, e := range d.s.executions { // which have all ended, and would keep the whole of it in memory
+		if e.document == d {
+			e.document = nil
+		}
+	}
 	signal(d.wake)
 }
 
@@ -230,7 +235,13 @@ func (s *Service) flushDocuments(context.Context) error {
 	s.mu.Unlock()
 	var problems error
 	for _, d := range all {
-		problems = errors.Join(problems, d.save())
+		err := d.save()
+		for range maxMeanwhile {
+			if errors.Is(err, errMeanwhile) {
+				err = d.save()
+			}
+		}
+		problems = errors.Join(problems, err)
 	}
 	return problems
 }

@@ -41,6 +41,8 @@ type execution struct {
 	asked          *kernel.Message // what question is of
 	truncatedBytes int64
 	outputFile     string
+	kept           int64 // what its outputs were counted as at its end, in bytes
+	forgotten      bool  // its outputs are in the journal alone
 
 	// While it runs.
 	request          string // id of the message to the kernel; empty: not sent

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"regexp"
 	"strings"
+	"unicode/utf8"
 
 	"carrel.dev/carrel/internal/agent/kernel"
 	"carrel.dev/carrel/internal/carrel"
@@ -34,6 +35,7 @@ type cell struct {
 	extra            map[string]any // attachments, and fields that nbformat does not know
 	outputs          *outputs       // of code
 	count            any            // execution count: a json.Number or nil
+	named            bool           // the file had no id for it, or none that can be
 }
 
 var cellID = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
@@ -70,8 +72,22 @@ func badNotebook(format string, args ...any) error {
 
 // parse reads a notebook of any version from 3 on, and repairs what can be repaired.
 func parse(data []byte) (*content, []string, error) {
+	c, done, err := read(data)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, done.list(), nil
+}
+
+// read is parse; cells that had no id are marked.
+func read(data []byte) (*content, *repairs, error) {
 	if len(strings.TrimSpace(string(data[:min(len(data), 1<<10)]))) == 0 && len(data) <= 1<<10 { // what touch makes
-		return &content{metadata: map[string]any{}, extra: map[string]any{}, minor: "5"}, []string{"the file was empty"}, nil
+		done := &repairs{}
+		done.note("the file was empty")
+		return &content{metadata: map[string]any{}, extra: map[string]any{}, minor: "5"}, done, nil
+	}
+	if !utf8.Valid(data) { // reading would replace what is none, and saving write that
+		return nil, nil, badNotebook("the file is no notebook: it is not UTF-8 text. Convert it, or open it as text; it was not changed")
 	}
 	root, err := decodeObject(data)
 	if err != nil {
@@ -126,12 +142,12 @@ func parse(data []byte) (*content, []string, error) {
 			one.id = ""
 		}
 		for one.id == "" || seen[one.id] {
-			one.id = newCellID()
+			one.id, one.named = newCellID(), true
 		}
 		seen[one.id] = true
 		c.cells = append(c.cells, one)
 	}
-	return c, done.list(), nil
+	return c, done, nil
 }
 
 func newCellID() string { return kernel.NewID()[:8] }

@@ -3,7 +3,9 @@ package notebook
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"unicode/utf8"
 
@@ -31,6 +33,7 @@ type output struct {
 	fields  map[string]any
 	display string // its display_id, by which it can be updated
 	size    int64
+	of      *outputs // that it counts in; nil: none any more
 }
 
 // value gives the output as nbformat has it. The caller changes nothing in it.
@@ -108,6 +111,19 @@ func (o *outputs) add(one *output) bool {
 	}
 	o.list = append(o.list, one)
 	o.rich += one.size
+	one.of = o
+	return true
+}
+
+// resized counts that an output is larger or smaller now, and reports whether there is room for that.
+func (o *output) resized(size int64) bool {
+	if o.of != nil {
+		if o.of.rich+size-o.size > maxAllRich {
+			return false
+		}
+		o.of.rich += size - o.size
+	}
+	o.size = size
 	return true
 }
 
@@ -117,13 +133,20 @@ func (o *outputs) clear(wait bool) {
 		o.clearNext = true
 		return
 	}
-	*o = outputs{}
+	o.empty()
 }
 
 func (o *outputs) settle() {
 	if o.clearNext {
-		*o = outputs{}
+		o.empty()
 	}
+}
+
+func (o *outputs) empty() {
+	for _, one := range o.list {
+		one.of = nil
+	}
+	*o = outputs{}
 }
 
 // plainText gives the text of all streams.
@@ -208,6 +231,9 @@ func decodeObject(data []byte) (map[string]any, error) {
 	var value map[string]any
 	if err := decoder.Decode(&value); err != nil {
 		return nil, fmt.Errorf("read JSON: %w", err)
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("read JSON: something follows its end")
 	}
 	if depth(value) > maxDepth {
 		return nil, fmt.Errorf("read JSON: it is nested more than %d deep", maxDepth)

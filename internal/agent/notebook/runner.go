@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
@@ -40,7 +41,9 @@ type runner struct {
 	requests map[string]*execution
 	order    []string // of requests, oldest first
 	displays map[string][]*output
-	shown    int
+	// shown are all of displays, oldest first, and shownBytes what they have.
+	shown      []*output
+	shownBytes int64
 }
 
 // runner gives the one of a kernel. s.mu is held.
@@ -91,9 +94,9 @@ func (r *runner) changed(info kernel.Info) {
 	case kernel.Dead:
 		r.reviving, r.died = false, true
 		r.drop(lost, "the kernel died: "+info.Message)
-		r.displays, r.shown = map[string][]*output{}, 0
+		r.displays, r.shown, r.shownBytes = map[string][]*output{}, nil, 0
 	case kernel.Restarting: // by whoever
-		r.displays, r.shown = map[string][]*output{}, 0
+		r.displays, r.shown, r.shownBytes = map[string][]*output{}, nil, 0
 		why := "the kernel was restarted"
 		if !r.died {
 			r.cancelBefore(info.Since, why)
@@ -430,12 +433,28 @@ func (r *runner) show(e *execution, one *output) {
 		r.truncate(e, one.size)
 		return
 	}
-	if one.display != "" && r.shown < keptDisplays {
-		r.displays[one.display] = append(r.displays[one.display], one)
-		r.shown++
+	if one.display != "" {
+		r.keep(one)
 	}
 	r.s.emit(e.event(&carrelv1.NotebookEvent{Event: &carrelv1.NotebookEvent_Output{Output: one.wire()}}))
 	r.s.touched(e)
+}
+
+// keep has an output updated from now on, in place of the oldest if there are too many. s.mu is held.
+func (r *runner) keep(one *output) {
+	r.displays[one.display] = append(r.displays[one.display], one)
+	r.shown = append(r.shown, one)
+	r.shownBytes += one.size
+	for len(r.shown) > 1 && (len(r.shown) > keptDisplays || r.shownBytes > maxAllRich) {
+		old := r.shown[0]
+		r.shown = r.shown[1:]
+		r.shownBytes -= old.size
+		if rest := slices.DeleteFunc(r.displays[old.display], func(o *output) bool { return o == old }); len(rest) > 0 {
+			r.displays[old.display] = rest
+		} else {
+			delete(r.displays, old.display)
+		}
+	}
 }
 
 // update changes every output with a display_id, whichever cell has it. s.mu is held.
@@ -451,6 +470,12 @@ func (r *runner) update(e *execution, one *output) {
 	r.flush(e)
 	data, metadata := objectOf(one.fields["data"]), objectOf(one.fields["metadata"])
 	for _, target := range targets {
+		before := target.size
+		if !target.resized(one.size) {
+			r.truncate(e, one.size)
+			return
+		}
+		r.shownBytes += target.size - before
 		target.updated(data, metadata)
 	}
 	r.s.emit(e.event(&carrelv1.NotebookEvent{Event: &carrelv1.NotebookEvent_DisplayUpdate{DisplayUpdate: &carrelv1.DisplayUpdate{

@@ -22,6 +22,9 @@ import (
 // maxRetry is the longest time between two attempts to save.
 const maxRetry = 30 * time.Second
 
+// maxMeanwhile is how often in a row a save begins anew at once because somebody else wrote the file meanwhile.
+const maxMeanwhile = 5
+
 var hashSeed = maphash.MakeSeed()
 
 // fileState is how a file was when it was last read or written. The zero value is no file.
@@ -157,7 +160,7 @@ func (d *document) refresh() error {
 		d.file = state
 		return nil
 	}
-	theirs, done, err := parse(data)
+	theirs, repaired, err := read(data)
 	if err != nil {
 		// Not to be written over: it may be half of what somebody writes, or not ours any more.
 		return err
@@ -165,8 +168,34 @@ func (d *document) refresh() error {
 	d.file = state
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d.merge(theirs, done)
+	theirs.recognize(d.content)
+	d.merge(theirs, repaired.list())
 	return nil
+}
+
+// recognize gives cells of which a file has no ids those that the same cells have in memory, so that what somebody writes in an older format, such as
+// another version from git, is not a notebook of new cells to those who look at it and to what is being executed.
+func (c *content) recognize(known *content) {
+	taken := map[string]bool{}
+	for _, one := range c.cells {
+		if !one.named {
+			taken[one.id] = true
+		}
+	}
+	type text struct{ kind, source string }
+	places := map[text][]string{}
+	for _, one := range known.cells {
+		if !taken[one.id] {
+			at := text{one.kind, one.source}
+			places[at] = append(places[at], one.id)
+		}
+	}
+	for _, one := range c.cells {
+		at := text{one.kind, one.source}
+		if ids := places[at]; one.named && len(ids) > 0 {
+			one.id, places[at] = ids[0], ids[1:]
+		}
+	}
 }
 
 // gone notes that the file was removed. d.saving is held.
@@ -278,6 +307,12 @@ func (d *document) save() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	problem := ""
+	if errors.Is(err, errMeanwhile) && d.failures < maxMeanwhile { // at once again, with what they wrote
+		d.failures++
+		d.saveAt = s.now()
+		signal(d.wake)
+		return err
+	}
 	if err != nil {
 		d.failures++
 		problem = messageOf(fileError("write", d.path, err))
@@ -338,7 +373,10 @@ func (d *document) write(c *content) error {
 		if err = file.Chmod(mode); err == nil {
 			before := d.file
 			if err = d.fill(file, data, hash); err == nil {
-				if err = os.Rename(temp, target); err != nil {
+				if err = before.still(target); err == nil {
+					err = os.Rename(temp, target)
+				}
+				if err != nil {
 					d.file = before
 				}
 			}
@@ -350,6 +388,20 @@ func (d *document) write(c *content) error {
 		}
 		return err
 	})
+}
+
+// errMeanwhile: somebody else wrote the file while it was being saved.
+var errMeanwhile = errors.New("somebody else wrote it at the same time")
+
+// still reports as an error that a file is not as it was.
+func (f fileState) still(path string) error {
+	var stat unix.Stat_t
+	err := unix.Stat(path, &stat)
+	switch {
+	case err != nil && f.there, err == nil && !stateOf(&stat).same(f):
+		return errMeanwhile
+	}
+	return nil
 }
 
 // fill writes the content of a file, closes it, and notes what it is then.

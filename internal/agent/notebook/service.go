@@ -245,11 +245,20 @@ func (s *Service) Execute(ctx context.Context, request *carrelv1.ExecuteRequest,
 		done = s.await(ctx, all, min(request.GetWait().AsDuration(), maxWait))
 	}
 	response := &carrelv1.ExecuteResponse{}
+	var forgotten []int
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, e := range all {
+	for i, e := range all {
 		done = done && e.ended()
 		response.Executions = append(response.Executions, e.show(request.GetWait() != nil))
+		if e.forgotten && request.GetWait() != nil {
+			forgotten = append(forgotten, i)
+		}
+	}
+	s.mu.Unlock()
+	for _, i := range forgotten {
+		if shown := s.replay(response.GetExecutions()[i].GetId()); shown != nil {
+			response.Executions[i] = shown
+		}
 	}
 	response.Done = done
 	return response, nil
@@ -391,12 +400,15 @@ func (s *Service) await(ctx context.Context, all []*execution, limit time.Durati
 // remembered files an execution that has ended, and forgets old ones. s.mu is held.
 func (s *Service) remembered(e *execution) {
 	s.ended = append(s.ended, e)
-	s.endedBytes += e.outputs.text + e.outputs.rich
+	e.kept = e.outputs.text + e.outputs.rich
+	s.endedBytes += e.kept
 	for len(s.ended) > 1 && (len(s.ended) > maxEnded || s.endedBytes > maxEndedBytes) {
 		old := s.ended[0]
 		s.ended = s.ended[1:]
-		s.endedBytes -= old.outputs.text + old.outputs.rich
+		s.endedBytes -= old.kept
 		delete(s.executions, old.id)
+		// Who remembers it by its request does not keep what it had put out, nor its notebook.
+		old.forgotten, old.outputs, old.document = true, &outputs{}, nil
 	}
 }
 

@@ -194,7 +194,11 @@ func (s *Service) replay(id string) *carrelv1.Execution {
 			break
 		}
 		for _, entry := range entries {
-			if event := eventOf(entry); event.GetExecution() == id {
+			event := eventOf(entry)
+			if found != nil && event.GetDisplayUpdate() != nil && event.GetExecution() != id && event.GetKernel() == found.GetKernel() {
+				kept.apply(event)
+			}
+			if event.GetExecution() == id {
 				if e := event.GetQueued(); e != nil && found == nil {
 					found = proto.CloneOf(e)
 				}
