@@ -21,7 +21,7 @@ import (
 const (
 	// redial is the time between attempts to connect to a kernel that is not ready.
 	redial = 15 * time.Millisecond
-	// nudge is the time after which a kernel is asked again what it is.
+	// nudge is the time after which a kernel is asked again what it is, and twice that then.
 	nudge = 300 * time.Millisecond
 	// drainTime is how long what a dead kernel has sent is read.
 	drainTime = 2 * time.Second
@@ -282,10 +282,10 @@ func (k *Kernel) meet(ctx context.Context, r *run, parts *sync.WaitGroup) error 
 	return nil
 }
 
-// introduce asks until the kernel has answered on both channels.
+// introduce asks until the kernel has answered on both channels, and has nothing more to say to it: whoever connects next gets
+// the rest of no answer.
 func (k *Kernel) introduce(ctx context.Context, probe *Client) error {
-	replied, heard := false, false
-	for !replied || !heard {
+	for patience := nudge; ; patience *= 2 {
 		message, err := NewMessage("kernel_info_request", k.session, map[string]any{})
 		if err != nil {
 			return err
@@ -293,22 +293,27 @@ func (k *Kernel) introduce(ctx context.Context, probe *Client) error {
 		if err := probe.Send(Shell, message); err != nil {
 			return err
 		}
-		soon, cancel := context.WithTimeout(ctx, nudge)
+		soon, cancel := context.WithTimeout(ctx, patience)
+		replied, heard := false, false
 		for !replied || !heard {
 			got, err := probe.Receive(soon)
 			if err != nil {
 				break
 			}
+			if got.Channel == State || got.Message.ParentHead().ID != message.Head().ID {
+				continue // of what was asked before
+			}
 			replied = replied || got.Channel == Shell
-			// The end of an answer, so that nobody who connects next gets the rest of it.
-			heard = heard || got.Channel == IOPub && got.Message.Head().Type == "status" && got.Message.ParentHead().ID == message.Head().ID && statusOf(got.Message) == "idle"
+			heard = heard || got.Channel == IOPub && got.Message.Head().Type == "status" && statusOf(got.Message) == "idle"
 		}
 		cancel()
+		if replied && heard {
+			return nil
+		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("wait for the kernel's first answer: %w", ctx.Err())
 		}
 	}
-	return nil
 }
 
 func (k *Kernel) dial(ctx context.Context, r *run, port int, kind string) (*socket, error) {
