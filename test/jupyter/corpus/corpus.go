@@ -106,7 +106,7 @@ var Steps = []Step{
 	{Name: "interrupt", Code: "import threading, time\nthreading.Timer(1, lambda: print('sleeping', flush=True)).start(); time.sleep(300)", Interrupt: "sleeping"},
 	{Name: "interrupt that is caught", Code: "try:\n    threading.Timer(1, lambda: print('waiting', flush=True)).start(); time.sleep(300)\nexcept KeyboardInterrupt:\n    print('caught')", Interrupt: "waiting"},
 	{Name: "queue", Code: "time.sleep(0.1)\nprint('one')", Then: "print('two')"},
-	{Name: "queue that an error ends", Code: "time.sleep(0.1)\n1/0", Then: "print('never')"},
+	{Name: "queue that an error ends", Code: "time.sleep(3)\n1/0", Then: "print('never')"},
 	{Name: "no stop on error", Code: "1/0", Options: map[string]any{"stop_on_error": false}, Then: "print('still')"},
 	{Name: "silent", Code: "print('seen')\n5", Options: map[string]any{"silent": true}},
 	{Name: "no history", Code: "'not kept'", Options: map[string]any{"store_history": false}},
