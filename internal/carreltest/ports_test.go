@@ -146,7 +146,7 @@ var navigating = []string{"Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "docum
 func (b *browser) visit(target string) (*http.Response, string) {
 	b.t.Helper()
 	for range 10 {
-		resp := b.ask(http.MethodGet, target, nil, navigating...)
+		resp := b.ask(http.MethodGet, target, nil, append([]string{"Sec-Fetch-Site", "none"}, navigating...)...)
 		location, err := resp.Location()
 		if err != nil {
 			return resp, text(b.t, resp)

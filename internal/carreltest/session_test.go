@@ -1,6 +1,7 @@
 package carreltest_test
 
 import (
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/url"
@@ -92,12 +93,28 @@ func TestABrowserWorksWithItsSignInAlone(t *testing.T) {
 		b := signedIn(made.Msg.GetSecret())
 		stream := b.ask(http.MethodGet, b.home()+"/v1/boxes:watch", nil, "Sec-Fetch-Site", "same-origin", "Accept", "text/event-stream")
 		require.Equal(t, http.StatusOK, stream.StatusCode)
+
+		// A sign-in that comes from that one, as by opening a port, lives no longer.
+		status, body := b.call(http.MethodPost, "/v1/web:open", "{}")
+		require.Equal(t, http.StatusOK, status, body)
+		var opened struct{ URL string }
+		require.NoError(t, json.Unmarshal([]byte(body), &opened))
+		link, err := url.Parse(opened.URL)
+		require.NoError(t, err)
+		next := newBrowser(t, s)
+		resp := next.ask(http.MethodGet, next.home()+link.RequestURI(), nil, append([]string{"Sec-Fetch-Site", "none"}, navigating...)...)
+		require.Equal(t, http.StatusSeeOther, resp.StatusCode)
+		status, body = next.call(http.MethodGet, "/v1/whoami", "")
+		require.Equal(t, http.StatusOK, status, body)
+
 		_, err = s.Admin.Tokens.RevokeToken(bounded(t), request(&carrelv1.RevokeTokenRequest{Id: made.Msg.GetToken().GetId()}))
 		require.NoError(t, err)
 		_, err = io.Copy(io.Discard, stream.Body)
 		require.Error(t, err)
-		status, _ := b.call(http.MethodGet, "/v1/whoami", "")
+		status, _ = b.call(http.MethodGet, "/v1/whoami", "")
 		require.Equal(t, http.StatusUnauthorized, status)
+		status, _ = next.call(http.MethodGet, "/v1/whoami", "")
+		require.Equal(t, http.StatusUnauthorized, status, "a sign-in that came from the one that ended")
 	})
 
 	t.Run("and nobody is signed in as somebody else without knowing", func(t *testing.T) {
@@ -116,6 +133,9 @@ func TestABrowserWorksWithItsSignInAlone(t *testing.T) {
 		b := newBrowser(t, s)
 		first := link(s.AdminToken)
 		resp := b.ask(http.MethodGet, b.home()+"/signin"+first, nil, navigating...)
+		require.Contains(t, text(t, resp), "Sign in with this link?", "a link of which the browser does not say where it was")
+		require.Empty(t, resp.Cookies())
+		resp = b.ask(http.MethodGet, b.home()+"/signin"+first, nil, append([]string{"Sec-Fetch-Site", "none"}, navigating...)...)
 		require.Equal(t, http.StatusSeeOther, resp.StatusCode, "a link that was opened by hand")
 		require.Equal(t, "/new", resp.Header.Get("Location"))
 		require.Contains(t, who(b), `"admin"`)

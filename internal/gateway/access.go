@@ -24,6 +24,7 @@ const (
 	exchangeFresh   = 15 * time.Second // how long an exchange is believed before control is asked again
 	exchangeRefused = time.Second      // how long a refusal is believed
 	exchangeTimeout = 10 * time.Second
+	maxBoxName      = 128 // bytes; no id and no name is as long
 	maxExchanges    = 10_000
 	apiTokenPrefix  = "carrel_"
 )
@@ -120,6 +121,9 @@ func newExchanger(g *Gateway) *exchanger {
 }
 
 func (x *exchanger) exchange(ctx context.Context, token, box, org, scope string) (pass, error) {
+	if len(box) > maxBoxName || len(org) > maxBoxName {
+		return pass{}, carrel.NotFound("box", clip(box)) // refusals are remembered by name
+	}
 	key := exchangeKey{sha256.Sum256([]byte(token)), box, org, scope}
 	now := x.gateway.now()
 	x.mu.Lock()
@@ -128,9 +132,9 @@ func (x *exchanger) exchange(ctx context.Context, token, box, org, scope string)
 	if ok && known.err != nil && now.Sub(known.at) < exchangeRefused {
 		return pass{}, known.err
 	}
-	// One that is for another run than the route leads to is asked for again: the box was restarted.
+	// One that is for another run than the route leads to is asked for again: the box was restarted. So is one whose name leads to another box by now.
 	usable := ok && known.err == nil && now.Before(known.pass.Expires) && x.gateway.grants.good(known.pass) == nil
-	if usable && now.Sub(known.at) < exchangeFresh && x.gateway.routes.epoch(known.pass.Box) == known.pass.Epoch {
+	if usable && now.Sub(known.at) < exchangeFresh && x.gateway.routes.leadsTo(box, known.pass.Ticket) {
 		return known.pass, nil
 	}
 	got, err := x.askOnce(ctx, token, key)

@@ -129,7 +129,10 @@ func (p *agentPool) open(box carrel.BoxID, user carrel.UserID) *agentConn {
 	conn.bulk = conn.transport.Clone()
 	conn.bulk.HTTP2.MaxReceiveBufferPerStream = bulkWindow
 	noRedirects := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	over, to := &http.Client{Transport: conn.transport, CheckRedirect: noRedirects}, "http://"+string(box)
+	client := func(over *http.Transport, limit int64) *http.Client {
+		return &http.Client{Transport: &meter{over, p.gateway, conn, limit}, CheckRedirect: noRedirects}
+	}
+	over, to := client(conn.transport, maxAgentMessageBytes), "http://"+string(box)
 	limits := []connect.ClientOption{
 		connect.WithReadMaxBytes(maxAgentMessageBytes),
 		connect.WithAcceptCompression("gzip", nil, nil), // a box shall not be able to send a bomb
@@ -137,8 +140,8 @@ func (p *agentPool) open(box carrel.BoxID, user carrel.UserID) *agentConn {
 	}
 	conn.ProcessServiceClient = agentv1connect.NewProcessServiceClient(over, to, limits...)
 	conn.forwards = agentv1connect.NewForwardServiceClient(over, to, limits...)
-	conn.notebooks = agentv1connect.NewNotebookServiceClient(over, to, append(limits, connect.WithReadMaxBytes(maxNotebookMessage), connect.WithCodec(limitedProto{}))...)
-	conn.files = agentv1connect.NewFileServiceClient(&http.Client{Transport: conn.bulk, CheckRedirect: noRedirects}, to, limits...)
+	conn.notebooks = agentv1connect.NewNotebookServiceClient(client(conn.transport, maxNotebookMessage), to, append(limits, connect.WithReadMaxBytes(maxNotebookMessage), connect.WithCodec(limitedProto{}))...)
+	conn.files = agentv1connect.NewFileServiceClient(client(conn.bulk, maxAgentMessageBytes), to, limits...)
 	return conn
 }
 

@@ -150,6 +150,9 @@ func fromAgent(ctx context.Context, box carrel.BoxID, err error) error {
 		return e // of the dial
 	}
 	if ctx.Err() != nil {
+		if errors.As(context.Cause(ctx), &e) {
+			return e
+		}
 		return ctx.Err()
 	}
 	if !connect.IsWireError(err) {

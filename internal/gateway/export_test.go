@@ -1,6 +1,11 @@
 package gateway
 
-import "context"
+import (
+	"context"
+	"time"
+
+	"carrel.dev/carrel/internal/carrel"
+)
 
 // Renew is one renewal, which Run makes at half of the certificate's life.
 func (g *Gateway) Renew(ctx context.Context) error { return g.renew(ctx) }
@@ -27,3 +32,16 @@ func (g *Gateway) AgentCalls() int {
 	}
 	return calls
 }
+
+// HoldMemory takes all that is left for large messages on somebody's account, and has others wait for it only so long.
+func (g *Gateway) HoldMemory(org carrel.OrgID, patience time.Duration) (leave func()) {
+	g.memory.patience = patience
+	leave, _ = g.memory.take(holder{org: org}, g.memory.total-g.memory.held())
+	return leave
+}
+
+// Held is how much of what is divided is taken: shares of streams, and bytes of large messages.
+func (g *Gateway) Held() (streams, memory int64) { return g.streams.held(), g.memory.held() }
+
+// BodyPatience is how long bodies of nobody may take.
+func (g *Gateway) BodyPatience(d time.Duration) { g.people.patience = d }

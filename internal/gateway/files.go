@@ -73,10 +73,17 @@ func (f *files) call(ctx context.Context, header http.Header, message boxRequest
 		g.touch(allowed, activityExec)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
+	leave, room := g.streams.take(allowed.holder(), bulkShares-1)
+	if !room {
+		g.noRoom(allowed)
+		cancel(nil)
+		return nil, errTooManyStreams(allowed.Box)
+	}
 	release := g.guard(allowed, func(err error) { cancel(err) })
 	conn, done := g.agents.get(allowed)
 	return &fileCall{ctx: ctx, box: allowed.Box, files: conn.files, end: sync.OnceFunc(func() {
 		release()
+		leave()
 		done()
 		cancel(nil)
 	})}, nil

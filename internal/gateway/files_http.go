@@ -76,7 +76,7 @@ func (f *files) serveRaw(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cache-Control", "private, no-cache")
-	h.Set("Vary", "Authorization")
+	h.Set("Vary", "Authorization, Cookie")
 	var err error
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -40,6 +41,9 @@ type Config struct {
 	PublicURL string
 	// Version is told to clients in the Server header.
 	Version string
+	// Streams is how many streams and requests may be under way at once, and Memory how much large messages may take at once, in bytes; each is divided
+	// fairly among organisations and users. 0: by what the machine has.
+	Streams, Memory int64
 	// Ops answers /healthz and /readyz; nil: they do not exist at the front door. /metrics never does.
 	Ops http.Handler
 	// Verifier checks tickets; the gateway sets its keys. nil: a new one.
@@ -70,6 +74,9 @@ type Gateway struct {
 	tokens   *exchanger
 	grants   *grantTable
 	guards   *guards
+	streams  *shares // of streams and requests under way
+	memory   *shares // of bytes of large messages
+	people   *people
 	shared   *secretStore
 	waker    *waker
 	toucher  *toucher
@@ -133,6 +140,8 @@ func New(config Config) (*Gateway, error) {
 	g.grants = openGrants(config.DataDir, g.identity.cluster(), g.log, g.now)
 	g.shared = openSecrets(config.DataDir, g.identity.cluster(), g.log)
 	g.guards, g.waker, g.toucher, g.auditor = newGuards(), newWaker(), newToucher(g), newAuditor(g)
+	g.streams, g.memory = newShares(cmp.Or(config.Streams, roomForStreams())), newShares(cmp.Or(config.Memory, roomForMessages()))
+	g.people = newPeople(g)
 	g.ports = newPorts(g)
 	g.jupyter = newJupyterServer(g)
 	g.handler = g.newHandler()
@@ -198,6 +207,7 @@ func (g *Gateway) tidy(ctx context.Context) error {
 			g.agents.tidy(now)
 			g.proxies.tidy(g.routes.nodes())
 			g.tokens.tidy(now)
+			g.people.tidy(now)
 			g.ports.recent.tidy(now)
 			g.toucher.tidy(now)
 		case <-ctx.Done():

@@ -55,7 +55,15 @@ func (g *Gateway) newHandler() http.Handler {
 	if err != nil {
 		panic("gateway: the process service's schema cannot be transcoded: " + err.Error()) // a fault of the build
 	}
-	control := g.newControlProxy()
+	// RPCs are read and answered whole: who sends and gets what is large has to be somebody, and waits for room.
+	service, portHandler, transcoded := g.messages(service, 0), g.messages(portHandler, 0), g.messages(transcoder, 0)
+	fileCalls := g.messages(fileHandler, 0)
+	notebookCalls, notebookPaths := g.messages(notebookHandler, maxNotebookRequest*messageWeight), g.messages(limitValues(notebookREST), maxNotebookRequest*messageWeight)
+	proxy := g.newControlProxy()
+	control := g.messages(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, maxControlBody)
+		proxy.ServeHTTP(w, r)
+	}), 0)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Server", "carrel/"+g.config.Version)
 		if !requestIDPattern.MatchString(r.Header.Get(headerRequestID)) {
@@ -93,6 +101,9 @@ func (g *Gateway) newHandler() http.Handler {
 			return
 		}
 		defer done()
+		// What is answered from here on is somebody's, and never a page.
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
 		switch {
 		case p == "/healthz" || p == "/readyz" || p == "/metrics":
 			if g.config.Ops == nil || p == "/metrics" { // figures are for operators, at the operations address
@@ -103,15 +114,15 @@ func (g *Gateway) newHandler() http.Handler {
 		case strings.HasPrefix(p, procedures):
 			service.ServeHTTP(w, r)
 		case strings.HasPrefix(p, fileProcedures):
-			fileHandler.ServeHTTP(w, r)
+			fileCalls.ServeHTTP(w, r)
 		case rawFilePath.MatchString(p):
 			filing.serveRaw(w, r)
 		case strings.HasPrefix(p, portProcedures):
 			portHandler.ServeHTTP(w, r)
 		case strings.HasPrefix(p, notebookProcedures):
-			notebookHandler.ServeHTTP(w, r)
+			notebookCalls.ServeHTTP(w, r)
 		case notebookPath.MatchString(p):
-			limitValues(notebookREST).ServeHTTP(w, r)
+			notebookPaths.ServeHTTP(w, r)
 		case socketPath.MatchString(p):
 			g.serveSocket(w, r)
 		case sessionPath.MatchString(p):
@@ -123,12 +134,12 @@ func (g *Gateway) newHandler() http.Handler {
 				g.serveSocket(w, under)
 			}
 		case processPath.MatchString(p), filePath.MatchString(p), portPath.MatchString(p):
-			transcoder.ServeHTTP(w, r)
+			transcoded.ServeHTTP(w, r)
 		case strings.HasPrefix(p, "/carrel.") && !strings.HasPrefix(p, "/carrel.v1."):
 			// The links are for peers. Passed on they would be refused, because users' requests go without a certificate.
 			writeError(w, r, carrel.NotFound("path", p))
 		default:
-			r.Body = http.MaxBytesReader(w, r.Body, maxControlBody)
+			w.Header().Del("Cache-Control") // control's answers have their own
 			control.ServeHTTP(w, r)
 		}
 	})
@@ -156,11 +167,18 @@ func (g *Gateway) newControlProxy() http.Handler {
 		ModifyResponse: func(resp *http.Response) error {
 			resp.Header.Del("Server") // ours are set already
 			resp.Header.Del(headerRequestID)
+			resp.Header.Del("X-Content-Type-Options")
+			if resp.Header.Get("Cache-Control") == "" {
+				resp.Header.Set("Cache-Control", "no-store")
+			}
 			return nil
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			var tooLarge *http.MaxBytesError
+			var refused *carrel.Error
 			switch {
+			case errors.As(err, &refused):
+				writeError(w, r, refused)
 			case errors.As(err, &tooLarge):
 				e := carrel.Errorf(carrel.CodeInvalid, "request_too_large", "the request is larger than %d bytes", tooLarge.Limit)
 				writeError(w, r, e)

@@ -82,6 +82,10 @@ func (j *jupyterServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		preflight(w, r)
 		return
 	}
+	if forPages(r) {
+		j.fail(w, r, errNotForPages())
+		return
+	}
 	call := &jupyterCall{server: j, box: box, path: rest, token: jupyterToken(r), bare: offersProtocol(r, protocolJupyter)}
 	if call.token != "" {
 		// Whoever has the token may use it from any page; nothing is added by the browser.

@@ -20,9 +20,10 @@ type metrics struct {
 
 	auditDropped prometheus.Counter
 
-	streamSockets *prometheus.GaugeVec
-	streamLag     prometheus.Histogram
-	streamDropped prometheus.Counter
+	refusedStreams prometheus.Counter
+	streamSockets  *prometheus.GaugeVec
+	streamLag      prometheus.Histogram
+	streamDropped  prometheus.Counter
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -40,6 +41,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 
 		auditDropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "carrel_gateway_audit_dropped_total", Help: "Audit entries lost because control was away for too long."}),
 	}
+	m.refusedStreams = prometheus.NewCounter(prometheus.CounterOpts{Name: "carrel_gateway_refused_streams_total", Help: "Streams and requests refused because a user or organisation had as many under way as there is room for."})
 	m.streamSockets = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "carrel_stream_sockets", Help: "Open streams of boxes, by kind."}, []string{"kind"})
 	m.streamLag = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "carrel_stream_lag_seconds", Help: "From when something happened in a notebook, by its box's clock brought to the gateway's, to when it was written to a viewer who was up to date.",
@@ -48,7 +50,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	m.streamDropped = prometheus.NewCounter(prometheus.CounterOpts{Name: "carrel_stream_dropped_events_total", Help: "Events of notebooks that viewers did not get because they asked for them when they were no longer kept."})
 	if registry != nil {
 		registry.MustRegister(m.streamSockets, m.streamLag, m.streamDropped)
-		registry.MustRegister(m.tunnels, m.streams, m.terminals, m.dialled, m.dials, m.exchanges, m.cuts, m.sshConns, m.sshLogins, m.auditDropped)
+		registry.MustRegister(m.tunnels, m.streams, m.terminals, m.dialled, m.dials, m.exchanges, m.cuts, m.sshConns, m.sshLogins, m.auditDropped, m.refusedStreams)
 	}
 	return m
 }

@@ -133,6 +133,7 @@ func limitValues(next http.Handler) http.Handler {
 			switch {
 			case errors.As(err, &large):
 				refused = carrel.Errorf(carrel.CodeInvalid, "request_too_large", "the request is larger than %d bytes", large.Limit)
+			case errors.As(err, &refused):
 			case err != nil:
 				refused = carrel.Errorf(carrel.CodeAborted, "canceled", "the body of the request broke off")
 			case r.Header.Get("Content-Encoding") != "":

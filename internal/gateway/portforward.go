@@ -207,6 +207,8 @@ func (j *portJob) clean(h http.Header) {
 			"Strict-Transport-Security", "Nel", "Report-To", "Reporting-Endpoints",
 			// A client must not be led to show the platform's own origin, or another one, what it knows.
 			"Www-Authenticate", "Proxy-Authenticate", "Refresh",
+			// What would hold for other requests to the origin, or have pages load more of it.
+			"Secure-Session-Registration", "Sec-Session-Registration", "Use-As-Dictionary", "Accept-Ch", "Critical-Ch", "Origin-Agent-Cluster", "Speculation-Rules", "Link",
 		} {
 			h.Del(name)
 		}

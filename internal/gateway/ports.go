@@ -159,6 +159,10 @@ func (p *ports) servePath(w http.ResponseWriter, r *http.Request) {
 		writeError(w, r, carrel.Errorf(carrel.CodeNotFound, "bad_port_path", "a port of a box is at /p/BOX-ID/PORT/, and %s is none", clip(r.URL.Path)))
 		return
 	}
+	if forPages(r) {
+		p.answer(w, r, errNotForPages())
+		return
+	}
 	who, err := p.byToken(r, ref)
 	if err == nil && who == nil {
 		err = errNoCredentials()

@@ -50,9 +50,18 @@ func (s *guards) renewed(one *guarded, p pass) {
 }
 
 // guard registers an open stream: cancel is called, once at most, with what to tell its user when their right ends, within
-// a second while control is there. It may be called from any goroutine, also before guard returns, and must not block.
-// release ends the watch and must be called at the stream's end; it may be called again.
+// a second while control is there, or when there is no room for the stream. It may be called from any goroutine, also before guard returns, and must
+// not block. release ends the watch and must be called at the stream's end; it may be called again.
 func (g *Gateway) guard(p pass, cancel func(error)) (release func()) {
+	leave := func() {}
+	if p.Box != "" {
+		var room bool
+		if leave, room = g.streams.take(p.holder(), 1); !room {
+			g.noRoom(p)
+			cancel(errTooManyStreams(p.Box))
+			return leave
+		}
+	}
 	one := &guarded{pass: p, cancel: cancel}
 	g.guards.mu.Lock()
 	g.guards.open[one] = struct{}{}
@@ -65,7 +74,14 @@ func (g *Gateway) guard(p pass, cancel func(error)) (release func()) {
 		g.guards.mu.Lock()
 		delete(g.guards.open, one)
 		g.guards.mu.Unlock()
+		leave()
 	}
+}
+
+// noRoom notes that a stream was refused.
+func (g *Gateway) noRoom(p pass) {
+	g.metrics.refusedStreams.Inc()
+	g.log.Info("no room for a stream", "box", p.Box, "org", p.Org, "user", p.User)
 }
 
 // cut ends a stream, unless it has ended already.

@@ -17,6 +17,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	linkv1 "carrel.dev/carrel/api/carrel/link/v1"
+	"carrel.dev/carrel/internal/auth"
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/failpoint"
 	"carrel.dev/carrel/internal/wholefile"
@@ -80,7 +81,8 @@ type routeTable struct {
 	mu      sync.Mutex // guards what follows
 	cluster string
 	routes  map[carrel.BoxID]route
-	gone    map[carrel.BoxID]route // boxes without a run: the newest route that is known to be over
+	gone    map[carrel.BoxID]route   // boxes without a run: the newest route that is known to be over
+	names   map[boxName]carrel.BoxID // of boxes with a run; while one of two of a name is on its way out, the newer
 	keys    []ed25519.PublicKey
 	revoked []string      // ids of peers that were removed from the cluster
 	loaded  bool          // from disk or control
@@ -91,7 +93,7 @@ type routeTable struct {
 func openRoutes(dir, cluster string, log *slog.Logger) *routeTable {
 	t := &routeTable{
 		path: filepath.Join(dir, "routes.json"), log: log, dirty: make(chan struct{}, 1), cluster: cluster,
-		routes: map[carrel.BoxID]route{}, gone: map[carrel.BoxID]route{}, changed: make(chan struct{}),
+		routes: map[carrel.BoxID]route{}, gone: map[carrel.BoxID]route{}, names: map[boxName]carrel.BoxID{}, changed: make(chan struct{}),
 	}
 	var file routesFile
 	err := readStrict(t.path, &file)
@@ -108,6 +110,7 @@ func openRoutes(dir, cluster string, log *slog.Logger) *routeTable {
 	for _, r := range file.Routes {
 		if r.valid() {
 			t.routes[r.Box] = r
+			t.names[r.boxName()] = r.Box
 		}
 	}
 	t.keys = publicKeys(file.TicketKeys)
@@ -185,6 +188,7 @@ func (t *routeTable) apply(update *linkv1.RoutesUpdate) {
 	if update.GetFull() {
 		old := t.routes
 		t.routes = make(map[carrel.BoxID]route, len(update.GetRoutes()))
+		t.names = make(map[boxName]carrel.BoxID, len(update.GetRoutes()))
 		t.loaded = true
 		for _, r := range update.GetRoutes() {
 			t.take(r)
@@ -235,6 +239,7 @@ func (t *routeTable) take(m *linkv1.Route) {
 	}
 	if m.GetGone() {
 		delete(t.routes, r.Box)
+		t.unname(known)
 		if r.Org == "" {
 			r.Org, r.Name, r.Wake, r.KeepShell = known.Org, known.Name, known.Wake, known.KeepShell
 		}
@@ -247,7 +252,39 @@ func (t *routeTable) take(m *linkv1.Route) {
 		return
 	}
 	delete(t.gone, r.Box)
+	if ok && known.boxName() != r.boxName() {
+		t.unname(known)
+	}
 	t.routes[r.Box] = r
+	if named, taken := t.names[r.boxName()]; !taken || named == r.Box || !ok {
+		t.names[r.boxName()] = r.Box
+	}
+}
+
+// boxName is a name in its organisation.
+type boxName struct {
+	org  carrel.OrgID
+	name string
+}
+
+func (r route) boxName() boxName { return boxName{r.Org, r.Name} }
+
+// unname forgets a name that leads to a box; the caller holds mu.
+func (t *routeTable) unname(r route) {
+	if t.names[r.boxName()] == r.Box {
+		delete(t.names, r.boxName())
+	}
+}
+
+// leadsTo reports whether a box, as somebody calls it, is the one of a ticket, and in its run.
+func (t *routeTable) leadsTo(called string, ticket auth.Ticket) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r, live := t.routes[ticket.Box]
+	if !live || r.Epoch != ticket.Epoch {
+		return false
+	}
+	return called == string(r.Box) || r.Name == "" || r.Name == called && t.names[r.boxName()] == r.Box
 }
 
 func (t *routeTable) bury(r route) {

@@ -47,7 +47,7 @@ func (p *ports) asSession(r *http.Request) (request *http.Request, done func(), 
 	ctx, end := context.WithCancelCause(r.Context())
 	ctx, stop := context.WithDeadlineCause(ctx, s.Expires, errSessionEnded())
 	release := p.gateway.guard(pass{Ticket: auth.Ticket{User: s.User, Token: token.ID}, from: s.From}, func(error) { end(errSessionEnded()) })
-	r = r.WithContext(ctx)
+	r = r.WithContext(context.WithValue(ctx, sessionKey{}, s))
 	r.Header = r.Header.Clone()
 	r.Header.Set("Authorization", "Bearer "+s.Token)
 	r.Header.Del("Cookie")
@@ -56,6 +56,14 @@ func (p *ports) asSession(r *http.Request) (request *http.Request, done func(), 
 		stop()
 		end(nil)
 	}, nil
+}
+
+type sessionKey struct{}
+
+// sessionOf is the sign-in by which a request goes on as if it had shown a token.
+func sessionOf(ctx context.Context) (browserSession, bool) {
+	s, ok := ctx.Value(sessionKey{}).(browserSession)
+	return s, ok
 }
 
 // showsRight reports whether a request brings a right of its own, in one of the ways that some path of the front door takes.

@@ -257,7 +257,7 @@ func (p *ports) keep(w http.ResponseWriter, r *http.Request, s browserSession) e
 }
 
 // derive makes the token of a session: it ends by itself, and signing out revokes it and nothing else. The session ends with the token that it
-// came from, too.
+// came from, too; one that comes from a sign-in, with the token that was shown for that.
 func (p *ports) derive(ctx context.Context, token string) (browserSession, error) {
 	g := p.gateway
 	from, err := auth.ParseToken(token)
@@ -276,7 +276,11 @@ func (p *ports) derive(ctx context.Context, token string) (browserSession, error
 	if end := resp.Msg.GetToken().GetExpireTime(); end != nil && end.AsTime().Before(expires) {
 		expires = end.AsTime()
 	}
-	return browserSession{User: carrel.UserID(resp.Msg.GetToken().GetUserId()), Token: resp.Msg.GetSecret(), From: from.ID, Expires: expires}, nil
+	root := from.ID
+	if s, ok := sessionOf(ctx); ok && s.Token == token {
+		root = s.From // what that sign-in ends with, this one does too
+	}
+	return browserSession{User: carrel.UserID(resp.Msg.GetToken().GetUserId()), Token: resp.Msg.GetSecret(), From: root, Expires: expires}, nil
 }
 
 func (p *ports) tokens() carrelv1connect.TokenServiceClient {
@@ -311,7 +315,7 @@ func errNoKeys(cause error) *carrel.Error {
 }
 
 // signInByLink takes a link. One that somebody else's page leads to, or that would put another user in the place of the one who is signed in, is asked
-// about first: a browser must not work as somebody else without its user knowing.
+// about first, and so is one of which the browser does not say what led to it: a browser must not work as somebody else without its user knowing.
 func (p *ports) signInByLink(w http.ResponseWriter, r *http.Request) {
 	text, next := r.URL.Query().Get("link"), r.URL.Query().Get("next")
 	link, ok := p.openLink(text)
@@ -321,7 +325,7 @@ func (p *ports) signInByLink(w http.ResponseWriter, r *http.Request) {
 	}
 	present, signedIn := p.session(r)
 	site := r.Header.Get("Sec-Fetch-Site")
-	foreign := site != "" && site != "none" && site != "same-origin"
+	foreign := site != "none" && site != "same-origin" // nothing is said by old browsers, and by all where there is no TLS
 	if foreign || signedIn && present.User != link.Session.User {
 		known, _ := p.gateway.grantOf(link.Session.User)
 		page := linkPage{Link: text, Next: localPath(next), User: known.Name, PortHosts: p.portHosts(r)}

@@ -173,10 +173,16 @@ func (st *stream) open(number uint32, run func(*watch) error) error {
 	if len(st.watches) >= maxChannels {
 		return errTooManyChannels()
 	}
+	leave, room := st.g.streams.take(st.pass.holder(), 1)
+	if !room {
+		st.g.noRoom(st.pass)
+		run = func(*watch) error { return errTooManyStreams(st.pass.Box) }
+	}
 	ctx, stop := context.WithCancel(st.socket.ctx)
 	st.watches[number] = stop
 	w := &watch{stream: st, number: number, ctx: ctx, lane: st.socket.out.lane(false)}
 	st.socket.parts.Go(func() {
+		defer leave()
 		defer stop()
 		if err := run(w); err != nil && ctx.Err() == nil {
 			w.fail(err)

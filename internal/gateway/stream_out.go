@@ -51,8 +51,35 @@ func newOutbox() *outbox {
 // lane begins a queue. prompt: what it has goes first while it is little.
 func (o *outbox) lane(prompt bool) *lane { return &lane{out: o, prompt: prompt} }
 
-// put waits until there is room for a frame, and queues it. Errors: the end of ctx; errSocketClosed.
+// put waits until there is room for a frame, and queues it. One larger than the lane is waited for until it is written, so that whoever puts it holds
+// what it takes in memory. Errors: the end of ctx; errSocketClosed.
 func (l *lane) put(ctx context.Context, f outFrame) error {
+	o := l.out
+	if len(f.data) > laneBytes {
+		wrote, gone := f.wrote, make(chan struct{})
+		f.wrote = func() {
+			close(gone)
+			if wrote != nil {
+				wrote()
+			}
+		}
+		if err := l.queue(ctx, f); err != nil {
+			return err
+		}
+		select {
+		case <-gone:
+			return nil
+		case <-o.ended:
+			return errSocketClosed
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return l.queue(ctx, f)
+}
+
+// queue is put without waiting for the frame to be written.
+func (l *lane) queue(ctx context.Context, f outFrame) error {
 	o := l.out
 	for {
 		o.mu.Lock()

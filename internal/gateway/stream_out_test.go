@@ -15,6 +15,9 @@ func order(t *testing.T, o *outbox, n int) (names []string) {
 	for range n {
 		f, ok := o.next()
 		require.True(t, ok)
+		if f.wrote != nil {
+			f.wrote()
+		}
 		names = append(names, string(f.data[:1]))
 	}
 	return names
@@ -61,7 +64,13 @@ func TestManyEchoesStarveNobody(t *testing.T) {
 func TestALaneHoldsLittleAndThenWaits(t *testing.T) {
 	o := newOutbox()
 	l := o.lane(false)
-	require.NoError(t, l.put(t.Context(), fill("a", 10<<20)), "one frame of any size")
+	large := make(chan error, 1)
+	go func() { large <- l.put(t.Context(), fill("a", 10<<20)) }() // one frame of any size
+	require.Eventually(t, func() bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return l.size > 0
+	}, time.Minute, time.Millisecond)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.ErrorIs(t, l.put(ctx, fill("b", 1)), context.Canceled)
@@ -72,7 +81,9 @@ func TestALaneHoldsLittleAndThenWaits(t *testing.T) {
 		defer o.mu.Unlock()
 		return l.room != nil
 	}, time.Minute, time.Millisecond)
+	require.Empty(t, large, "whoever has something large waits until it is written")
 	require.Equal(t, []string{"a"}, order(t, o, 1))
+	require.NoError(t, <-large)
 	require.NoError(t, <-waited)
 	require.NoError(t, l.put(t.Context(), fill("d", laneBytes-1)))
 	go func() { waited <- l.put(t.Context(), fill("e", 1)) }()

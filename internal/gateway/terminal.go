@@ -157,13 +157,22 @@ func (t *terminals) open(number uint32, start *carrelv1.StartProcessRequest, att
 	if len(t.channels) >= maxChannels {
 		return errTooManyChannels()
 	}
+	leave, room := t.g.streams.take(t.pass.holder(), 1)
+	if !room {
+		t.g.noRoom(t.pass)
+	}
 	c := newChannel(t, number)
 	if t.channels == nil {
 		t.channels = map[uint32]*channel{}
 	}
 	t.channels[number] = c
 	t.socket.parts.Go(func() {
-		c.run(start, attach)
+		if room {
+			c.run(start, attach)
+		} else {
+			c.refuse(errTooManyStreams(t.pass.Box))
+		}
+		leave()
 		t.mu.Lock()
 		delete(t.channels, number)
 		t.mu.Unlock()

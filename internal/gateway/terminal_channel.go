@@ -48,15 +48,25 @@ func newChannel(t *terminals, number uint32) *channel {
 	return c
 }
 
+// refuse ends a channel that does not begin.
+func (c *channel) refuse(err error) {
+	c.fail(err)
+	close(c.started)
+	c.end()
+}
+
+// end stops what belongs to the channel.
+func (c *channel) end() {
+	c.stop()
+	c.mu.Lock()
+	c.over = true
+	c.mu.Unlock()
+	c.inputs.Wait()
+}
+
 // run follows the process to its end.
 func (c *channel) run(start *carrelv1.StartProcessRequest, attach *carrelv1.AttachProcessRequest) {
-	defer func() {
-		c.stop()
-		c.mu.Lock()
-		c.over = true
-		c.mu.Unlock()
-		c.inputs.Wait()
-	}()
+	defer c.end()
 	sure := sync.OnceFunc(func() { close(c.started) })
 	defer sure()
 	if err := c.follow(start, attach, sure); err != nil && c.ctx.Err() == nil {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,9 +19,10 @@ import (
 var webPath = regexp.MustCompile(`^/(|new|nodes|account|boxes/[^/]+(/.*)?)$`)
 
 // webPolicy lets pages run and load what the gateway serves and nothing else. Styles may stand in the page, as editors and terminals put them
-// there; scripts may not, and text never becomes one.
-const webPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' data: blob:; " +
-	"connect-src 'self'; worker-src 'self' blob:; frame-src 'self'; form-action 'self'; base-uri 'none'; object-src 'none'; frame-ancestors 'none'"
+// there; scripts may not, and text never becomes one. The origin also has what boxes answer (/jupyter/, /p/): programs and styles come from the folder
+// of the pages' own alone, and frames from that of outputs. ASSETS and SANDBOX stand for these.
+const webPolicy = "default-src 'none'; script-src ASSETS; style-src ASSETS 'unsafe-inline'; img-src 'self' data: blob:; font-src ASSETS data:; media-src 'self' data: blob:; " +
+	"connect-src 'self'; worker-src 'none'; frame-src SANDBOX; form-action 'self'; base-uri 'none'; object-src 'none'; frame-ancestors 'none'"
 
 // outputPage shows what a box wrote, scripts included, in a frame of a page; outputPolicy gives it an origin of its own wherever it is opened, and lets it
 // load nothing from anywhere.
@@ -29,6 +31,43 @@ const (
 	outputPolicy = "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' data: blob:; style-src 'unsafe-inline' data:; img-src data: blob:; font-src data:; " +
 		"media-src data: blob:; worker-src blob: data:; connect-src data: blob:; form-action 'none'; base-uri 'none'; frame-ancestors 'self'"
 )
+
+// plainHost is a host that can stand in a policy.
+var plainHost = regexp.MustCompile(`^[A-Za-z0-9.-]+(:[0-9]{1,5})?$`)
+
+// policy is webPolicy for the host by which a browser knows the front door.
+func (p *ports) policy(r *http.Request) string {
+	var hosts []string
+	for _, host := range []string{r.Host, p.origin(r).Host} {
+		if plainHost.MatchString(host) && !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	at := func(folder string) string {
+		if len(hosts) == 0 { // such as [::1], which a policy has no way to write
+			return "'self'"
+		}
+		return strings.Join(hosts, folder+" ") + folder
+	}
+	return strings.NewReplacer("ASSETS", at("/assets/"), "SANDBOX", at("/sandbox/")).Replace(webPolicy)
+}
+
+// forPages reports whether a page of the front door's own origin loads something into itself: a script, a picture, a frame. What boxes answer at that
+// origin is for programs, and for people who open it by itself.
+func forPages(r *http.Request) bool {
+	if r.Header.Get("Sec-Fetch-Site") != "same-origin" {
+		return false
+	}
+	switch r.Header.Get("Sec-Fetch-Dest") {
+	case "", "empty", "websocket", "document":
+		return false
+	}
+	return true
+}
+
+func errNotForPages() *carrel.Error {
+	return carrel.Errorf(carrel.CodeDenied, "not_for_pages", "what boxes answer under this origin is no part of its pages; programs may read it")
+}
 
 // serveWeb answers requests for the browser's pages and what they load. It reports whether the path is one of theirs.
 func (g *Gateway) serveWeb(w http.ResponseWriter, r *http.Request) bool {
@@ -60,7 +99,7 @@ func (g *Gateway) serveWeb(w http.ResponseWriter, r *http.Request) bool {
 		return true
 	}
 	h := w.Header()
-	h.Set("Content-Security-Policy", webPolicy)
+	h.Set("Content-Security-Policy", g.ports.policy(r))
 	if name == outputPage {
 		h.Set("Content-Security-Policy", outputPolicy)
 	}

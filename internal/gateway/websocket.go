@@ -168,7 +168,7 @@ func closing(err error) (code websocket.StatusCode, reason string) {
 		return closeRefused, reason
 	case carrel.CodeInvalid:
 		return websocket.StatusPolicyViolation, reason
-	case carrel.CodeUnavailable:
+	case carrel.CodeUnavailable, carrel.CodeExhausted:
 		return websocket.StatusTryAgainLater, reason
 	case carrel.CodePrecondition:
 		if e.Reason == client.ReasonBoxNotRunning {
