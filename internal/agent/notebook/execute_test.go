@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -423,6 +425,21 @@ func TestFloodWithoutRoomIsSaid(t *testing.T) {
 	require.Equal(t, stateOK, e.GetState())
 	require.Contains(t, textOf(e), "the box's disk is almost full")
 	require.Equal(t, "on\n", textOf(b.execute(&carrelv1.ExecuteRequest{Code: "print('on')"})))
+}
+
+// TestAFloodsMemoryIsGivenBack promises that the agent, which has no small part of a box's memory while a kernel floods, does not keep it.
+func TestAFloodsMemoryIsGivenBack(t *testing.T) {
+	b := newBox(t)
+	kept := func() uint64 {
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return stats.HeapIdle - stats.HeapReleased + stats.HeapInuse
+	}
+	debug.FreeOSMemory()
+	before := kept()
+	e := b.execute(&carrelv1.ExecuteRequest{Code: "import sys\nfor i in range(60): sys.stdout.write(('x' * 99 + '\\n') * 10000)"})
+	require.Equal(t, stateOK, e.GetState())
+	require.Eventually(t, func() bool { return kept() < before+32<<20 }, 20*time.Second, 20*time.Millisecond, "what 60 MB of text took is not given back")
 }
 
 // smallDisk mounts a directory that has little room, for the kernels' user.

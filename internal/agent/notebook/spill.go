@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -86,7 +87,7 @@ func (r *runner) closeSpill(e *execution) {
 		if err := e.spill.problem(); err != nil {
 			where = "not all of it is in " + e.outputFile + " either: " + err.Error()
 		}
-		r.s.wg.Go(e.spill.close)
+		r.s.wg.Go(e.spill.end)
 		e.spill = nil
 	}
 	marker := &output{stream: "stderr"}
@@ -151,6 +152,13 @@ func (p *spill) put(text string) {
 	if err != nil {
 		p.err = plainError(err)
 	}
+}
+
+// end closes the file and gives back the memory that a flood took, which is most of what the agent ever has: messages of tens of megabytes. It
+// would keep that for minutes, and it is the box's.
+func (p *spill) end() {
+	p.close()
+	debug.FreeOSMemory()
 }
 
 func (p *spill) close() {
