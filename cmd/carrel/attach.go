@@ -22,7 +22,7 @@ func (a *app) attachCommand() *cobra.Command {
 			"takes input, and end with its exit code when it ends. Several people can be attached at once. A broken connection\n" +
 			"is made again and goes on where it broke. On a terminal, Enter ~ . leaves the command running; elsewhere Ctrl-C is\n" +
 			"sent to it. --from says the first byte of output to show; -1: only what comes from now on.",
-		Example:     example("carrel attach mybox p3", "carrel attach mybox p3 --from -1", "carrel attach mybox p3 --view"),
+		Example:     example("carrel attach mybox xddab3ir5ski", "carrel attach mybox xddab3ir5ski --from -1", "carrel attach mybox xddab3ir5ski --view"),
 		Args:        takes("NAME", "PROCESS"),
 		Annotations: map[string]string{ownsExitCode: "yes"},
 	}

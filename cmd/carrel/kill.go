@@ -16,7 +16,7 @@ func (a *app) killCommand() *cobra.Command {
 		Use:     "kill NAME PROCESS",
 		Short:   "Send a signal to a command in a box",
 		Long:    "Send a signal to a command in a box and to its children.",
-		Example: example("carrel kill mybox p3", "carrel kill mybox p3 -s KILL"),
+		Example: example("carrel kill mybox xddab3ir5ski", "carrel kill mybox xddab3ir5ski -s KILL"),
 		Args:    takes("NAME", "PROCESS"),
 	}
 	cmd.ValidArgsFunction = a.boxAndProcess()

@@ -16,7 +16,7 @@ func (a *app) logsCommand() *cobra.Command {
 		Long: "Show what the box keeps of the output of a command: the last 1 MiB of standard output and 256 KiB of standard error,\n" +
 			"also after it has ended. Without --process it is the newest; `carrel ps NAME --all` lists all of them, the startup\n" +
 			"commands of the template too. With --follow it goes on until the command ends; Ctrl-C ends the showing, not the command.",
-		Example:           example("carrel logs mybox", "carrel logs mybox -f", "carrel logs mybox --process p3 --since 4096"),
+		Example:           example("carrel logs mybox", "carrel logs mybox -f", "carrel logs mybox --process xddab3ir5ski --since 4096"),
 		Args:              takes("NAME"),
 		ValidArgsFunction: a.boxNames(),
 	}
