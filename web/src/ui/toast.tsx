@@ -20,7 +20,8 @@ function set(list: Toast[]): void {
 
 function show(kind: Toast["kind"], text: string, ms: number): void {
   const id = next++;
-  set([...toasts.slice(-3), { id, kind, text }]);
+  // The same again takes the place of what was said.
+  set([...toasts.filter((t) => t.kind !== kind || t.text !== text).slice(-3), { id, kind, text }]);
   setTimeout(() => dismiss(id), ms);
 }
 

@@ -4,6 +4,7 @@ import type { BoxActivity, Deadline, Signal } from "../../gen/carrel/v1/boxes_pb
 import { absolute, bytes, cpus, relative, when } from "../../lib/format";
 import { useLoad } from "../../lib/load";
 import { useNow } from "../../lib/now";
+import { useSession } from "../../lib/session";
 import { Ago, Meter } from "../../ui/bits";
 import { Button, Loading } from "../../ui/button";
 import { Problem } from "../../ui/error";
@@ -89,7 +90,7 @@ function Use() {
       <h2 id="activity-use">What it uses</h2>
       {now ? (
         <div className="meters">
-          <Meter label="Processors" used={cpuMillis ?? 0} of={Number(now.cpuLimitMillis)} text={cpuMillis === undefined ? `of ${cpus(now.cpuLimitMillis)}` : `${(cpuMillis / 1000).toFixed(2)} of ${cpus(now.cpuLimitMillis)}`} />
+          <Meter label="Processors" used={cpuMillis ?? 0} of={Number(now.cpuLimitMillis)} text={cpuMillis === undefined ? `… of ${cpus(now.cpuLimitMillis)}` : `${(cpuMillis / 1000).toFixed(2)} of ${cpus(now.cpuLimitMillis)}`} />
           <Size label="Memory" used={now.memoryBytes} of={now.memoryLimitBytes} />
           <Size label="Files in home" used={now.homeBytes} of={now.homeLimitBytes} />
           <Size label="Installed programs" used={now.rootBytes} of={now.rootLimitBytes} />
@@ -106,7 +107,11 @@ function Size({ label, used, of }: { label: string; used: bigint; of: bigint }) 
   return <Meter label={label} used={Number(used)} of={Number(of)} text={of > 0n ? `${bytes(used)} of ${bytes(of)}` : bytes(used)} />;
 }
 
+/** What the server says of who did something: one's own id is "you". */
+const told = (text: string, me: string): string => text.replaceAll(`user:${me}`, "you");
+
 function Awake({ signals }: { signals: readonly Signal[] }) {
+  const { user } = useSession();
   const holds = signals.filter((s) => s.active && s.counts);
   const others = signals.filter((s) => !(s.active && s.counts)).toSorted((a, b) => Number((b.time?.seconds ?? 0n) - (a.time?.seconds ?? 0n)));
   return (
@@ -117,7 +122,7 @@ function Awake({ signals }: { signals: readonly Signal[] }) {
           <li key={s.kind} className="item">
             <div>
               <strong>{kinds[s.kind] ?? s.kind}</strong>
-              {s.detail && <p className="soft small">{s.detail}</p>}
+              {s.detail && <p className="soft small">{told(s.detail, user.id)}</p>}
             </div>
             {s.active && s.counts ? (
               <span className="badge good">keeps it awake</span>
@@ -159,11 +164,12 @@ function Deadlines({ list }: { list: readonly Deadline[] }) {
 }
 
 function Asleep({ activity }: { activity: BoxActivity }) {
+  const { user } = useSession();
   if (!activity.lastStopTime) return <p>It has not run yet.</p>;
   return (
     <p>
       {activity.lastStopReason || "It ended without a reason that is known."}
-      {activity.lastStopActor && ` (by ${activity.lastStopActor})`}, <Ago time={activity.lastStopTime} />.
+      {activity.lastStopActor && ` (by ${told(activity.lastStopActor, user.id)})`}, <Ago time={activity.lastStopTime} />.
     </p>
   );
 }

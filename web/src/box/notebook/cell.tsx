@@ -4,7 +4,7 @@ import { lazy, memo, Suspense, useCallback, useEffect, useMemo, useRef, useState
 import { useNow } from "../../lib/now";
 import { Button } from "../../ui/button";
 import { Icon } from "../../ui/icon";
-import { toast } from "../../ui/toast";
+import { toastError } from "../../ui/toast";
 import { Conflict } from "./conflict";
 import type { EditorHandle } from "./editor/editor";
 import type { CodeHelp } from "./editor/help";
@@ -103,7 +103,7 @@ export const CellView = memo(function CellView(props: CellProps) {
               title={readOnly ? lookOnly : "Run this cell (Ctrl+Enter)"}
               disabled={state !== ""}
               aria-disabled={readOnly || undefined}
-              onClick={() => (readOnly ? toast(lookOnly) : actions.run(id))}
+              onClick={() => (readOnly ? toastError(new Error(lookOnly)) : actions.run(id))}
             >
               <Icon name="play" size={16} />
             </button>
