@@ -91,13 +91,15 @@ func roundDuration(d time.Duration) string {
 	return d.Round(time.Second).String()
 }
 
-// progressLine is one line on a terminal that is written over and over, and nothing elsewhere.
+// progressLine is one line on a terminal that is written over and over. Elsewhere it is nothing, but for one line when an operation has
+// come to nothing for now and is tried again: whoever waits has to know for what.
 type progressLine struct {
 	a     *app
 	op    *carrelv1.Operation
 	start time.Time
 	on    bool
 	shown bool
+	said  bool
 }
 
 func (a *app) progressLine(op *carrelv1.Operation) *progressLine {
@@ -106,7 +108,14 @@ func (a *app) progressLine(op *carrelv1.Operation) *progressLine {
 }
 
 func (l *progressLine) show(op *carrelv1.Operation) {
-	if !l.on || op.GetDone() {
+	if op.GetDone() {
+		return
+	}
+	if !l.on {
+		if !l.said && strings.HasPrefix(op.GetProgress(), "waiting ") {
+			l.said = true
+			fmt.Fprintf(l.a.stderr, "carrel: %s of %s: %s\n", op.GetVerb(), printable(op.GetTargetName()), printable(op.GetProgress()))
+		}
 		return
 	}
 	l.shown = true
