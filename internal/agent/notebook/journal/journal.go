@@ -360,6 +360,7 @@ func (j *Journal) write() {
 		}
 		select {
 		case <-j.stop:
+			_ = j.flush() // what came while the last one was under way; noted in j
 			j.leave()
 			return
 		default:
