@@ -18,8 +18,8 @@ const calibrationTime = 20 * time.Millisecond
 //
 // gVisor compares its clock with the machine's once a second, and can only tell how fast it runs once it has done so twice.
 // For a second each look at the clock is a system call therefore, and a program in Go, such as the agent, looks some 180 times for each
-// command that it starts: that was a quarter of the command's time. So who looks at the clock by a system call after calibrationTime
-// has it compared again, once in the life of this process.
+// command that it starts. So who looks at the clock by a system call after calibrationTime has it compared again, once in the life of
+// this process.
 func calibrateSoon(tables ...*kernel.SyscallTable) {
 	soon := &calibration{}
 	for _, table := range tables {
