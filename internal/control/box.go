@@ -82,6 +82,9 @@ func (b boxService) CreateBox(ctx context.Context, req *connect.Request[carrelv1
 	if err := resources.Validate(); err != nil {
 		return nil, err
 	}
+	if err := b.s.store.CheckFits(ctx, resources); err != nil {
+		return nil, fmt.Errorf("create box: %w", err)
+	}
 	request, err := requestOf("CreateBox", m.GetRequestId(), m, meant{"org": string(org)})
 	if err != nil {
 		return nil, err
@@ -214,6 +217,11 @@ func (b boxService) UpdateBox(ctx context.Context, req *connect.Request[carrelv1
 	update, notice, err := planUpdate(m, box)
 	if err != nil {
 		return nil, err
+	}
+	if update.Resources != nil {
+		if err := b.s.store.CheckFits(ctx, *update.Resources); err != nil {
+			return nil, fmt.Errorf("update box: %w", err)
+		}
 	}
 	changed, err := b.s.store.UpdateBox(ctx, scopeOf(ctx), update)
 	if err != nil {

@@ -91,11 +91,11 @@ func (m *machine) refuse(b *store.Box, now time.Time) *refusal {
 	case !m.Schedulable:
 		return &refusal{reason: carrel.ReasonNoNode, text: "takes no new boxes"}
 	case r.MemoryBytes > m.FreeMemoryBytes:
-		return m.lacks("memory", r.MemoryBytes, m.FreeMemoryBytes, m.FreeMemoryBytes+m.UsedMemoryBytes, size)
+		return m.lacks("memory", r.MemoryBytes, m.FreeMemoryBytes, m.FreeMemoryBytes+m.UsedMemoryBytes, carrel.Size)
 	case r.CPUMillis > m.FreeCPUMillis:
-		return m.lacks("CPU", r.CPUMillis, m.FreeCPUMillis, m.FreeCPUMillis+m.UsedCPUMillis, cores)
+		return m.lacks("CPU", r.CPUMillis, m.FreeCPUMillis, m.FreeCPUMillis+m.UsedCPUMillis, carrel.Cores)
 	case m.diskNeed(b) > m.FreeDiskBytes:
-		return m.lacks("disk", m.diskNeed(b), m.FreeDiskBytes, m.FreeDiskBytes+m.ReservedDiskBytes, size)
+		return m.lacks("disk", m.diskNeed(b), m.FreeDiskBytes, m.FreeDiskBytes+m.ReservedDiskBytes, carrel.Size)
 	}
 	return nil
 }
@@ -302,11 +302,11 @@ func needs(b *store.Box, lacks []string) string {
 	for _, what := range lacks {
 		switch what {
 		case "memory":
-			parts = append(parts, size(b.Resources.MemoryBytes)+" of memory")
+			parts = append(parts, carrel.Size(b.Resources.MemoryBytes)+" of memory")
 		case "CPU":
-			parts = append(parts, cores(b.Resources.CPUMillis)+" of CPU")
+			parts = append(parts, carrel.Cores(b.Resources.CPUMillis)+" of CPU")
 		case "disk":
-			parts = append(parts, size(b.Resources.DiskBytes())+" of disk")
+			parts = append(parts, carrel.Size(b.Resources.DiskBytes())+" of disk")
 		}
 	}
 	return strings.Join(parts, " and ")
@@ -318,25 +318,6 @@ func flags(lacks []string) string {
 	}
 	return ""
 }
-
-func size(bytes int64) string {
-	switch {
-	case bytes >= carrel.GiB:
-		return trim(float64(bytes)/float64(carrel.GiB)) + " GiB"
-	case bytes >= carrel.MiB:
-		return trim(float64(bytes)/float64(carrel.MiB)) + " MiB"
-	}
-	return fmt.Sprintf("%d bytes", bytes)
-}
-
-func cores(millis int64) string {
-	if millis == 1000 {
-		return "1 core"
-	}
-	return trim(float64(millis)/1000) + " cores"
-}
-
-func trim(v float64) string { return strings.TrimSuffix(fmt.Sprintf("%.1f", v), ".0") }
 
 func short(digest string) string {
 	if len(digest) > 19 {

@@ -169,17 +169,13 @@ func TestBadInput(t *testing.T) {
 	_, err := s.client.Boxes.PauseBox(s.ctx(), connect.NewRequest(&carrelv1.PauseBoxRequest{Id: "dev"}))
 	require.Equal(t, carrel.CodePrecondition, carrel.CodeOf(client.Error(err)))
 
-	// No room: said at once, with what there is; and it comes up by itself when there is room.
+	// Larger than any node: refused at once, with what there is, and nothing is made.
 	big := &carrelv1.Resources{HomeBytes: 64 << 30}
 	_, err = s.client.Boxes.CreateBox(s.ctx(), connect.NewRequest(&carrelv1.CreateBoxRequest{Name: "big", Template: "tiny", Resources: big}))
-	if err == nil {
-		s.eventually("the box says that there is no room", func() bool {
-			b, err := s.client.Boxes.GetBox(s.ctx(), connect.NewRequest(&carrelv1.GetBoxRequest{Id: "big"}))
-			require.NoError(t, err)
-			return b.Msg.GetFailure().GetReason() == "too_large" // no node could ever take it
-		})
-		s.remove("big")
-	}
+	require.Equal(t, carrel.ReasonTooLarge, carrel.ReasonOf(client.Error(err)), "%v", err)
+	require.ErrorContains(t, err, "the largest node gives")
+	_, err = s.client.Boxes.GetBox(s.ctx(), connect.NewRequest(&carrelv1.GetBoxRequest{Id: "big"}))
+	require.Equal(t, carrel.CodeNotFound, carrel.CodeOf(client.Error(err)))
 
 	// A foreign or ended token.
 	bad, err := client.New(client.Config{Context: client.Context{URL: s.url, Token: s.token[:len(s.token)-2] + "xx"}})

@@ -24,6 +24,20 @@ func (q *Queries) AddNodeImages(ctx context.Context, nodeID carrel.NodeID, diges
 	return result.RowsAffected(), nil
 }
 
+const anyNodeHolds = `-- name: AnyNodeHolds :one
+select exists (
+	select 1 from nodes where removed_at is null and (facts->>'cpu_millis')::bigint >= $1::bigint
+		and (facts->>'memory_bytes')::bigint >= $2::bigint and (facts->>'disk_bytes')::bigint >= $3::bigint
+)
+`
+
+func (q *Queries) AnyNodeHolds(ctx context.Context, cpuMillis int64, memoryBytes int64, diskBytes int64) (bool, error) {
+	row := q.db.QueryRow(ctx, anyNodeHolds, cpuMillis, memoryBytes, diskBytes)
+	var exists bool
+	err := row.Scan(&exists)
+	return exists, err
+}
+
 const countBoxesAt = `-- name: CountBoxesAt :one
 select count(*) from boxes where home_node = $1::text and deleted_at is null and purpose = ''
 `
@@ -200,6 +214,35 @@ func (q *Queries) InsertRootKey(ctx context.Context, arg InsertRootKeyParams) er
 		arg.CreatedAt,
 	)
 	return err
+}
+
+const largestNodes = `-- name: LargestNodes :one
+select count(*) filter (where facts_at is null) as silent, count(*) filter (where facts_at is not null) as known,
+	coalesce(max((facts->>'cpu_millis')::bigint), 0)::bigint as cpu_millis,
+	coalesce(max((facts->>'memory_bytes')::bigint), 0)::bigint as memory_bytes,
+	coalesce(max((facts->>'disk_bytes')::bigint), 0)::bigint as disk_bytes
+from nodes where removed_at is null
+`
+
+type LargestNodesRow struct {
+	Silent      int64
+	Known       int64
+	CpuMillis   int64
+	MemoryBytes int64
+	DiskBytes   int64
+}
+
+func (q *Queries) LargestNodes(ctx context.Context) (LargestNodesRow, error) {
+	row := q.db.QueryRow(ctx, largestNodes)
+	var i LargestNodesRow
+	err := row.Scan(
+		&i.Silent,
+		&i.Known,
+		&i.CpuMillis,
+		&i.MemoryBytes,
+		&i.DiskBytes,
+	)
+	return i, err
 }
 
 const listGateways = `-- name: ListGateways :many

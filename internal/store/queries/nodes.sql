@@ -68,6 +68,19 @@ from nodes n, lateral (
 where @id::text = '' or n.id = @id::text
 order by n.name;
 
+-- name: LargestNodes :one
+select count(*) filter (where facts_at is null) as silent, count(*) filter (where facts_at is not null) as known,
+	coalesce(max((facts->>'cpu_millis')::bigint), 0)::bigint as cpu_millis,
+	coalesce(max((facts->>'memory_bytes')::bigint), 0)::bigint as memory_bytes,
+	coalesce(max((facts->>'disk_bytes')::bigint), 0)::bigint as disk_bytes
+from nodes where removed_at is null;
+
+-- name: AnyNodeHolds :one
+select exists (
+	select 1 from nodes where removed_at is null and (facts->>'cpu_millis')::bigint >= @cpu_millis::bigint
+		and (facts->>'memory_bytes')::bigint >= @memory_bytes::bigint and (facts->>'disk_bytes')::bigint >= @disk_bytes::bigint
+);
+
 -- name: UpsertGateway :one
 insert into gateways (id, name, region, created_at, last_seen) values (@id, @name, @region, @now, @now)
 on conflict (name) where removed_at is null do update set region = excluded.region, last_seen = excluded.last_seen
