@@ -41,6 +41,7 @@ type Principal struct {
 	UserName string
 	Token    carrel.TokenID // the token that the user proved themselves with
 	Expires  time.Time      // when that token ends; zero: never
+	Seen     time.Time      // all of this was read after this time; zero: not known
 	Operator bool           // platform role
 	Roles    map[carrel.OrgID]Role
 	Peer     Peer // set for another part of Carrel, never together with User

@@ -108,6 +108,7 @@ func (s *Server) principalOf(ctx context.Context, token string) (auth.Principal,
 	if err != nil {
 		return auth.Principal{}, err
 	}
+	before := s.now()
 	owner, err := s.store.LookupToken(ctx, secret.Hash[:])
 	if carrel.CodeOf(err) == carrel.CodeUnauthorized || err == nil && !auth.SameText(string(owner.Token.ID), string(secret.ID)) {
 		return auth.Principal{}, auth.BadToken()
@@ -116,7 +117,7 @@ func (s *Server) principalOf(ctx context.Context, token string) (auth.Principal,
 		return auth.Principal{}, fmt.Errorf("look up token: %w", err)
 	}
 	p := auth.Principal{
-		User: owner.User.ID, UserName: owner.User.Name, Token: owner.Token.ID, Expires: owner.Token.ExpiresAt, Operator: owner.User.Operator,
+		User: owner.User.ID, UserName: owner.User.Name, Token: owner.Token.ID, Expires: owner.Token.ExpiresAt, Seen: before, Operator: owner.User.Operator,
 		Roles: make(map[carrel.OrgID]auth.Role, len(owner.Members)),
 	}
 	for _, m := range owner.Members {

@@ -109,11 +109,11 @@ func (g *granter) run(ctx context.Context) {
 func (g *granter) refresh(ctx context.Context) error {
 	g.refreshing.Lock()
 	defer g.refreshing.Unlock()
-	now := g.s.now()
-	access, err := g.s.store.Access(ctx, now.Add(-endedFor))
+	access, err := g.s.store.Access(ctx, g.s.now().Add(-endedFor))
 	if err != nil {
 		return fmt.Errorf("read who may reach what: %w", err)
 	}
+	now := g.s.now() // after the look: a ticket that was signed for a right which is not there any more is older than its grant
 	signer := g.s.keys.Load().signer
 	g.mu.Lock()
 	known := make(map[carrel.UserID]*granted, len(g.users))

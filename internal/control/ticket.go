@@ -43,8 +43,12 @@ func (s *Server) ticket(p auth.Principal, box *store.Box, scopes []string) (stri
 		return "", auth.Ticket{}, notRunning(box)
 	}
 	now := s.now()
+	issued := p.Seen // a right that is taken away after that ends the ticket
+	if issued.IsZero() {
+		issued = now
+	}
 	ticket := auth.Ticket{
-		Box: box.ID, Org: box.Org, Epoch: box.Run.Epoch, User: p.User, Scopes: scopes, Token: p.Token, Issued: now, Expires: notAfter(p, now.Add(carrel.TicketLifetime)),
+		Box: box.ID, Org: box.Org, Epoch: box.Run.Epoch, User: p.User, Scopes: scopes, Token: p.Token, Issued: issued, Expires: notAfter(p, now.Add(carrel.TicketLifetime)),
 	}
 	text, err := s.keys.Load().signer.Sign(ticket)
 	return text, ticket, err

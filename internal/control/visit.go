@@ -26,11 +26,12 @@ func (s *Server) visitor(ctx context.Context, user string) (auth.Principal, erro
 	if carrel.IDKind(user) != 'u' {
 		return auth.Principal{}, carrel.Errorf(carrel.CodeInvalid, "bad_user", "%q is no id of a user", short(user))
 	}
+	before := s.now()
 	members, err := s.store.UserMembers(ctx, id)
 	if err != nil {
 		return auth.Principal{}, fmt.Errorf("read the user's roles: %w", err)
 	}
-	p := auth.Principal{User: id, Roles: make(map[carrel.OrgID]auth.Role, len(members))}
+	p := auth.Principal{User: id, Seen: before, Roles: make(map[carrel.OrgID]auth.Role, len(members))}
 	for _, m := range members {
 		p.Roles[m.Org] = auth.Role(m.Role)
 	}

@@ -235,6 +235,14 @@ func (t *grantTable) of(user carrel.UserID) (grant, bool) {
 	return g, ok && !g.Gone
 }
 
+// heardOf reports whether control has said what a user may do, be it nothing any more.
+func (t *grantTable) heardOf(user carrel.UserID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, heard := t.users[user]
+	return heard
+}
+
 // good says why a pass has ended before its time: nil if it has not. What is not known of does not end a pass, since
 // control may have given it after the newest grant that came.
 func (t *grantTable) good(p pass) error {

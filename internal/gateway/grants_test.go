@@ -396,6 +396,29 @@ func TestTicketsEndWithTheRightsOfTheirUser(t *testing.T) {
 	}, "a revoked token ends its tickets")
 }
 
+// Who got a right and lost it between two of control's looks is never told of: the right of people of whom nothing was told is asked for again and again.
+func TestTheRightOfWhoIsNotHeardOfIsAskedForAgain(t *testing.T) {
+	s := newStack(t)
+	s.control.mu.Lock()
+	s.control.ticketLife = carrel.TicketLifetime
+	s.control.mu.Unlock()
+	p, err := gateway.Allow(testContext(t), s.gateway, http.Header{"Authorization": {"Bearer " + testToken}}, string(s.box))
+	require.NoError(t, err)
+	cut := make(chan error, 1)
+	defer p.Guard(func(err error) { cut <- err })()
+	exchanges := func() int { s.control.mu.Lock(); defer s.control.mu.Unlock(); return s.control.exchanges }
+	before := exchanges()
+	gateway.RenewTickets(testContext(t), s.gateway)
+	require.Equal(t, before+1, exchanges())
+	s.control.tell(&linkv1.RoutesUpdate{Grants: []*linkv1.Grant{s.grant(testUser, auth.ScopeExec)}})
+	eventually(t, func() bool {
+		before := exchanges()
+		gateway.RenewTickets(testContext(t), s.gateway)
+		return exchanges() == before
+	}, "what control tells of somebody is enough")
+	require.Empty(t, cut)
+}
+
 // An API token is exchanged again while a stream is open by it: a definite no cuts the stream, silence does not.
 func TestTicketsAreRenewedWhileTheyAreUsed(t *testing.T) {
 	s := newStack(t)

@@ -219,17 +219,18 @@ type fakeControl struct {
 	carrelv1connect.UnimplementedUserServiceHandler
 	stack *stack
 
-	mu        sync.Mutex
-	routes    map[carrel.BoxID]*linkv1.Route
-	revoked   []string
-	changed   chan struct{}
-	state     carrelv1.State
-	tickets   int
-	exchanges int
-	joins     int
-	headers   http.Header // of the last WhoAmI
-	users     access
-	goOn      chan struct{}
+	mu         sync.Mutex
+	routes     map[carrel.BoxID]*linkv1.Route
+	revoked    []string
+	changed    chan struct{}
+	state      carrelv1.State
+	tickets    int
+	exchanges  int
+	ticketLife time.Duration // of exchanged tickets; zero: what tickets of the stack have
+	joins      int
+	headers    http.Header // of the last WhoAmI
+	users      access
+	goOn       chan struct{}
 }
 
 func (c *fakeControl) handler() http.Handler {
@@ -317,7 +318,12 @@ func (c *fakeControl) ExchangeToken(_ context.Context, req *connect.Request[link
 		return nil, connect.NewError(connect.CodeUnauthenticated, carrel.Errorf(carrel.CodeUnauthorized, "bad_token", "bad token"))
 	}
 	r := c.routes[c.stack.box]
-	text := c.stack.ticket(func(t *auth.Ticket) { t.Epoch = r.GetEpoch(); t.Scopes = []string{req.Msg.GetScope()} })
+	text := c.stack.ticket(func(t *auth.Ticket) {
+		t.Epoch, t.Scopes = r.GetEpoch(), []string{req.Msg.GetScope()}
+		if c.ticketLife > 0 {
+			t.Expires = time.Now().Add(c.ticketLife)
+		}
+	})
 	return connect.NewResponse(&linkv1.ExchangeTokenResponse{Ticket: text, BoxId: string(c.stack.box), Route: r}), nil
 }
 
