@@ -41,8 +41,7 @@ func TestACommandRunsThroughGatewayProxyAndAgent(t *testing.T) {
 
 	verb(t, s.Admin, "pause", "dev")
 	_, err = s.Admin.Exec(bounded(t), client.ExecOptions{Box: "dev", Args: []string{"true"}})
-	require.Equal(t, client.ReasonBoxNotRunning, carrel.ReasonOf(err), "%v", err)
-	require.ErrorContains(t, err, "resume")
+	require.NoError(t, err, "who uses a paused box wakes it")
 	deleteAll(t, s)
 	_, err = s.Admin.Exec(bounded(t), client.ExecOptions{Box: box.GetId(), Args: []string{"true"}})
 	require.Equal(t, client.ReasonBoxNotRunning, carrel.ReasonOf(err), "%v", err)
@@ -156,5 +155,32 @@ func TestBoxesAreReachedWithoutControl(t *testing.T) {
 		require.NoError(t, c.Start())
 	}
 	verb(t, s.Admin, "pause", "dev")
+	deleteAll(t, s)
+}
+
+// TestAPauseOutlivesTheProxy: a pause and a stop that find the proxy dead are done when it is back.
+func TestAPauseOutlivesTheProxy(t *testing.T) {
+	if testing.Short() {
+		return // nodes need root
+	}
+	t.Parallel()
+	s := carreltest.Start(t, carreltest.Options{})
+	create(t, s.Admin, "dev")
+	for _, state := range []carrelv1.State{carrelv1.State_STATE_PAUSED, carrelv1.State_STATE_STOPPED} {
+		require.NoError(t, s.Nodes[0].Proxy.Kill())
+		var err error
+		if state == carrelv1.State_STATE_PAUSED {
+			_, err = s.Admin.Boxes.PauseBox(bounded(t), request(&carrelv1.PauseBoxRequest{Id: "dev"}))
+		} else {
+			_, err = s.Admin.Boxes.StopBox(bounded(t), request(&carrelv1.StopBoxRequest{Id: "dev"}))
+		}
+		require.NoError(t, err)
+		require.NoError(t, s.Nodes[0].Proxy.Start())
+		answer, err := s.Admin.Boxes.WaitBox(bounded(t), request(&carrelv1.WaitBoxRequest{Id: "dev", States: []carrelv1.State{state}}))
+		require.NoError(t, err)
+		require.Equal(t, state, answer.Msg.GetState(), "%v", answer.Msg)
+		require.Empty(t, answer.Msg.GetNotice(), "its processes were asked to end")
+		verb(t, s.Admin, "start", "dev")
+	}
 	deleteAll(t, s)
 }

@@ -23,6 +23,8 @@ const (
 	quietLease = 10 * time.Second
 	// shutdownGrace is what processes have between SIGTERM and SIGKILL when their box is stopped.
 	shutdownGrace = 10 * time.Second
+	// proxyPatience is how long a pause or stop waits for a proxy that is being started again.
+	proxyPatience = 20 * time.Second
 	// formerTime bounds the wait of a start for the removal of the box's former run.
 	formerTime = 30 * time.Second
 	// fillCheck is how often the pool's free space is looked at while memory is written to it.
@@ -167,14 +169,19 @@ func (w *worker) quiet(ctx context.Context, o order) error {
 	if w.sandbox == sandboxFrozen {
 		return nil // by a former process, which asked it
 	}
-	return w.d.proxy.Quiesce(ctx, w.e.Run, quietLease)
+	ctx, cancel := context.WithTimeout(ctx, proxyPatience)
+	defer cancel()
+	return w.throughProxy(ctx, true, func(ctx context.Context) error { return w.d.proxy.Quiesce(ctx, w.e.Run, quietLease) })
 }
 
 // shutDown ends the processes, and cuts the streams.
 func (w *worker) shutDown(ctx context.Context, o order) error {
 	w.passing(carrel.PhaseStopping, o.generation)
 	if w.sandbox != sandboxFrozen {
-		if err := w.d.proxy.Shutdown(ctx, w.e.Run, shutdownGrace); err != nil {
+		patient, cancel := context.WithTimeout(ctx, proxyPatience+shutdownGrace)
+		err := w.throughProxy(patient, true, func(ctx context.Context) error { return w.d.proxy.Shutdown(ctx, w.e.Run, shutdownGrace) })
+		cancel()
+		if err != nil {
 			if ctx.Err() != nil {
 				return err
 			}

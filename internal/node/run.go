@@ -286,14 +286,20 @@ func (w *worker) awaitReady(ctx context.Context) error {
 	defer cancel()
 	defer context.AfterFunc(w.watch.over, cancel)()
 	deadline := time.Now().Add(patience)
-	for {
+	return w.throughProxy(ctx, false, func(ctx context.Context) error {
 		err := w.d.proxy.Ready(ctx, w.e.Run, max(0, time.Until(deadline)))
-		if err == nil {
-			return nil
-		}
-		if exit, ended := w.exit(); ended {
+		if exit, ended := w.exit(); err != nil && ended {
 			return &exitError{exit}
 		}
+		return err
+	})
+}
+
+// throughProxy asks something of the run's agent, which only the proxy does. A proxy that is being started again is told of the route, closed or
+// open, and asked once more, until ctx ends.
+func (w *worker) throughProxy(ctx context.Context, open bool, ask func(context.Context) error) error {
+	for {
+		err := ask(ctx)
 		if reason := carrel.ReasonOf(err); reason != "proxy_unreachable" && reason != "no_route" || ctx.Err() != nil {
 			return err
 		}
@@ -303,7 +309,7 @@ func (w *worker) awaitReady(ctx context.Context) error {
 		case <-ctx.Done():
 			timer.Stop()
 		}
-		if err := w.d.routes.setNow(ctx, w.route(false)); err != nil && ctx.Err() != nil {
+		if routeErr := w.d.routes.setNow(ctx, w.route(open)); routeErr != nil && ctx.Err() != nil {
 			return err
 		}
 	}
