@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -126,8 +127,16 @@ func (i *nodeImages) take(result image.Result, err error) (string, int64, error)
 	if err != nil {
 		return "", 0, err
 	}
-	if _, there := i.pool.ImagePath(result.Digest); i.copies && !there {
-		if err := copyDurably(result.Path, filepath.Join(i.pool.ImageDir(), filepath.Base(result.Path))); err != nil {
+	if !i.copies {
+		return result.Digest, result.Size, nil
+	}
+	// The image itself comes last: with it the image is there.
+	for _, from := range []string{strings.TrimSuffix(result.Path, ".erofs") + ".json", result.Path} {
+		to := filepath.Join(i.pool.ImageDir(), filepath.Base(from))
+		if _, err := os.Stat(to); err == nil {
+			continue
+		}
+		if err := copyDurably(from, to); err != nil {
 			return "", 0, fmt.Errorf("bring image into the pool: %w", err)
 		}
 	}

@@ -36,6 +36,13 @@ func TestACommandRunsThroughGatewayProxyAndAgent(t *testing.T) {
 		uid = os.Getuid()
 	}
 	require.Equal(t, fmt.Sprintf("me in %s as %d\n", box.GetId(), uid), errs.String())
+	said, _, _ := exec(t, s.Admin, "dev", "echo $OF_THE_IMAGE, $WHOSE")
+	require.Equal(t, "yes, the image's\n", said)
+	op, err := s.Admin.Boxes.CreateBox(bounded(t), request(&carrelv1.CreateBoxRequest{Name: "own", Env: map[string]string{"WHOSE": "the box's"}}))
+	require.NoError(t, err)
+	finish(t, s.Admin, op)
+	said, _, _ = exec(t, s.Admin, "own", "echo $OF_THE_IMAGE, $WHOSE")
+	require.Equal(t, "yes, the box's\n", said)
 	_, err = s.Admin.Exec(bounded(t), client.ExecOptions{Box: "dev", Args: []string{"no-such-command"}})
 	require.Equal(t, "command_not_found", carrel.ReasonOf(err), "%v", err)
 

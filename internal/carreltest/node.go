@@ -243,6 +243,9 @@ func (i images) Import(_ context.Context, source node.ImportSource, _ func(strin
 
 func (i images) add(text string) (string, int64, error) {
 	digest := fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(text)))
-	path := filepath.Join(i.pool.ImageDir(), strings.Replace(digest, ":", "-", 1)+".erofs")
-	return digest, int64(len(text)), os.WriteFile(path, []byte(text), 0o600)
+	path := filepath.Join(i.pool.ImageDir(), strings.Replace(digest, ":", "-", 1))
+	if err := os.WriteFile(path+".json", []byte(`{"config":{"env":["OF_THE_IMAGE=yes","WHOSE=the image's"]}}`), 0o600); err != nil {
+		return "", 0, err
+	}
+	return digest, int64(len(text)), os.WriteFile(path+".erofs", []byte(text), 0o600)
 }

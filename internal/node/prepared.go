@@ -94,8 +94,30 @@ func (w *worker) identityFor(s runSpec) identity.Identity {
 	}
 	return identity.Identity{
 		RunID: string(w.e.Run), BoxID: string(w.e.Box), BoxName: s.BoxName, Key: w.e.Key, MemoryBytes: s.MemoryBytes,
-		Processes: s.Processes, Env: maps.Clone(s.Env), Sudo: s.Sudo, Startup: s.Startup, Prepare: s.Prepare,
+		Processes: s.Processes, Env: w.env(s), Sudo: s.Sudo, Startup: s.Startup, Prepare: s.Prepare,
 	}
+}
+
+// env is the image's environment with the box's over it.
+func (w *worker) env(s runSpec) map[string]string {
+	env, err := w.d.pool.ImageEnv(s.ImageDigest)
+	if err == nil {
+		err = carrel.ValidateEnv(env)
+	}
+	if err != nil {
+		w.log.Warn("an image's environment is not used", "image", s.ImageDigest, "error", err)
+		return maps.Clone(s.Env)
+	}
+	all := maps.Clone(env)
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, s.Env)
+	if err := carrel.ValidateEnv(all); err != nil {
+		w.log.Warn("an image's environment does not fit beside the box's", "image", s.ImageDigest, "error", err)
+		return maps.Clone(s.Env)
+	}
+	return all
 }
 
 // beginFresh gives up a prebuild's snapshot, from which a run could not begin: it begins anew without.

@@ -155,6 +155,19 @@ func TestImagesHaveFixedPaths(t *testing.T) {
 	require.True(t, ok)
 	require.Equal(t, filepath.Join(dir, "run/images", strings.TrimPrefix(right, "sha256:")), path)
 
+	// The environment that an image comes with is in the description beside it.
+	env, err := p.ImageEnv(right)
+	require.NoError(t, err)
+	require.Empty(t, env)
+	description := filepath.Join(p.ImageDir(), strings.Replace(right, ":", "-", 1)+".json")
+	require.NoError(t, os.WriteFile(description, []byte(`{"digest":"x","config":{"env":["PATH=/opt/bin:/bin","EMPTY=","HOME=/root","nothing"],"user":"1"}}`), 0o600))
+	env, err = p.ImageEnv(right)
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"PATH": "/opt/bin:/bin", "EMPTY": ""}, env)
+	require.NoError(t, os.WriteFile(description, []byte(`{"config":`), 0o600))
+	_, err = p.ImageEnv(right)
+	require.Error(t, err)
+
 	// The run directory is empty after a reboot.
 	require.NoError(t, os.RemoveAll(filepath.Join(dir, "run")))
 	again := open(t, dir)

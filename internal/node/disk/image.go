@@ -1,7 +1,10 @@
 package disk
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -35,6 +38,38 @@ func (p *Pool) ImagePath(digest string) (path string, ok bool) {
 		return "", false
 	}
 	return p.fixedImage(digest), true
+}
+
+// ImageEnv are the environment variables that an image comes with, as its description beside it says (internal/image); none if there is no
+// description. Who a user is does not come from an image.
+func (p *Pool) ImageEnv(digest string) (map[string]string, error) {
+	if !ValidDigest(digest) {
+		return nil, nil
+	}
+	text, err := os.ReadFile(strings.TrimSuffix(p.imageFile(digest), ".erofs") + ".json")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var description struct {
+		Config struct {
+			Env []string `json:"env"` // KEY=VALUE
+		} `json:"config"`
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &description)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read an image's description: %w", err)
+	}
+	env := make(map[string]string, len(description.Config.Env))
+	for _, entry := range description.Config.Env {
+		switch name, value, ok := strings.Cut(entry, "="); {
+		case !ok, name == "HOME", name == "USER", name == "LOGNAME", name == "SHELL", name == "TERM":
+		default:
+			env[name] = value
+		}
+	}
+	return env, nil
 }
 
 func (p *Pool) fixedImage(digest string) string {
