@@ -99,7 +99,24 @@ export async function accessible(page, { without = [] } = {}) {
 
 /** Waits until nothing moves any more, so that colours are as they stay. */
 export const settled = (page) =>
-  page.evaluate(() => Promise.all(document.getAnimations().filter((a) => a.effect?.getComputedTiming().iterations !== Infinity).map((a) => a.finished.catch(() => {}))));
+  page.evaluate(async () => {
+    // What has just been changed begins to move with the next frame.
+    const frame = () => new Promise((done) => requestAnimationFrame(done));
+    await frame();
+    await frame();
+    const moving = () => document.getAnimations().filter((a) => a.playState === "running" && a.effect?.getComputedTiming().iterations !== Infinity);
+    while (moving().length > 0) {
+      await Promise.all(moving().map((a) => a.finished.catch(() => {})));
+      await frame();
+    }
+  });
+
+/** Shows a page as in the dark or in the light, and waits until it does. */
+export async function scheme(page, colorScheme) {
+  await page.emulateMedia({ colorScheme });
+  await page.waitForFunction((wanted) => matchMedia(`(prefers-color-scheme: ${wanted})`).matches, colorScheme);
+  await settled(page);
+}
 
 /** A call of the REST API with the administrator's token, apart from any browser. */
 export async function api(method, path, body) {

@@ -1,7 +1,7 @@
 // The notebook, from the first cell to a phone.
 import assert from "node:assert/strict";
 import { after, before } from "node:test";
-import { accessible, api, dropBox, makeBox, phone, shot, signIn, token, until, url, walk } from "./harness.mjs";
+import { accessible, api, dropBox, makeBox, phone, scheme, shot, signIn, token, until, url, walk } from "./harness.mjs";
 
 // Little of the machine, so that it fits beside others.
 const small = { resources: { homeBytes: String(1 << 30), rootBytes: String(1 << 30), memoryBytes: String(1 << 30) } };
@@ -64,7 +64,7 @@ walk("a new notebook and its first plot", async ({ page }) => {
   await page.getByRole("heading", { name: "Waves" }).waitFor();
   await accessible(page, { without: [] });
   await shot(page, "notebook-light");
-  await page.emulateMedia({ colorScheme: "dark" });
+  await scheme(page, "dark");
   await accessible(page);
   await shot(page, "notebook-dark");
   await until("the file has it all", async () => {
@@ -326,6 +326,6 @@ walk("on a phone", phone, async ({ page }) => {
   assert.ok(wide <= 0, `the page is ${wide} pixels too wide`);
   await accessible(page);
   await shot(page, "notebook-phone");
-  await page.emulateMedia({ colorScheme: "dark" });
+  await scheme(page, "dark");
   await shot(page, "notebook-phone-dark");
 });
