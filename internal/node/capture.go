@@ -27,6 +27,8 @@ const (
 	proxyPatience = 20 * time.Second
 	// formerTime bounds the wait of a start for the removal of the box's former run.
 	formerTime = 30 * time.Second
+	// verifyEnd is how long a node that is ended goes on verifying; what is left the next one does.
+	verifyEnd = 8 * time.Second
 	// fillCheck is how often the pool's free space is looked at while memory is written to it.
 	fillCheck = 25 * time.Millisecond
 )
@@ -335,6 +337,10 @@ func (w *worker) commit(ctx context.Context, o order) error {
 	}
 	r := w.report(endPhase(ref.Kind), generation)
 	r.SnapshotID = ref.ID
+	// From the report on the box may be started again here, and that start has to see that this run is not gone yet.
+	w.mu.Lock()
+	w.alive = false
+	w.mu.Unlock()
 	if err := w.settle(r, func(e *entry) { e.Stage = stageClearing }); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
@@ -350,12 +356,16 @@ func (w *worker) commit(ctx context.Context, o order) error {
 	return nil
 }
 
-// finish removes what is left of a run whose end control was told already. Nobody waits for it, since the kernel takes a while to give
-// back a sandbox's memory; and the end of the daemon does, so that a node that was stopped leaves nothing that is frozen.
+// finish verifies the snapshot in which a run ended and removes what is left of the run, whose end control was told already. Nobody waits for
+// it, since the disk takes a while to give the snapshot back, and the kernel to take back a sandbox's memory; and the end of the daemon does, so that
+// a node that was stopped leaves nothing that is frozen.
 func (w *worker) finish(ctx context.Context) error {
-	w.mu.Lock()
-	w.alive = false
-	w.mu.Unlock()
+	if err := w.verify(ctx); err != nil {
+		return fmt.Errorf("verify the snapshot: %w", err)
+	}
+	if err := failpoint.Hit("node/finish/verified"); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
 	if err := w.clear(ctx); err != nil {
@@ -367,11 +377,42 @@ func (w *worker) finish(ctx context.Context) error {
 	return w.change(func(e *entry) { e.Stage = stageEnded })
 }
 
-// awaitFormer waits until the box's former run, whose end control knows, has left this machine: of a box there is one sandbox.
+// verify has the disk give back the snapshot in which the run ended. Until it has, the frozen sandbox stays: it is the only other copy of what the
+// box had in memory. A start of the box does not wait for it: it reads and compares all of the snapshot itself, and then the snapshot is the past.
+func (w *worker) verify(ctx context.Context) error {
+	if w.e.Snapshot == nil {
+		return nil
+	}
+	reading, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(w.hurried, cancel)()
+	defer context.AfterFunc(ctx, func() {
+		if !errors.Is(context.Cause(ctx), errSuperseded) {
+			time.AfterFunc(verifyEnd, cancel)
+			return
+		}
+		w.hurry() // the box is to be destroyed
+	})()
+	err := w.d.snapshots.verify(reading, w.e.Snapshot.ID)
+	if err != nil && w.hurried.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// hurryFormer has the box's former runs, whose end control knows, leave this machine now; awaitFormer waits until they have: of a box there is
+// one sandbox.
+func (w *worker) hurryFormer() {
+	for _, former := range w.d.manager.finishing(w.e.Box) {
+		former.hurry()
+	}
+}
+
 func (w *worker) awaitFormer(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, formerTime)
 	defer cancel()
 	for _, former := range w.d.manager.finishing(w.e.Box) {
+		former.hurry()
 		select {
 		case <-former.over:
 		case <-ctx.Done():

@@ -126,6 +126,7 @@ func (w *worker) bringUp(ctx context.Context, o order, undo *undoStack, booted f
 		look = w.d.snapshots.beginCheck(ctx, base, w.e.Spec.WithMemory)
 		defer look.end()
 	}
+	w.hurryFormer()
 	// From here on there may be something to take back. A former attempt, killed, may have left the same things.
 	undo.add(func(ctx context.Context) error { return w.clear(ctx) })
 	if w.sandbox != sandboxAbsent || w.e.Key != "" {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"io"
@@ -65,4 +66,51 @@ func BenchmarkSeal(b *testing.B) {
 	b.ReportMetric(median(seals)*1000, "seal-ms")
 	b.ReportMetric(median(raws)*1000, "raw-ms")
 	b.ReportMetric(median(ratios), "seal/raw")
+}
+
+// TestVerifyingGivesWayToAStart promises that what a run's end waits for is cut short by whoever wants the box again, and that a damaged snapshot
+// is not taken for a whole one.
+func TestVerifyingGivesWayToAStart(t *testing.T) {
+	if testing.Short() {
+		return // needs root
+	}
+	dir := t.TempDir()
+	pool, err := disk.Open(t.Context(), disk.Config{Dir: dir, RunDir: filepath.Join(dir, "run"), SizeBytes: 384 * carrel.MiB, Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, pool.Unmount()) }()
+	s, err := openSnapshots(filepath.Join(pool.Root(), "snapshots"), pool.Continue, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	home, err := pool.Golden(t.Context(), 64*carrel.MiB)
+	require.NoError(t, err)
+	id := carrel.NewSnapshotID()
+	tmp, err := s.begin(id)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(tmp, "pages.img"), make([]byte, 3<<20), 0o600))
+	require.NoError(t, disk.Clone(home, filepath.Join(tmp, homeName)))
+	m := &manifest{Snapshot: id, Kind: carrel.SnapshotMemory}
+	ref, err := s.seal(t.Context(), m, nil, "", nil)
+	require.NoError(t, err)
+	worker := func() *worker {
+		return newWorker(&Daemon{snapshots: s, log: slog.New(slog.DiscardHandler)}, &entry{Stage: stageClearing, Snapshot: ref})
+	}
+	require.NoError(t, worker().verify(t.Context()))
+
+	require.NoError(t, s.verifying.Acquire(t.Context(), 1)) // another run's takes its time
+	w := worker()
+	verified := make(chan error, 1)
+	go func() { verified <- w.verify(t.Context()) }()
+	w.hurry()
+	require.NoError(t, <-verified)
+	destroyed, destroy := context.WithCancelCause(t.Context())
+	go func() { verified <- worker().verify(destroyed) }()
+	destroy(errSuperseded)
+	require.NoError(t, <-verified)
+	s.verifying.Release(1)
+
+	fast := m.Files["pages.img"].Fast
+	fast[1]++
+	require.ErrorIs(t, worker().verify(t.Context()), errSnapshotCorrupt)
+	fast[1]--
+	require.NoError(t, s.drop(id))
+	require.NoError(t, worker().verify(t.Context()), "there is nothing left to verify")
 }

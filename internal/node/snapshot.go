@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"carrel.dev/carrel/internal/carrel"
@@ -80,6 +81,8 @@ type snapshots struct {
 	dir   string
 	floor func() error // refuses when the pool runs full
 	log   *slog.Logger
+	// verifying is held by who verifies a snapshot.
+	verifying *semaphore.Weighted
 
 	mu     sync.Mutex // guards sealed
 	sealed map[carrel.SnapshotID]*manifest
@@ -88,7 +91,7 @@ type snapshots struct {
 // openSnapshots reads the manifests of what is there and removes what was half made or is dead. A directory
 // whose manifest cannot be read stays, and is no snapshot any more: a start from it says that it is damaged.
 func openSnapshots(dir string, floor func() error, log *slog.Logger) (*snapshots, error) {
-	s := &snapshots{dir: dir, floor: floor, log: log, sealed: map[carrel.SnapshotID]*manifest{}}
+	s := &snapshots{dir: dir, floor: floor, log: log, verifying: semaphore.NewWeighted(1), sealed: map[carrel.SnapshotID]*manifest{}}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
@@ -190,10 +193,10 @@ func (s *snapshots) abandon(id carrel.SnapshotID) {
 	}
 }
 
-// seal makes a capture durable, hashes it, reads it back and gives it its final name. What m lacks (the hashes) is
+// seal makes a capture durable, hashes it as it reads after it was written and gives it its final name. What m lacks (the hashes) is
 // filled in. early is what was hashed while the capture was written, nil if nothing was; parent is the home image that the run's home was cloned from, with its tree if that is known.
 //
-// What control commits has been read from the disk once: see disk.HashDurably.
+// What is sealed has yet to be verified.
 func (s *snapshots) seal(ctx context.Context, m *manifest, early *disk.Early, parent string, parentTree *disk.Tree) (*snapshotRef, error) {
 	tmp := s.tmpPath(m.Snapshot)
 	names, err := captureFiles(tmp)
@@ -282,6 +285,46 @@ func (s *snapshots) hashAll(ctx context.Context, m *manifest, files map[string]*
 		return nil
 	})
 	return group.Wait()
+}
+
+// verify has the disk give back what a runtime saved in a sealed snapshot. What the disk gives otherwise is written again; errSnapshotCorrupt if that
+// does not help. A snapshot that is not there any more needs none. One at a time: more would take as long together and be in others' way.
+func (s *snapshots) verify(ctx context.Context, id carrel.SnapshotID) error {
+	if err := s.verifying.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer s.verifying.Release(1)
+	m, err := s.get(id)
+	if errors.Is(err, errSnapshotMissing) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.Files)) {
+		f, err := os.OpenFile(filepath.Join(s.path(id), name), os.O_RDWR, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			if _, err := s.get(id); errors.Is(err, errSnapshotMissing) {
+				return nil // it was dropped
+			}
+			return fmt.Errorf("%w: %s is missing", errSnapshotCorrupt, name)
+		}
+		if err != nil {
+			return err
+		}
+		mended, err := m.Files[name].Verify(ctx, f)
+		_ = f.Close()
+		if mended > 0 {
+			s.log.Error("the disk did not give back what was written to it; it was written again", "snapshot", id, "file", name, "blocks", mended)
+		}
+		if errors.Is(err, disk.ErrDamaged) {
+			return fmt.Errorf("%w: %s: %w", errSnapshotCorrupt, name, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func refOf(m *manifest, text []byte, size int64) *snapshotRef {

@@ -15,7 +15,8 @@ const (
 	stageCommitting stage = "committing"
 	// stageSalvaging: its sandbox died, its files are being saved.
 	stageSalvaging stage = "salvaging"
-	// stageClearing: control has its last snapshot and was told how it ended; its sandbox stays frozen until it is removed.
+	// stageClearing: control has its last snapshot and was told how it ended; its sandbox stays frozen until the disk has given the snapshot
+	// back, and is removed then.
 	stageClearing stage = "clearing"
 	// stageEnded: nothing of it is left here but what is to be told.
 	stageEnded stage = "ended"
@@ -56,7 +57,7 @@ const (
 	stepCapture  step = "capture"  // freeze it and make a sealed snapshot
 	stepUndo     step = "undo"     // take a capture back and let the box go on
 	stepCommit   step = "commit"   // propose the sealed snapshot, and end the run when it is accepted
-	stepClear    step = "clear"    // remove what is left of a run that is over
+	stepClear    step = "clear"    // verify the snapshot of a run that is over and remove what is left of the run
 	stepSalvage  step = "salvage"  // save the files of a sandbox that died
 	stepDestroy  step = "destroy"  // remove all of it, commit nothing
 	stepIdentify step = "identify" // tell the agent whose the box is now, and control that it runs

@@ -46,6 +46,9 @@ type worker struct {
 
 	wake chan struct{}
 	over chan struct{} // closed when nothing of the run is left on this machine
+	// hurried ends when somebody waits for over, or nobody needs the run's snapshot.
+	hurried context.Context
+	hurry   context.CancelFunc
 
 	mu       sync.Mutex // guards what follows
 	current  order
@@ -77,6 +80,7 @@ func newWorker(d *Daemon, e *entry) *worker {
 		d: d, log: d.log.With("run", e.Run, "box", e.Box), box: e.Box, epoch: e.Epoch, e: e, sandbox: sandboxAbsent, wake: make(chan struct{}, 1), over: make(chan struct{}),
 		current: order{e.Order, e.OrderGeneration}, desired: true, alive: e.Stage != stageEnded,
 	}
+	w.hurried, w.hurry = context.WithCancel(context.Background())
 	switch e.Stage {
 	case stageEnded:
 		close(w.over)
@@ -105,7 +109,7 @@ func (w *worker) order(o order) {
 // interrupts reports whether a step that is done for one order has to be cut short for the next.
 func interrupts(doing step, during, next order) bool {
 	switch doing {
-	case stepStart, stepSalvage, stepCommit:
+	case stepStart, stepSalvage, stepCommit, stepClear:
 		return next.kind == carrel.OrderDestroy
 	case stepCapture, stepIdentify:
 		return next.kind != during.kind

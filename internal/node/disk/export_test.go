@@ -30,3 +30,14 @@ func CheckBlocks(ctx context.Context, t Tree, f *os.File, n int) error {
 	}
 	return t.checkRegion(ctx, f, blocks, newBlockReader())
 }
+
+// OnDisk is where the byte at an offset of a file lies on its disk; false if the file system does not say.
+func OnDisk(f *os.File, offset int64) (int64, bool) {
+	list, ok := extents(f)
+	for _, e := range list {
+		if at := uint64(offset); ok && e.logical <= at && at < e.logical+e.length {
+			return int64(e.physical + at - e.logical), true
+		}
+	}
+	return 0, false
+}

@@ -201,9 +201,10 @@ func inParallel(ctx context.Context, workers int, blocks []int64, visit func(*bl
 
 // blockReader reads blocks piece by piece. It belongs to one goroutine.
 type blockReader struct {
-	piece []byte
-	fast  *xxhash.Digest
-	sha   hash.Hash
+	piece   []byte
+	fast    *xxhash.Digest
+	sha     hash.Hash
+	aligned []byte // a block read past the page cache
 }
 
 func newBlockReader() *blockReader {
