@@ -380,7 +380,7 @@ func (w *worker) finish(ctx context.Context) error {
 // verify has the disk give back the snapshot in which the run ended. Until it has, the frozen sandbox stays: it is the only other copy of what the
 // box had in memory. A start of the box does not wait for it: it reads and compares all of the snapshot itself, and then the snapshot is the past.
 func (w *worker) verify(ctx context.Context) error {
-	if w.e.Snapshot == nil {
+	if w.e.Snapshot == nil || !w.live() {
 		return nil
 	}
 	reading, cancel := context.WithCancel(context.WithoutCancel(ctx))

@@ -91,7 +91,9 @@ func TestVerifyingGivesWayToAStart(t *testing.T) {
 	ref, err := s.seal(t.Context(), m, nil, "", nil)
 	require.NoError(t, err)
 	worker := func() *worker {
-		return newWorker(&Daemon{snapshots: s, log: slog.New(slog.DiscardHandler)}, &entry{Stage: stageClearing, Snapshot: ref})
+		w := newWorker(&Daemon{snapshots: s, log: slog.New(slog.DiscardHandler)}, &entry{Stage: stageClearing, Snapshot: ref})
+		w.sandbox = sandboxFrozen
+		return w
 	}
 	require.NoError(t, worker().verify(t.Context()))
 
@@ -110,6 +112,9 @@ func TestVerifyingGivesWayToAStart(t *testing.T) {
 	fast := m.Files["pages.img"].Fast
 	fast[1]++
 	require.ErrorIs(t, worker().verify(t.Context()), errSnapshotCorrupt)
+	rebooted := worker()
+	rebooted.sandbox = sandboxAbsent
+	require.NoError(t, rebooted.verify(t.Context()), "it keeps nothing")
 	fast[1]--
 	require.NoError(t, s.drop(id))
 	require.NoError(t, worker().verify(t.Context()), "there is nothing left to verify")
