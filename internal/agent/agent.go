@@ -170,6 +170,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	id, _ := a.current()
 	a.log.Info("the agent is ready", "version", a.config.Version, "run", id.RunID, "box", id.BoxID, "address", a.listener.Addr().String())
 	parts.Go(func() { a.serve(work) })
+	parts.Go(a.notebooks.service.Recover)
 	a.startUp()
 	parts.Go(func() { a.prepare(work) })
 

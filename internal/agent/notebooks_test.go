@@ -4,15 +4,21 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	agentv1 "carrel.dev/carrel/api/carrel/agent/v1"
 	"carrel.dev/carrel/api/carrel/agent/v1/agentv1connect"
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
+	"carrel.dev/carrel/internal/agent/identity"
 )
 
 // notebookClient speaks to the box's notebooks.
@@ -86,4 +92,44 @@ func TestKernelsAreProcessesOfTheBox(t *testing.T) {
 	activity, err = b.control.Activity(ctx, connect.NewRequest(&agentv1.ActivityRequest{}))
 	require.NoError(t, err)
 	require.Empty(t, activity.Msg.GetCommands())
+}
+
+// TestANewLifeFinishesNotebooks promises that what a box had not written into a notebook is written when it starts again, without anybody's asking.
+func TestANewLifeFinishesNotebooks(t *testing.T) {
+	home := openDir(t)
+	require.NoError(t, os.Chmod(home, 0o777))
+	at := func(c *Config, _ *identity.Identity) { c.Home = home }
+	file := filepath.Join(home, "a.ipynb")
+	t.Run("first", func(t *testing.T) {
+		notebooks := startBox(t, at).notebookClient()
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		cell, err := structpb.NewStruct(map[string]any{"id": "one", "cell_type": "code", "source": "print('made ' + 'here')", "metadata": map[string]any{}, "outputs": []any{}})
+		require.NoError(t, err)
+		_, err = notebooks.EditNotebook(ctx, connect.NewRequest(&carrelv1.EditNotebookRequest{Path: "a.ipynb", Create: true, Edits: []*carrelv1.NotebookEdit{
+			{Edit: &carrelv1.NotebookEdit_Insert{Insert: &carrelv1.InsertCell{Cell: cell}}},
+		}}))
+		require.NoError(t, err)
+		require.Eventually(t, func() bool {
+			text, err := os.ReadFile(file)
+			return err == nil && strings.Contains(string(text), "made ")
+		}, patience, 10*time.Millisecond)
+		require.NoError(t, os.Chmod(file, 0o400))
+		require.NoError(t, os.Chown(file, 0, 0)) // it cannot be written from here on
+		done, err := notebooks.Execute(ctx, connect.NewRequest(&carrelv1.ExecuteRequest{Path: "a.ipynb", All: true, Wait: durationpb.New(patience)}))
+		require.NoError(t, err)
+		require.Equal(t, carrelv1.ExecutionState_EXECUTION_STATE_OK, done.Msg.GetExecutions()[0].GetState())
+	})
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.NotContains(t, string(text), "made here")
+	require.NoError(t, os.Chown(file, boxUID, boxUID))
+	require.NoError(t, os.Chmod(file, 0o600))
+	t.Run("second", func(t *testing.T) {
+		startBox(t, at)
+		require.Eventually(t, func() bool {
+			text, err := os.ReadFile(file)
+			return err == nil && strings.Contains(string(text), "made here")
+		}, patience, 10*time.Millisecond)
+	})
 }

@@ -30,6 +30,7 @@ func newService(t *testing.T, asUser func(func() error) error) *Service {
 	require.NoError(t, err)
 	t.Cleanup(s.Close)
 	require.NoError(t, s.open())
+	require.NoError(t, s.journal.Flush(context.Background())) // so that it has its file and opens no other
 	return s
 }
 

@@ -75,5 +75,9 @@ func (s *Service) Adopt() {
 	defer s.mu.Unlock()
 	if s.journal != nil {
 		s.journal.Renew(s.config.Owner())
+		clear(s.behind)
+		for _, d := range s.documents { // what was noted of them is gone
+			d.noted = d.noted && d.version != d.saved
+		}
 	}
 }

@@ -81,12 +81,18 @@ func clearOutputs(id string) *carrelv1.NotebookEdit {
 // saved waits until the file of a notebook is as wanted and gives it.
 func (b *box) saved(path string, wanted func(text string) bool) string {
 	b.t.Helper()
-	text := ""
+	text, done := "", false
+	defer func() {
+		if !done {
+			b.t.Log(path, "has", text)
+		}
+	}()
 	require.Eventually(b.t, func() bool {
 		data, _ := os.ReadFile(filepath.Join(b.home, path))
 		text = string(data)
 		return wanted(text)
-	}, patience, 10*time.Millisecond, "%s has not what it should: %s", path, &text)
+	}, patience, 10*time.Millisecond, "%s has not what it should", path)
+	done = true
 	return text
 }
 

@@ -2,6 +2,7 @@ package notebook
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io/fs"
 	"maps"
@@ -44,7 +45,10 @@ type document struct {
 	lastSave       time.Duration
 	failures       int
 	unsaved        string
-	removed        bool // the file is no longer there
+	removed        bool              // the file is no longer there
+	sum            [sha256.Size]byte // of the file
+	noted          bool              // the journal knows what file the changes since are made to
+	from           uint64            // the last entry of which that file has what it tells
 	base           map[string]string
 	outputsOf      map[string]*execution // by cell: whose outputs may not be in the file
 }
@@ -354,6 +358,7 @@ func (s *Service) executionStarted(e *execution) {
 	if one == nil {
 		return
 	}
+	e.document.replaces(one)
 	one.outputs, one.count = e.outputs, countValue(e.count)
 	e.document.outputsOf[e.cell] = e
 	e.document.changed(saveLater)

@@ -2,6 +2,7 @@ package notebook
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -134,12 +135,13 @@ func (d *document) create(wanted string) error {
 	}
 	d.saving.Lock()
 	defer d.saving.Unlock()
-	if err := d.write(c); err != nil {
+	data := c.write()
+	if err := d.write(data, sha256.Sum256(data)); err != nil {
 		return fileError("write", d.path, err)
 	}
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
-	d.content = c
+	d.content, d.sum = c, d.file.hash
 	return nil
 }
 

@@ -1,6 +1,8 @@
 package notebook
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -141,13 +143,20 @@ func read(data []byte) (*content, *repairs, error) {
 			done.note("a cell had an id that is none and got another")
 			one.id = ""
 		}
-		for one.id == "" || seen[one.id] {
-			one.id, one.named = newCellID(), true
+		for tries := 0; one.id == "" || seen[one.id]; tries++ {
+			one.id, one.named = derivedID(len(c.cells), tries, one), true
 		}
 		seen[one.id] = true
 		c.cells = append(c.cells, one)
 	}
 	return c, done, nil
+}
+
+// derivedID gives an id to a cell of which the file has none. The same file always gives the same, so that what the journal tells of a cell is told of the
+// same one in the box's next life.
+func derivedID(place, tries int, one *cell) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %d %s %s", place, tries, one.kind, one.source))
+	return hex.EncodeToString(sum[:4])
 }
 
 func newCellID() string { return kernel.NewID()[:8] }

@@ -2,9 +2,9 @@ package notebook
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io"
 	"io/fs"
 	"maps"
@@ -25,15 +25,13 @@ const maxRetry = 30 * time.Second
 // maxMeanwhile is how often in a row a save begins anew at once because somebody else wrote the file meanwhile.
 const maxMeanwhile = 5
 
-var hashSeed = maphash.MakeSeed()
-
 // fileState is how a file was when it was last read or written. The zero value is no file.
 type fileState struct {
 	there    bool
 	dev, ino uint64
 	size     int64
 	modified unix.Timespec
-	hash     uint64
+	hash     [sha256.Size]byte
 }
 
 func stateOf(stat *unix.Stat_t) fileState {
@@ -42,7 +40,7 @@ func stateOf(stat *unix.Stat_t) fileState {
 
 // same reports whether nothing says that the file was changed.
 func (f fileState) same(other fileState) bool {
-	f.hash, other.hash = 0, 0
+	f.hash, other.hash = [sha256.Size]byte{}, [sha256.Size]byte{}
 	return f == other
 }
 
@@ -96,7 +94,7 @@ func readNotebook(path string, limit int64) (data []byte, state fileState, err e
 		return nil, fileState{}, carrel.Errorf(carrel.CodePrecondition, "notebook_too_large", "%q is larger than %d MiB, the most that is opened in this box; clear outputs in it with another program first", carrel.EncodeFileName(path), limit>>20)
 	}
 	state = stateOf(&stat)
-	state.hash = maphash.Bytes(hashSeed, data)
+	state.hash = sha256.Sum256(data)
 	return data, state, nil
 }
 
@@ -115,10 +113,12 @@ func (d *document) load() error {
 	if err != nil {
 		return err
 	}
+	r := d.revive(c)
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
-	d.content, d.repairs = c, done
+	d.content, d.repairs, d.sum = c, done, d.file.hash
 	d.rebase(c)
+	d.revived(r)
 	return nil
 }
 
@@ -169,6 +169,7 @@ func (d *document) refresh() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	theirs.recognize(d.content)
+	d.sum = state.hash
 	d.merge(theirs, repaired.list())
 	return nil
 }
@@ -209,6 +210,7 @@ func (d *document) gone() {
 	d.file = fileState{}
 	d.removed = true
 	d.saveAt, d.saved = time.Time{}, d.version
+	d.agrees()
 	s.emit(&carrelv1.NotebookEvent{Path: d.path, Event: &carrelv1.NotebookEvent_Reloaded{Reloaded: &carrelv1.NotebookReloaded{Revision: d.revision, Removed: true}}})
 	if d.users == 0 {
 		d.close()
@@ -278,6 +280,8 @@ func (d *document) merge(theirs *content, done []string) {
 	d.saveAt = time.Time{}
 	if kept {
 		d.changed(saveSoon)
+	} else {
+		d.agrees()
 	}
 	s.emit(&carrelv1.NotebookEvent{Path: d.path, Event: &carrelv1.NotebookEvent_Reloaded{Reloaded: &carrelv1.NotebookReloaded{Revision: d.revision}}})
 }
@@ -293,16 +297,21 @@ func (d *document) save() error {
 		err = nil // removed, or not made yet
 	}
 	s.mu.Lock()
+	d.flushText()
 	if d.closing || d.removed || d.version == d.saved {
 		d.saveAt = time.Time{}
 		s.mu.Unlock()
 		return nil
 	}
-	version, now := d.version, d.content.snapshot()
+	version, at, now := d.version, s.journal.LastSeq(), d.content.snapshot()
 	running := maps.Clone(d.outputsOf)
 	s.mu.Unlock()
+	var sum [sha256.Size]byte
 	if err == nil {
-		err = d.write(now)
+		data := now.write()
+		sum = sha256.Sum256(data)
+		d.announce(now, sum, at, running)
+		err = d.write(data, sum)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -321,6 +330,8 @@ func (d *document) save() error {
 		d.failures, d.saveAt, d.saved = 0, time.Time{}, version
 		d.lastSave = s.now().Sub(begin)
 		d.rebase(now)
+		d.sum, d.noted, d.from = sum, true, at
+		d.note(note{Kind: noteSaved, At: at})
 		for id, e := range running {
 			if e.ended() && d.outputsOf[id] == e && d.version == version {
 				delete(d.outputsOf, id)
@@ -337,10 +348,18 @@ func (d *document) save() error {
 	return err
 }
 
+// flushText puts text of the document's executions that is in no event yet into one, so that what is saved is what the journal tells up to some entry. Service.mu
+// is held.
+func (d *document) flushText() {
+	for _, e := range d.outputsOf {
+		if r := d.s.runners[e.kernel]; r != nil {
+			r.flush(e)
+		}
+	}
+}
+
 // write replaces the file in one step. d.saving is held.
-func (d *document) write(c *content) error {
-	data := c.write()
-	hash := maphash.Bytes(hashSeed, data)
+func (d *document) write(data []byte, hash [sha256.Size]byte) error {
 	return d.s.config.AsUser(func() error {
 		target, err := filepath.EvalSymlinks(d.path)
 		if errors.Is(err, fs.ErrNotExist) && !d.file.there {
@@ -405,7 +424,7 @@ func (f fileState) still(path string) error {
 }
 
 // fill writes the content of a file, closes it, and notes what it is then.
-func (d *document) fill(file *os.File, data []byte, hash uint64) error {
+func (d *document) fill(file *os.File, data []byte, hash [sha256.Size]byte) error {
 	_, err := file.Write(data)
 	if err == nil {
 		err = file.Sync()

@@ -72,6 +72,7 @@ type Service struct {
 	lastActive time.Time
 	closed     bool
 	documents  map[string]*document
+	behind     map[string]behind // notebooks that are not open whose files may not have everything, by path
 }
 
 // pendingRequest is what belongs to a request id.
@@ -96,14 +97,14 @@ func New(config Config) (*Service, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	return &Service{
 		config: config, log: config.Log, now: time.Now, ctx: ctx, stop: stop, runners: map[string]*runner{}, executions: map[string]*execution{},
-		requests: map[string]*pendingRequest{}, documents: map[string]*document{},
+		requests: map[string]*pendingRequest{}, documents: map[string]*document{}, behind: map[string]behind{},
 	}, nil
 }
 
 // open makes the service ready at its first use.
 func (s *Service) open() error {
 	s.ready.Do(func() {
-		recovered := &recovery{live: map[string]*carrelv1.Execution{}}
+		recovered := &recovery{live: map[string]*carrelv1.Execution{}, documents: map[string]behind{}}
 		opened, err := journal.Open(journal.Config{
 			Dir: filepath.Join(s.config.Home, stateDir, "journal"), Owner: s.config.Owner(), AsUser: s.config.AsUser, Log: s.log,
 			State: s.unfinished, Recover: recovered.take,
@@ -114,8 +115,12 @@ func (s *Service) open() error {
 		}
 		s.mu.Lock()
 		s.journal = opened
+		s.behind = recovered.unsaved()
 		for _, shown := range recovered.executions() {
 			s.lose(shown)
+		}
+		if len(s.behind) > 0 {
+			s.wg.Go(s.recover)
 		}
 		s.mu.Unlock()
 		s.unhook = s.config.Kernels.OnChange(s.kernelChanged)
@@ -147,6 +152,9 @@ func (s *Service) Close() {
 
 // emit puts an event into the journal and gives its cursor. s.mu is held.
 func (s *Service) emit(event *carrelv1.NotebookEvent) string {
+	if d := s.documents[event.GetPath()]; d != nil && changes(event) {
+		d.begins()
+	}
 	event.Time, event.Path = timestamppb.New(s.now()), carrel.EncodeFileName(event.GetPath())
 	data, err := proto.Marshal(event)
 	if err != nil {

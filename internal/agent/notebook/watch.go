@@ -2,13 +2,9 @@ package notebook
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"slices"
-	"strings"
 	"time"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
@@ -94,7 +90,7 @@ func eventOf(entry journal.Entry) *carrelv1.NotebookEvent {
 		}
 	} else {
 		event = &carrelv1.NotebookEvent{}
-		if proto.Unmarshal(entry.Data, event) != nil {
+		if isNote(entry.Data) || proto.Unmarshal(entry.Data, event) != nil {
 			return nil
 		}
 	}
@@ -102,76 +98,10 @@ func eventOf(entry journal.Entry) *carrelv1.NotebookEvent {
 	return event
 }
 
-// maxUnfinished is how much is noted of executions that have not ended, in bytes. The newest beyond it are not told as lost when the box fails.
-const maxUnfinished = 1 << 20
-
-// recovery finds in a journal what had not ended when the box did.
-type recovery struct {
-	live map[string]*carrelv1.Execution
-}
-
-func (r *recovery) take(state []byte, entries func(func([]byte))) {
-	var unfinished []json.RawMessage
-	_ = json.Unmarshal(state, &unfinished)
-	for _, data := range unfinished {
-		e := &carrelv1.Execution{}
-		if protojson.Unmarshal(data, e) == nil && e.GetId() != "" {
-			r.live[e.GetId()] = e
-		}
-	}
-	entries(func(data []byte) {
-		event := &carrelv1.NotebookEvent{}
-		if proto.Unmarshal(data, event) != nil {
-			return
-		}
-		if e := event.GetQueued(); e != nil && len(r.live) < maxQueued {
-			r.live[e.GetId()] = e
-		}
-		if e := event.GetEnded(); e != nil {
-			delete(r.live, e.GetId())
-		}
-	})
-}
-
-func (r *recovery) executions() []*carrelv1.Execution {
-	all := make([]*carrelv1.Execution, 0, len(r.live))
-	for _, e := range r.live {
-		all = append(all, e)
-	}
-	slices.SortFunc(all, func(a, b *carrelv1.Execution) int { return strings.Compare(a.GetId(), b.GetId()) })
-	return all
-}
-
-// unfinished gives the executions that have not ended, for recovery.
-func (s *Service) unfinished() []byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var all []json.RawMessage
-	size := 0
-	for _, r := range s.runners {
-		for _, e := range append([]*execution{r.current}, r.queue...) {
-			if e == nil {
-				continue
-			}
-			shown := e.show(false)
-			shown.Code = ""
-			data, err := protojson.Marshal(shown)
-			if size += len(data) + 1; err == nil && len(all) < maxQueued && size < maxUnfinished {
-				all = append(all, data)
-			}
-		}
-	}
-	data, err := json.Marshal(all)
-	if err != nil {
-		return nil
-	}
-	return data
-}
-
 // lose tells of an execution that ended with the box. s.mu is held.
 func (s *Service) lose(shown *carrelv1.Execution) {
 	e := &execution{
-		id: shown.GetId(), kernel: shown.GetKernel(), path: shown.GetPath(), cell: shown.GetCell(), code: shown.GetCode(), startedBy: shown.GetStartedBy(),
+		id: shown.GetId(), kernel: shown.GetKernel(), path: carrel.DecodeFileName(shown.GetPath()), cell: shown.GetCell(), code: shown.GetCode(), startedBy: shown.GetStartedBy(),
 		queuedAt: shown.GetQueueTime().AsTime(), outputs: &outputs{}, done: make(chan struct{}), state: lost, endedAt: s.now(),
 		message: "the box was stopped or failed before it had ended",
 	}
@@ -230,7 +160,7 @@ func (o *outputs) apply(event *carrelv1.NotebookEvent) {
 	if update := event.GetDisplayUpdate(); update != nil {
 		for _, one := range o.list {
 			if one.display != "" && one.display == update.GetDisplayId() {
-				one.updated(update.GetData().AsMap(), update.GetMetadata().AsMap())
+				one.updated(fromStruct(update.GetData()), fromStruct(update.GetMetadata()))
 			}
 		}
 	}
@@ -238,7 +168,7 @@ func (o *outputs) apply(event *carrelv1.NotebookEvent) {
 	if shown == nil {
 		return
 	}
-	fields := shown.AsMap()
+	fields := fromStruct(shown)
 	if fields["output_type"] == "stream" {
 		name, _ := fields["name"].(string)
 		text, _ := fields["text"].(string)

@@ -39,7 +39,7 @@ type Config struct {
 	// State is asked for when a segment begins; it is given to Recover later. nil: none. It is called without any lock of the journal.
 	State func() []byte
 	// Recover is called by Open with the state of the last segment that is there, and then its entries. nil: nobody wants to know.
-	Recover func(state []byte, entries func(func(data []byte)))
+	Recover func(state []byte, entries func(func(seq uint64, data []byte)))
 	Log     *slog.Logger
 }
 
@@ -193,7 +193,7 @@ func (j *Journal) load() error {
 		return err // it was there a moment ago; the rest is still good
 	}
 	defer file.Close()
-	each := func(f func([]byte)) {
+	each := func(f func(uint64, []byte)) {
 		for {
 			payload, err := readRecord(in, newest.size)
 			if err != nil {
@@ -204,13 +204,13 @@ func (j *Journal) load() error {
 				continue
 			}
 			j.last = seq
-			f(data)
+			f(seq, data)
 		}
 	}
 	if j.config.Recover != nil {
 		j.config.Recover(head.State, each)
 	}
-	each(func([]byte) {}) // what Recover did not take
+	each(func(uint64, []byte) {}) // what Recover did not take
 	return unread
 }
 
@@ -266,6 +266,13 @@ func (j *Journal) Last() string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.cursor(j.last)
+}
+
+// LastSeq is the sequence number of the newest entry; 0: there never was one.
+func (j *Journal) LastSeq() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.last
 }
 
 // Problem says why entries are not on the disk, for people; empty: they are, or will be at once.

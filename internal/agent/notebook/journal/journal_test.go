@@ -356,9 +356,9 @@ func TestRecoverIsGivenTheStateAndWhatFollows(t *testing.T) {
 	j.Close()
 	var got []string
 	open(t, dir, func(c *journal.Config) {
-		c.Recover = func(state []byte, entries func(func([]byte))) {
+		c.Recover = func(state []byte, entries func(func(uint64, []byte))) {
 			got = append(got, string(state))
-			entries(func(data []byte) { got = append(got, string(data)) })
+			entries(func(_ uint64, data []byte) { got = append(got, string(data)) })
 		}
 	})
 	require.Equal(t, fmt.Sprintf("state %d", states), got[0])
