@@ -140,7 +140,7 @@ func New(config Config) (*Client, error) {
 		agent = "carrel-client"
 	}
 	options := []connect.ClientOption{
-		connect.WithInterceptors(&interceptor{token: config.Token, org: config.Org, agent: agent}),
+		connect.WithInterceptors(&interceptor{token: config.Token, org: config.Org, agent: agent, ends: c.tickets.drop}),
 		connect.WithReadMaxBytes(64 << 20),
 		// The network beneath is fast or compresses itself; output of commands is copied as it is.
 		connect.WithAcceptCompression("gzip", nil, nil),
@@ -229,6 +229,13 @@ const (
 	ticketMargin = time.Minute
 	maxTickets   = 4096
 )
+
+// drop forgets the ticket of a box whose run ends: it would be refused, and only then another be asked for.
+func (t *ticketCache) drop(box string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.tickets, box)
+}
 
 func (t *ticketCache) slot(box string) *ticketSlot {
 	t.mu.Lock()

@@ -254,6 +254,32 @@ func TestTicketsAreKeptUntilTheyAreNearlyOver(t *testing.T) {
 	require.Equal(t, fresh, again)
 }
 
+func (b *boxes) ResumeBox(context.Context, *connect.Request[carrelv1.ResumeBoxRequest]) (*connect.Response[carrelv1.Operation], error) {
+	return connect.NewResponse(&carrelv1.Operation{}), nil
+}
+
+// Who resumes a box does not try the ticket of its former run first.
+func TestATicketEndsWithItsRun(t *testing.T) {
+	b := &boxes{ticket: func(n int64) (*carrelv1.Ticket, error) {
+		return &carrelv1.Ticket{Ticket: fmt.Sprint(n), BoxId: "box", ExpireTime: timestamppb.New(time.Now().Add(10 * time.Minute))}, nil
+	}}
+	c := serve(t, b, nil)
+	tokens := map[string]string{}
+	for _, box := range []string{"x", "y"} {
+		ticket, err := c.Ticket(t.Context(), box)
+		require.NoError(t, err)
+		tokens[box] = ticket.Token
+	}
+	_, err := c.Boxes.ResumeBox(t.Context(), connect.NewRequest(&carrelv1.ResumeBoxRequest{Id: "x"}))
+	require.NoError(t, err)
+	fresh, err := c.Ticket(t.Context(), "x")
+	require.NoError(t, err)
+	require.NotEqual(t, tokens["x"], fresh.Token)
+	same, err := c.Ticket(t.Context(), "y")
+	require.NoError(t, err)
+	require.Equal(t, tokens["y"], same.Token)
+}
+
 // After each resume the ticket of the former run is refused: nobody shall wait for a new one.
 func TestRefusedTicketIsRenewedAtOnce(t *testing.T) {
 	stale := carrel.Errorf(carrel.CodeUnauthorized, ReasonTicketStale, "of an earlier run")

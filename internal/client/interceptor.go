@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"carrel.dev/carrel/api/carrel/v1/carrelv1connect"
 	"carrel.dev/carrel/internal/carrel"
 )
 
@@ -26,6 +27,14 @@ const (
 // repeated when nobody answered, and turns errors into *carrel.Error.
 type interceptor struct {
 	token, org, agent string
+	// ends is told of each box (id or name) whose run a call has ended or is about to; nil: nobody is.
+	ends func(box string)
+}
+
+// endsRun has the calls after which a box's next run is another one.
+var endsRun = map[string]bool{
+	carrelv1connect.BoxServiceStartBoxProcedure: true, carrelv1connect.BoxServiceResumeBoxProcedure: true, carrelv1connect.BoxServiceRestartBoxProcedure: true,
+	carrelv1connect.BoxServicePauseBoxProcedure: true, carrelv1connect.BoxServiceStopBoxProcedure: true, carrelv1connect.BoxServiceDeleteBoxProcedure: true,
 }
 
 var _ connect.Interceptor = (*interceptor)(nil)
@@ -66,6 +75,9 @@ func (i *interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		}, backoff.WithBackOff(policy), backoff.WithMaxTries(maxTries), backoff.WithMaxElapsedTime(30*time.Second))
 		if err != nil {
 			return nil, unwrapPermanent(err)
+		}
+		if about, ok := req.Any().(interface{ GetId() string }); ok && i.ends != nil && endsRun[req.Spec().Procedure] {
+			i.ends(about.GetId())
 		}
 		return resp, nil
 	}
