@@ -166,7 +166,8 @@ func (s *Service) Recover() {
 	}
 }
 
-// recover opens the notebooks whose files may not have everything, which puts it into them. What cannot be opened is left for when it is.
+// recover opens the notebooks whose files may not have everything, which puts it into them. What cannot be opened is left for when it is. Then it removes what the box keeps too
+// much of.
 func (s *Service) recover() {
 	s.mu.Lock()
 	var paths []string
@@ -183,4 +184,5 @@ func (s *Service) recover() {
 		}
 		s.release(d)
 	}
+	s.pruneSpills()
 }

@@ -59,6 +59,10 @@ type Service struct {
 	ready  sync.Once
 	unhook func()
 
+	began     time.Time // what was on the disk before is of an earlier life
+	maxSpills int64
+
+	pruning  sync.Mutex // held while files with output are removed; before mu
 	starting sync.Mutex // held while a kernel is looked for or started, so that nobody starts a second
 
 	mu         sync.Mutex // guards what follows
@@ -72,6 +76,7 @@ type Service struct {
 	lastActive time.Time
 	closed     bool
 	documents  map[string]*document
+	swept      map[string]bool   // directories from which was removed what saves had left
 	behind     map[string]behind // notebooks that are not open whose files may not have everything, by path
 }
 
@@ -97,7 +102,7 @@ func New(config Config) (*Service, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	return &Service{
 		config: config, log: config.Log, now: time.Now, ctx: ctx, stop: stop, runners: map[string]*runner{}, executions: map[string]*execution{},
-		requests: map[string]*pendingRequest{}, documents: map[string]*document{}, behind: map[string]behind{},
+		requests: map[string]*pendingRequest{}, documents: map[string]*document{}, behind: map[string]behind{}, swept: map[string]bool{}, began: time.Now(), maxSpills: maxSpills,
 	}, nil
 }
 
@@ -119,9 +124,7 @@ func (s *Service) open() error {
 		for _, shown := range recovered.executions() {
 			s.lose(shown)
 		}
-		if len(s.behind) > 0 {
-			s.wg.Go(s.recover)
-		}
+		s.wg.Go(s.recover)
 		s.mu.Unlock()
 		s.unhook = s.config.Kernels.OnChange(s.kernelChanged)
 	})

@@ -155,10 +155,11 @@ func (p *spill) put(text string) {
 }
 
 // end closes the file and gives back the memory that a flood took, which is most of what the agent ever has: messages of tens of megabytes. It
-// would keep that for minutes, and it is the box's.
+// would keep that for minutes, and it is the box's. There is one file more now, and perhaps one too many.
 func (p *spill) end() {
 	p.close()
 	debug.FreeOSMemory()
+	p.s.pruneSpills()
 }
 
 func (p *spill) close() {
