@@ -21,10 +21,45 @@ type verbRequest interface {
 	GetRequestId() string
 }
 
-// verb writes what the user wants now. The check runs on the locked box, so that what it finds still holds
-// when the intent is written.
+// verb writes what the user wants now. A request that is repeated under the name that its box had then is about that box, also when it is
+// deleted by now, or another box has the name.
 func (b boxService) verb(ctx context.Context, m verbRequest, set store.SetIntent, check func(*store.Box) error) (*connect.Response[carrelv1.Operation], error) {
-	box, err := b.s.find(ctx, m.GetOrg(), m.GetId())
+	op, err := b.setIntent(ctx, m, m.GetId(), set, check)
+	if carrel.CodeOf(err) == carrel.CodeNotFound || carrel.ReasonOf(err) == "request_id_reused" {
+		former, formerErr := b.formerTarget(ctx, m, set.Verb)
+		if formerErr != nil {
+			return nil, formerErr
+		}
+		if former != "" {
+			op, err = b.setIntent(ctx, m, former, set, check)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return reply(operationProto(op))
+}
+
+// formerTarget is the box that an earlier request with m's id was about, if m calls it by the name that it had then; else "".
+func (b boxService) formerTarget(ctx context.Context, m verbRequest, verb carrel.Verb) (string, error) {
+	if kind := carrel.IDKind(m.GetId()); m.GetRequestId() == "" || kind == 'b' || kind == 'r' {
+		return "", nil
+	}
+	org, err := b.s.org(ctx, m.GetOrg())
+	if err != nil {
+		return "", err
+	}
+	target, err := b.s.store.TargetOfRequest(ctx, scopeOf(ctx), org, store.Request{ID: m.GetRequestId(), Method: string(verb)}, m.GetId())
+	if err != nil {
+		return "", fmt.Errorf("%s box: %w", verb, err)
+	}
+	return target, nil
+}
+
+// setIntent writes what the user wants of the box that ref leads to. The check runs on the locked box, so that what it finds still holds
+// when the intent is written.
+func (b boxService) setIntent(ctx context.Context, m verbRequest, ref string, set store.SetIntent, check func(*store.Box) error) (*store.Operation, error) {
+	box, err := b.s.find(ctx, m.GetOrg(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +85,7 @@ func (b boxService) verb(ctx context.Context, m verbRequest, set store.SetIntent
 	if err != nil {
 		return nil, fmt.Errorf("%s box: %w", set.Verb, err)
 	}
-	return reply(operationProto(op))
+	return op, nil
 }
 
 func (b boxService) StartBox(ctx context.Context, req *connect.Request[carrelv1.StartBoxRequest]) (*connect.Response[carrelv1.Operation], error) {

@@ -319,6 +319,16 @@ func (m *machine) assign(id string) *store.Box {
 	return m.box(id)
 }
 
+// purge ends a box that is wanted deleted, as the reconciler would.
+func (m *machine) purge(id string) {
+	t := m.r.t
+	t.Helper()
+	lease, ok, err := m.r.store.AcquireLease(t.Context(), "boxes/0", "test", time.Minute)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.NoError(t, m.r.store.PurgeBox(t.Context(), lease, carrel.BoxID(id)))
+}
+
 func (m *machine) box(id string) *store.Box {
 	m.r.t.Helper()
 	box, err := m.r.store.GetBox(m.r.t.Context(), store.SystemScope(), carrel.BoxID(id))

@@ -205,6 +205,39 @@ func TestARepeatMayNameTheBoxDifferently(t *testing.T) {
 	require.Error(t, err, "another box is another request")
 }
 
+// A client that lost the answer to its delete asks again, by the only name it knows.
+func TestARepeatIsAboutTheBoxThatHadTheName(t *testing.T) {
+	r := newReplica(t)
+	r.catalogue()
+	ctx := t.Context()
+	u, m := r.asAdmin(), r.newMachine("one")
+	id := u.create("dev")
+	m.run(id)
+	ask := &carrelv1.DeleteBoxRequest{Id: "dev", RequestId: "d"}
+	first, err := u.boxes.DeleteBox(ctx, req(ask))
+	require.NoError(t, err)
+	m.says(id, carrel.PhaseDestroyed)
+	m.purge(id)
+	require.Equal(t, carrel.StateDeleted, carrel.StateOf(&m.box(id).BoxView))
+
+	again, err := u.boxes.DeleteBox(ctx, req(ask))
+	require.NoError(t, err)
+	require.Equal(t, first.Msg.GetId(), again.Msg.GetId())
+	require.True(t, again.Msg.GetDone())
+	_, err = u.boxes.DeleteBox(ctx, req(&carrelv1.DeleteBoxRequest{Id: "dev", RequestId: "another"}))
+	require.Equal(t, carrel.CodeNotFound, code(err))
+	_, err = u.boxes.StopBox(ctx, req(&carrelv1.StopBoxRequest{Id: "dev", RequestId: "d"}))
+	require.Equal(t, carrel.CodeNotFound, code(err), "another verb is another request")
+	_, err = u.boxes.DeleteBox(ctx, req(&carrelv1.DeleteBoxRequest{Id: "other", RequestId: "d"}))
+	require.Equal(t, carrel.CodeNotFound, code(err), "it had another name")
+
+	second := u.create("dev")
+	again, err = u.boxes.DeleteBox(ctx, req(ask))
+	require.NoError(t, err)
+	require.Equal(t, first.Msg.GetId(), again.Msg.GetId())
+	require.Equal(t, carrel.IntentRunning, m.box(second).Intent, "the new box of that name is left alone")
+}
+
 func TestOperationsOfAnImageByItsName(t *testing.T) {
 	r := newReplica(t)
 	r.catalogue()

@@ -41,6 +41,27 @@ func (t *tx) openOperation(ctx context.Context, request Request, op Operation) (
 	return first, nil
 }
 
+// TargetOfRequest is the id of what an earlier request of the scope's user with this id and method was about, if that was called name then;
+// else "".
+func (s *Store) TargetOfRequest(ctx context.Context, scope Scope, org carrel.OrgID, request Request, name string) (string, error) {
+	if err := request.check(); err != nil {
+		return "", err
+	}
+	target := ""
+	err := s.read(ctx, "TargetOfRequest", scope, func(t *tx) error {
+		target = ""
+		op, err := t.OperationByRequest(ctx, org, scope.User, request.Method, request.ID)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		if err == nil && op.TargetName == name {
+			target = op.TargetID
+		}
+		return err
+	})
+	return target, err
+}
+
 func operationOf(r db.Operation) (*Operation, error) {
 	op := &Operation{
 		ID: r.ID, Org: r.OrgID, Verb: r.Verb, TargetID: r.TargetID, TargetName: r.TargetName, Generation: r.Generation,
