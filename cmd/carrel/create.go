@@ -36,6 +36,9 @@ func (a *app) createCommand() *cobra.Command {
 	wait.add(cmd)
 	a.complete(cmd, "template", a.templateNames())
 	cmd.RunE = a.does(func(ctx context.Context, c *client.Client, args []string) error {
+		if template == "" && cmd.Flags().Changed("template") {
+			return usageError(cmd, "--template is empty; leave it out for the template base")
+		}
 		req := &carrelv1.CreateBoxRequest{Template: template}
 		if len(args) > 0 {
 			req.Name = args[0]

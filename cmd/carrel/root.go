@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -230,7 +231,7 @@ func (a *app) does(f func(ctx context.Context, c *client.Client, args []string) 
 }
 
 // takes checks the number of arguments: each name is one, in brackets it may be left out, with … at the
-// end there may be more.
+// end there may be more. None is empty: that is a variable of a script that nobody set, and not an argument left out.
 func takes(names ...string) cobra.PositionalArgs {
 	least, most := 0, len(names)
 	for _, n := range names {
@@ -247,6 +248,9 @@ func takes(names ...string) cobra.PositionalArgs {
 			return usageError(cmd, "%s is missing", names[len(args)])
 		case len(args) > most:
 			return usageError(cmd, "%q is one argument too many", args[most])
+		}
+		if i := slices.Index(args, ""); i >= 0 {
+			return usageError(cmd, "%s is empty", strings.Trim(names[min(i, len(names)-1)], "[]…"))
 		}
 		return nil
 	}

@@ -37,10 +37,10 @@ func (a *app) tokenCreate() *cobra.Command {
 	cmd.Flags().DurationVar(&expires, "expires", 0, "how long it is good, such as 720h (default: for ever)")
 	cmd.RunE = a.does(func(ctx context.Context, c *client.Client, _ []string) error {
 		req := &carrelv1.CreateTokenRequest{Description: description, User: user}
-		if expires < 0 {
-			return usageError(cmd, "--expires is %s; it is a time from now, such as 720h", expires)
-		}
-		if expires > 0 {
+		if cmd.Flags().Changed("expires") {
+			if expires <= 0 {
+				return usageError(cmd, "--expires is %s; it is a time from now, such as 720h", expires)
+			}
 			req.ExpireTime = timestamppb.New(time.Now().Add(expires))
 		}
 		resp, err := answer(c.Tokens.CreateToken(ctx, connect.NewRequest(req)))

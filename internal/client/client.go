@@ -209,8 +209,10 @@ func newRequestID() string { return rand.Text() }
 // Ticket is the right to reach one box for a short time.
 type Ticket struct {
 	Box     string // id
-	Token   string // the signed ticket
+	Token   string // the signed ticket; empty: the API token goes in its place
 	Expires time.Time
+
+	present bool // without a ticket: the caller comes to use the box
 }
 
 // ticketCache keeps the last ticket of each box. A ticket is asked for again when less than

@@ -67,6 +67,7 @@ const (
 	ReasonBoxNotUp      = "box_not_up"     // it is coming up: try again
 	ReasonTicketExpired = "ticket_expired" // get a new one
 	ReasonTicketStale   = "ticket_stale"   // of another run of the box: get a new one
+	ReasonRoleTooLow    = "role_too_low"   // a ticket is for more than the caller may do
 )
 
 func codeOf(code connect.Code) carrel.Code {

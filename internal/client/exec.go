@@ -173,11 +173,12 @@ func withTicket[T any](message *T, ticket Ticket) *connect.Request[T] {
 	return req
 }
 
-// show puts the ticket into a header. Where there is none the request says that it is a sign of its user's presence.
+// show puts the ticket into a header. Without one, who comes to use the box says so: that is a sign of presence.
 func (t Ticket) show(header http.Header) {
-	if t.Token == "" {
+	switch {
+	case t.Token != "":
+		header.Set("Authorization", "Bearer "+t.Token)
+	case t.present:
 		header.Set("Carrel-Activity", "exec")
-		return
 	}
-	header.Set("Authorization", "Bearer "+t.Token)
 }

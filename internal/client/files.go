@@ -282,7 +282,7 @@ func (c *Client) Upload(ctx context.Context, u Upload) (*carrelv1.FileInfo, erro
 			return localError{carrel.Errorf(carrel.CodeUnavailable, "upload_broken", "the connection broke after %d bytes of %s; what comes from a stream cannot be sent again", read, u.Path)}
 		}
 		stream := c.Files.WriteFile(ctx)
-		stream.RequestHeader().Set("Authorization", "Bearer "+ticket.Token)
+		ticket.show(stream.RequestHeader())
 		first := &carrelv1.WriteFileRequest{Box: ticket.Box, Path: u.Path, Mode: u.Mode, Parents: u.Parents, Offset: sent, IfMatch: u.IfMatch}
 		if seeker != nil {
 			first.UploadId = u.ID
@@ -422,7 +422,7 @@ func (c *Client) UploadArchive(ctx context.Context, box, path string, open func(
 		}
 		defer content.Close()
 		stream := c.Files.UploadArchive(ctx)
-		stream.RequestHeader().Set("Authorization", "Bearer "+ticket.Token)
+		ticket.show(stream.RequestHeader())
 		first := &carrelv1.UploadArchiveRequest{Box: ticket.Box, Path: path}
 		if err := sendPieces(content, func(data []byte) error {
 			message := &carrelv1.UploadArchiveRequest{Data: data}

@@ -47,17 +47,20 @@ func Arriving(ctx context.Context) context.Context { return context.WithValue(ct
 
 type arriving struct{}
 
-// admission is what a call for a box goes with: a ticket, or the API token itself where the box has no run that a ticket could be for, and the caller
-// comes to use it.
+// admission is what a call for a box goes with: a ticket, or the API token itself where the box has no run that a ticket could be for and the caller
+// comes to use it, or where the caller may not do everything that a ticket is for: what else they may, the gateway knows.
 func (c *Client) admission(ctx context.Context, box string) (Ticket, error) {
 	ticket, err := c.Ticket(ctx, box)
+	if carrel.ReasonOf(err) == ReasonRoleTooLow {
+		return Ticket{Box: box}, nil
+	}
 	if carrel.ReasonOf(err) != ReasonBoxNotRunning || ctx.Value(arriving{}) == nil {
 		return ticket, err
 	}
 	if c.onAsleep != nil {
 		c.onAsleep(box, err)
 	}
-	return Ticket{Box: box}, nil
+	return Ticket{Box: box, present: true}, nil
 }
 
 // refused sees to a ticket with which a call failed, and reports whether the call makes sense with another one.

@@ -61,3 +61,17 @@ func TestANameThatLeadsToAnotherBoxIsFollowed(t *testing.T) {
 		require.Equal(t, []string{"new", "new"}, tried, what)
 	}
 }
+
+// Who may only look at a box gets no ticket for it, and looks at it by the API token.
+func TestWhoMayOnlyLookGoesWithTheAPIToken(t *testing.T) {
+	c := serve(t, &boxes{ticket: func(int64) (*carrelv1.Ticket, error) {
+		return nil, wireError(connect.CodePermissionDenied, ReasonRoleTooLow)
+	}}, time.Now)
+	looked := false
+	require.NoError(t, c.persist(t.Context(), "lab", startFor, never, func(_ context.Context, ticket Ticket) error {
+		looked = true
+		require.Equal(t, Ticket{Box: "lab"}, ticket)
+		return nil
+	}))
+	require.True(t, looked)
+}
