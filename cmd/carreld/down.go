@@ -7,24 +7,30 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
-	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/goccy/go-yaml"
 
-	carrelv1 "carrel.dev/carrel/api/carrel/v1"
 	"carrel.dev/carrel/internal/carrel"
-	"carrel.dev/carrel/internal/client"
+	"carrel.dev/carrel/internal/control"
 	"carrel.dev/carrel/internal/service"
+	"carrel.dev/carrel/internal/store"
 )
 
-// downTime bounds how long one box may take to pause, and Carrel to end.
-const downTime = 2 * time.Minute
+const (
+	// downTime bounds how long one box may take to pause, what is prepared to be given up, and Carrel to end.
+	downTime = 2 * time.Minute
+	// downPoll is how often it is looked at what is waited for.
+	downPoll = 100 * time.Millisecond
+	// restTime is how long nothing is prepared after `down` was killed.
+	restTime = 30 * time.Second
+)
 
-// runDown pauses every running box and then ends `up`. A box that can't be paused keeps everything as it
+// runDown pauses every running box, gives up what is only prepared, and then ends `up`. A box that can't be paused keeps everything as it
 // is: down says so and ends nothing.
 func runDown(ctx context.Context, config *Config, stdout io.Writer) error {
 	pid := lockHolder(config.Data)
@@ -32,7 +38,7 @@ func runDown(ctx context.Context, config *Config, stdout io.Writer) error {
 		fmt.Fprintf(stdout, "Carrel is not running on %s.\n", config.Data)
 		return nil
 	}
-	// Ports may have been picked by up: what it wrote is what is in force.
+	// Files may be elsewhere than here is said: what up wrote is what is in force.
 	running := &Config{}
 	text, err := os.ReadFile(filepath.Join(config.Data, "up.yaml"))
 	if err == nil {
@@ -41,17 +47,8 @@ func runDown(ctx context.Context, config *Config, stdout io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("read the configuration of the running Carrel: %w", err)
 	}
-	token, err := service.ReadSecret(filepath.Join(config.Data, "admin-token"))
-	if err != nil {
-		return err
-	}
-	c, err := client.New(client.Config{Context: client.Context{URL: "http://" + running.Gateway.HTTP, Token: token}, UserAgent: "carreld/" + version})
-	if err != nil {
-		return err
-	}
-	defer c.Close()
 	out := newProgress(stdout)
-	if err := pauseAll(ctx, c, out); err != nil {
+	if err := quiet(ctx, running, out); err != nil {
 		return fmt.Errorf("%w; Carrel goes on running. Ctrl-C in its terminal stops it without pausing", err)
 	}
 	step := out.step("Stopping Carrel")
@@ -73,76 +70,190 @@ func runDown(ctx context.Context, config *Config, stdout io.Writer) error {
 	return nil
 }
 
-// pauseAll pauses the running boxes of every organisation.
-func pauseAll(ctx context.Context, c *client.Client, out *progress) error {
-	orgs, err := c.Orgs.ListOrgs(ctx, connect.NewRequest(&carrelv1.ListOrgsRequest{}))
+// quiet brings every box to rest. It speaks to the database and not to the API: there no one person may see every organisation's boxes.
+func quiet(ctx context.Context, config *Config, out *progress) error {
+	d := config.Control.Database
+	system, err := service.ReadSecret(d.SystemURLFile)
 	if err != nil {
-		return client.Error(err)
+		return err
 	}
-	for _, org := range orgs.Msg.GetOrgs() {
-		page := ""
-		for {
-			boxes, err := c.Boxes.ListBoxes(ctx, connect.NewRequest(&carrelv1.ListBoxesRequest{Org: org.GetId(), PageSize: 100, PageToken: page}))
-			if err != nil {
-				return client.Error(err)
-			}
-			group, groupCtx := errgroup.WithContext(ctx)
-			group.SetLimit(2) // a pause is bound by the disk
-			for _, box := range boxes.Msg.GetBoxes() {
-				switch box.GetState() {
-				case carrelv1.State_STATE_RUNNING, carrelv1.State_STATE_IDLE, carrelv1.State_STATE_PROVISIONING, carrelv1.State_STATE_RESUMING, carrelv1.State_STATE_PAUSING:
-					group.Go(func() error { return pauseOne(groupCtx, c, box, out) })
-				}
-			}
-			if err := group.Wait(); err != nil {
-				return err
-			}
-			if page = boxes.Msg.GetNextPageToken(); page == "" {
-				break
-			}
-		}
+	api, err := service.ReadSecret(d.ControlURLFile)
+	if err != nil {
+		return err
 	}
-	return nil
+	s, err := store.Open(ctx, store.Config{SystemURL: system, ControlURL: api})
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	defer s.Close()
+	return (&quieting{store: s, out: out}).run(ctx)
 }
 
-// pauseOne pauses a box. One that waits to be started is left as it is: nothing of it runs, and it may wait for ever.
-func pauseOne(ctx context.Context, c *client.Client, box *carrelv1.Box, out *progress) error {
+// quieting is one `down`.
+type quieting struct {
+	store *store.Store
+	out   *progress
+	scope store.Scope
+}
+
+func (q *quieting) run(ctx context.Context) error {
+	admin, err := q.store.GetUser(ctx, store.Scope{Platform: true}, store.AdminName)
+	if err != nil {
+		return fmt.Errorf("find the administrator: %w", err)
+	}
+	q.scope = store.Scope{User: admin.ID, Platform: true}
+	if err := q.store.Rest(ctx, restTime); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var keeper sync.WaitGroup
+	keeper.Go(func() { q.keepAtRest(ctx) })
+	err = q.pauseAll(ctx)
+	if err == nil {
+		err = q.awaitEmpty(ctx)
+	}
+	cancel()
+	keeper.Wait()
+	if err != nil {
+		over, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer done()
+		return errors.Join(err, q.store.Rest(over, 0))
+	}
+	return nil // the next start ends the rest
+}
+
+// keepAtRest has nothing prepared until ctx ends. If that can't be written for a while, what is prepared meanwhile is only found again by the
+// next start.
+func (q *quieting) keepAtRest(ctx context.Context) {
+	for {
+		select {
+		case <-time.After(restTime / 3):
+			_ = q.store.Rest(ctx, restTime)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// awake are the states in which something of a box runs, or is about to.
+var awake = []carrel.State{carrel.StateRunning, carrel.StateIdle, carrel.StateProvisioning, carrel.StateResuming, carrel.StatePausing}
+
+// pauseAll pauses the running boxes of every organisation.
+func (q *quieting) pauseAll(ctx context.Context) error {
+	list := store.ListBoxes{State: awake, Page: store.Page{Size: 100}}
+	for {
+		boxes, next, err := q.store.ListBoxes(ctx, q.scope, list)
+		if err != nil {
+			return err
+		}
+		group, groupCtx := errgroup.WithContext(ctx)
+		group.SetLimit(2) // a pause is bound by the disk
+		for _, box := range boxes {
+			group.Go(func() error { return q.pause(groupCtx, box) })
+		}
+		if err := group.Wait(); err != nil {
+			return err
+		}
+		if list.Page.Token = next; next == "" {
+			return nil
+		}
+	}
+}
+
+// pause pauses a box. One that waits to be started is left as it is: nothing of it runs, and it may wait for ever.
+func (q *quieting) pause(ctx context.Context, box *store.Box) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, downTime, fmt.Errorf("it is not paused after %s", downTime))
 	defer cancel()
-	if waits(box) {
-		out.line("%s has not started, and nothing of it runs: %s", box.GetName(), box.GetFailure().GetMessage())
+	if q.leave(box) {
 		return nil
 	}
-	step := out.step("Pausing " + box.GetName())
-	answer, err := c.Boxes.PauseBox(ctx, connect.NewRequest(&carrelv1.PauseBoxRequest{Id: box.GetId(), Org: box.GetOrgId()}))
-	if err != nil {
-		return client.Error(err)
-	}
-	// The wait ends with the operation, or when the box turns out to wait itself.
-	waiting, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	err = awaitOperation(waiting, c, answer.Msg, func(progress string) {
-		step.update(progress)
-		now, err := c.Boxes.GetBox(waiting, connect.NewRequest(&carrelv1.GetBoxRequest{Id: box.GetId()}))
-		if err == nil && waits(now.Msg) {
-			stop(fmt.Errorf("%s", now.Msg.GetFailure().GetMessage()))
+	step := q.out.step("Pausing " + box.Name)
+	var op *store.Operation
+	for {
+		var err error
+		if op == nil {
+			op, err = q.store.SetIntent(ctx, q.scope, store.SetIntent{Box: box.ID, Verb: carrel.VerbPause, Intent: carrel.IntentPaused, Check: control.CheckPause})
+		} else {
+			op, err = q.store.GetOperation(ctx, q.scope, op.ID)
 		}
-	})
-	switch {
-	case err == nil:
-		step.done()
-		return nil
-	case ctx.Err() == nil && waiting.Err() != nil:
-		out.line("%s has not started, and nothing of it runs: %v", box.GetName(), context.Cause(waiting))
-		return nil
-	case ctx.Err() != nil:
-		err = context.Cause(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("pause box %s: %w", box.Name, context.Cause(ctx))
+		case carrel.ReasonOf(err) == "wrong_state":
+			step.done() // somebody stopped it meanwhile, or it has failed
+			return nil
+		case carrel.CodeOf(err) == carrel.CodeUnavailable: // between two starts, say
+		case err != nil:
+			return fmt.Errorf("pause box %s: %w", box.Name, err)
+		case op.Box != nil && q.leave(op.Box):
+			return nil
+		default:
+			status := op.Status()
+			if f := status.Failure; status.Done && f != nil {
+				return fmt.Errorf("pause box %s: %s %s", box.Name, f.Message, f.NextStep)
+			}
+			if status.Done {
+				step.done()
+				return nil
+			}
+			step.update(status.Progress)
+		}
+		select {
+		case <-time.After(downPoll):
+		case <-ctx.Done():
+		}
 	}
-	return fmt.Errorf("pause box %s: %w", box.GetName(), err)
 }
 
-// waits reports whether a box is tried again and again to be started.
-func waits(box *carrelv1.Box) bool {
-	starts := box.GetState() == carrelv1.State_STATE_PROVISIONING || box.GetState() == carrelv1.State_STATE_RESUMING
-	return starts && box.GetFailure().GetTransient()
+// leave reports whether a box is tried again and again to be started, and says so.
+func (q *quieting) leave(box *store.Box) bool {
+	state, failure := carrel.StateOf(&box.BoxView), box.CurrentFailure()
+	waits := (state == carrel.StateProvisioning || state == carrel.StateResuming || state == carrel.StatePausing) && !box.Live() && failure != nil && failure.Transient
+	if waits {
+		q.out.line("%s has not started, and nothing of it runs: %s", box.Name, failure.Message)
+	}
+	return waits
+}
+
+// awaitEmpty waits until nothing runs any more on machines that answer: boxes of pools and prebuilds are given up while Carrel is to rest.
+func (q *quieting) awaitEmpty(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, downTime)
+	defer cancel()
+	var step *step
+	for {
+		runs, err := q.runs(ctx)
+		switch {
+		case err == nil && runs == 0:
+			if step != nil {
+				step.done()
+			}
+			return nil
+		case errors.Is(ctx.Err(), context.DeadlineExceeded):
+			q.out.line("%d boxes still run after %s. They go on, and the next start finds them again.", runs, downTime)
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && carrel.CodeOf(err) != carrel.CodeUnavailable:
+			return err
+		}
+		if step == nil {
+			step = q.out.step("Giving up what was prepared")
+		}
+		select {
+		case <-time.After(downPoll):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// runs counts what runs.
+func (q *quieting) runs(ctx context.Context) (int, error) {
+	nodes, err := q.store.Nodes(ctx)
+	runs := 0
+	for _, n := range nodes {
+		if n.RemovedAt.IsZero() && time.Since(n.LastSeen) < restTime {
+			runs += n.Runs
+		}
+	}
+	return runs, err
 }

@@ -16,9 +16,8 @@ type progress struct {
 	w        io.Writer
 	terminal bool
 
-	mu   sync.Mutex // guards open and shown
+	mu   sync.Mutex // guards open, and each step's last
 	open bool       // the last line has no end yet
-	last string
 }
 
 func newProgress(w io.Writer) *progress {
@@ -31,6 +30,7 @@ type step struct {
 	p     *progress
 	title string
 	began time.Time
+	last  string // what was said of it last
 }
 
 func (p *progress) step(title string) *step {
@@ -47,11 +47,11 @@ func (s *step) update(detail string) {
 	}
 	s.p.mu.Lock()
 	defer s.p.mu.Unlock()
-	if text == s.p.last {
-		return
-	}
-	s.p.last = text
 	if !s.p.terminal {
+		if text == s.last {
+			return
+		}
+		s.last = text
 		if detail != "" { // the title alone is printed when the step is done
 			fmt.Fprintln(s.p.w, text)
 		}

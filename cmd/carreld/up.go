@@ -470,7 +470,7 @@ func (p *platform) bootstrap(ctx context.Context, systemURL string) error {
 		return err
 	}
 	p.adminToken = secret
-	return nil
+	return s.Rest(ctx, 0) // that of `down`
 }
 
 // awaitReady waits until a role's /readyz answers ok.

@@ -102,11 +102,11 @@ func (b boxService) StopBox(ctx context.Context, req *connect.Request[carrelv1.S
 }
 
 func (b boxService) PauseBox(ctx context.Context, req *connect.Request[carrelv1.PauseBoxRequest]) (*connect.Response[carrelv1.Operation], error) {
-	return b.verb(ctx, req.Msg, store.SetIntent{Verb: carrel.VerbPause, Intent: carrel.IntentPaused}, checkPause)
+	return b.verb(ctx, req.Msg, store.SetIntent{Verb: carrel.VerbPause, Intent: carrel.IntentPaused}, CheckPause)
 }
 
-// checkPause allows a pause of what is running, is coming up, or is paused already.
-func checkPause(box *store.Box) error {
+// CheckPause allows a pause of what is running, is coming up, or is paused already.
+func CheckPause(box *store.Box) error {
 	state := carrel.StateOf(&box.BoxView)
 	switch state {
 	case carrel.StateStopped, carrel.StateStopping:

@@ -71,9 +71,22 @@ func planPrepare(p store.Preparation, f *fleet, now time.Time) []prepareStep {
 	for i, t := range p.Templates {
 		w.newest[lineage{t.Org, t.Name}] = &p.Templates[i]
 	}
+	if p.Resting {
+		w.planRest()
+		return w.steps
+	}
 	w.planPrebuilds()
 	w.planPools()
 	return w.steps
+}
+
+// planRest gives up what runs, or is about to: prebuilds that are ready stay, and all else is made anew after the rest.
+func (w *preparer) planRest() {
+	for _, b := range w.Hidden {
+		if b.Purpose == carrel.PurposePool || !b.HasMemory() {
+			w.discard(b, "nothing is prepared while Carrel is being stopped")
+		}
+	}
 }
 
 // lineage is a template with all its versions.

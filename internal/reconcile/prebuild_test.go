@@ -172,6 +172,16 @@ func TestPrepareGolden(t *testing.T) {
 			p.hidden("p1", carrel.PurposePool, "r1", waits)
 			p.hidden("p2", carrel.PurposePool, "r1", waits)
 		}},
+		{"Carrel is being stopped: what is ready stays", []store.Node{a}, func(p *preparing) {
+			p.prebuild("b1", "r1", "one", true)
+			p.Templates[0].Pool, p.Resting = 2, true
+			p.hidden("p1", carrel.PurposePool, "r1", waits)
+		}},
+		{"the same, while a prebuild is made", []store.Node{a}, func(p *preparing) {
+			p.prebuild("b1", "r1", "one", false, waits)
+			p.Templates[0].Pool, p.Resting = 2, true
+		}},
+		{"the same, with nothing there", []store.Node{a}, func(p *preparing) { p.Templates[0].Pool, p.Resting = 2, true }},
 	}
 	var out strings.Builder
 	for _, row := range rows {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/store/db"
 )
@@ -79,6 +81,18 @@ type Preparation struct {
 	LackRoom bool
 	// JustTaken: somebody took a box from a pool in the last seconds, and starts to work.
 	JustTaken bool
+	// Resting: nothing is to be prepared now, see Rest.
+	Resting bool
+}
+
+// restLease is held while nothing is to be prepared.
+const restLease = "rest"
+
+// Rest says that nothing is to be prepared for a while from now: boxes that wait to be taken and prebuilds under way are given up, and none is
+// made. It is what stops a machine before Carrel on it is stopped. Another call takes the place of the one before; 0 ends the rest.
+func (s *Store) Rest(ctx context.Context, length time.Duration) error {
+	_, _, err := s.AcquireLease(ctx, restLease, "carrel", length)
+	return err
 }
 
 // refillRest is how long a pool rests after a box was taken from it: what its user does first is not to wait for the next one's start.
@@ -107,7 +121,14 @@ func (s *Store) Preparation(ctx context.Context) (Preparation, error) {
 		if p.LackRoom, err = t.BoxesLackRoom(ctx); err != nil {
 			return fmt.Errorf("look for boxes without room: %w", err)
 		}
-		p.JustTaken, err = t.JustTaken(ctx, t.now.Add(-refillRest))
+		if p.JustTaken, err = t.JustTaken(ctx, t.now.Add(-refillRest)); err != nil {
+			return fmt.Errorf("look for boxes just taken: %w", err)
+		}
+		rest, err := t.GetLease(ctx, restLease)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		p.Resting = rest.ExpiresAt.After(t.now)
 		return err
 	})
 	return p, err

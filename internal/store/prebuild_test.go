@@ -372,3 +372,18 @@ func TestASilentNodesBoxIsNotTaken(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, op)
 }
+
+// The rest that `down` has begun ends by itself, should it be killed.
+func TestARestEndsByItself(t *testing.T) {
+	w := newWorkshop(t)
+	ctx := t.Context()
+	require.False(t, w.preparation().Resting)
+	require.NoError(t, w.Rest(ctx, time.Minute))
+	require.True(t, w.preparation().Resting)
+	w.clock.Advance(2 * time.Minute)
+	require.False(t, w.preparation().Resting)
+	require.NoError(t, w.Rest(ctx, time.Minute))
+	require.NoError(t, w.Rest(ctx, time.Minute), "it may be said again")
+	require.NoError(t, w.Rest(ctx, 0))
+	require.False(t, w.preparation().Resting)
+}
