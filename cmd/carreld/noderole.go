@@ -88,6 +88,22 @@ func poolSize(c NodeConfig) (int64, error) {
 	return max(int64(fs.Bavail)*fs.Bsize/2/carrel.GiB*carrel.GiB, disk.MinPool), nil
 }
 
+// keptPool is the size of a pool that is there and is larger than what is configured, in bytes; else 0.
+func keptPool(c NodeConfig) (int64, error) {
+	if c.PoolSize == "" {
+		return 0, nil
+	}
+	asked, err := parseSize(c.PoolSize)
+	if err != nil {
+		return 0, err
+	}
+	info, err := os.Stat(filepath.Join(c.Dir, "pool.xfs"))
+	if err != nil || info.Size() <= asked {
+		return 0, nil // there is none, or the node makes it larger
+	}
+	return info.Size(), nil
+}
+
 // nodeImages gives the node the image builder. With a directory of its own for images, what the node uses is
 // copied into the pool.
 type nodeImages struct {

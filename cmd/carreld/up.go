@@ -283,6 +283,11 @@ func (p *platform) prepare(ctx context.Context) error {
 			return err
 		}
 	}
+	if kept, err := keptPool(c.Node); err != nil {
+		return err
+	} else if kept > 0 {
+		p.out.line("The pool for homes and snapshots stays at %d MiB: --pool-size %s is less, and a pool is never made smaller.", kept/carrel.MiB, c.Node.PoolSize)
+	}
 	join, err := service.ReadSecret(c.Control.JoinTokenFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		join = auth.NewJoinToken().Text

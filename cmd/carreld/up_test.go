@@ -3,6 +3,8 @@ package main
 import (
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -24,6 +26,23 @@ func TestAPortInUseIsSaid(t *testing.T) {
 
 	err = awaitFree(t.Context(), newProgress(io.Discard), "192.0.2.1:1", "--ssh", time.Minute)
 	require.Equal(t, "bad_address", carrel.ReasonOf(err))
+}
+
+// Who asks for a smaller pool than there is, is told that it stays.
+func TestAPoolIsNeverMadeSmaller(t *testing.T) {
+	dir := t.TempDir()
+	asked := func(size string) int64 {
+		kept, err := keptPool(NodeConfig{Dir: dir, PoolSize: size})
+		require.NoError(t, err)
+		return kept
+	}
+	require.Zero(t, asked("1GiB"), "there is none yet")
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "pool.xfs"), nil, 0o600))
+	require.NoError(t, os.Truncate(filepath.Join(dir, "pool.xfs"), 2*carrel.GiB))
+	require.Equal(t, 2*carrel.GiB, asked("1GiB"))
+	require.Zero(t, asked("2GiB"))
+	require.Zero(t, asked("3GiB"))
+	require.Zero(t, asked(""))
 }
 
 // The roles of an `up` that was killed are waited for.

@@ -58,6 +58,33 @@ func TestOpenIsIdempotentAndReservesItsSpace(t *testing.T) {
 	require.Greater(t, space.Total, 400*carrel.MiB)
 }
 
+// Boxes may run, and the pool be mounted, for as long as the machine is up.
+func TestAPoolGrowsWhileItIsMounted(t *testing.T) {
+	if testing.Short() {
+		return
+	}
+	dir := t.TempDir()
+	p := open(t, dir)
+	require.NoError(t, os.WriteFile(filepath.Join(p.Root(), "kept"), []byte("x"), 0o600))
+	larger := disk.Config{Dir: dir, RunDir: filepath.Join(dir, "run"), SizeBytes: 512 * carrel.MiB, Logger: slog.New(slog.DiscardHandler)}
+	grown, err := disk.Open(t.Context(), larger)
+	require.NoError(t, err)
+	space, err := grown.Space()
+	require.NoError(t, err)
+	require.Greater(t, space.Total, 400*carrel.MiB)
+	require.FileExists(t, filepath.Join(grown.Root(), "kept"))
+
+	larger.SizeBytes = 1 << 50
+	_, err = disk.Open(t.Context(), larger)
+	require.Equal(t, "disk_full", carrel.ReasonOf(err))
+	larger.SizeBytes = 384 * carrel.MiB
+	same, err := disk.Open(t.Context(), larger)
+	require.NoError(t, err)
+	after, err := same.Space()
+	require.NoError(t, err)
+	require.Equal(t, space.Total, after.Total, "it is never made smaller")
+}
+
 func TestPoolThatDoesNotFitIsRefused(t *testing.T) {
 	if testing.Short() {
 		return

@@ -22,21 +22,27 @@ func isMountPoint(dir string) (bool, error) {
 	return here.Dev != above.Dev, nil
 }
 
-// growFile reserves more for the pool file when it is smaller than it should be.
-func growFile(file string, size int64) error {
-	f, err := os.OpenFile(file, os.O_RDWR, 0)
+// loopMajor is the number of loop devices' driver.
+const loopMajor = 7
+
+// growLoop lets the loop device of a mounted pool see how large its file has become.
+func growLoop(root string) error {
+	var s unix.Stat_t
+	if err := unix.Stat(root, &s); err != nil {
+		return err
+	}
+	if unix.Major(s.Dev) != loopMajor {
+		return nil
+	}
+	loop, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", unix.Minor(s.Dev)), os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil || info.Size() >= size {
-		return err
+	defer loop.Close()
+	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return fmt.Errorf("grow %s: %w", loop.Name(), err)
 	}
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
-		return fmt.Errorf("grow the pool to %d bytes: %w", size, err)
-	}
-	return f.Sync()
+	return nil
 }
 
 // mountLoop mounts the XFS in file at dir through a loop device that goes away with the mount. The

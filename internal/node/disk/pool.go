@@ -104,10 +104,17 @@ func (p *Pool) mount(ctx context.Context, size int64) error {
 		} else if err != nil {
 			return err
 		}
-		if err := growFile(file, size); err != nil {
+		if err := p.growFile(file, size); err != nil {
 			return err
 		}
 		if err := mountLoop(file, p.root); err != nil {
+			return err
+		}
+	} else if _, err := os.Stat(file); err == nil {
+		if err := p.growFile(file, size); err != nil {
+			return err
+		}
+		if err := growLoop(p.root); err != nil {
 			return err
 		}
 	}
@@ -129,14 +136,8 @@ func (p *Pool) format(ctx context.Context, file string, size int64) error {
 	if size < MinPool {
 		return fmt.Errorf("the pool is to have %d bytes; it needs at least %d", size, MinPool)
 	}
-	var below unix.Statfs_t
-	if err := unix.Statfs(p.dir, &below); err != nil {
-		return fmt.Errorf("look at the space in %s: %w", p.dir, err)
-	}
-	if free := int64(below.Bavail) * below.Bsize; free < size+spare {
-		return carrel.Errorf(carrel.CodeExhausted, "disk_full",
-			"the pool of %d MiB does not fit: %s has %d MiB free and %d MiB of them stay free; make room or configure a smaller pool",
-			size/carrel.MiB, p.dir, free/carrel.MiB, spare/carrel.MiB)
+	if err := p.fits(size, size); err != nil {
+		return err
 	}
 	tmp := file + ".tmp"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -161,6 +162,40 @@ func (p *Pool) format(ctx context.Context, file string, size int64) error {
 		return err
 	}
 	return Publish(tmp, file)
+}
+
+// fits reports an error unless the disk has room for so many more bytes of a pool of size.
+func (p *Pool) fits(size, more int64) error {
+	var below unix.Statfs_t
+	if err := unix.Statfs(p.dir, &below); err != nil {
+		return fmt.Errorf("look at the space in %s: %w", p.dir, err)
+	}
+	if free := int64(below.Bavail) * below.Bsize; free < more+spare {
+		return carrel.Errorf(carrel.CodeExhausted, "disk_full",
+			"the pool of %d MiB does not fit: %s has %d MiB free, %d MiB more are needed, and %d MiB stay free; make room or configure a smaller pool",
+			size/carrel.MiB, p.dir, free/carrel.MiB, more/carrel.MiB, spare/carrel.MiB)
+	}
+	return nil
+}
+
+// growFile reserves more for the pool file when it is smaller than it should be.
+func (p *Pool) growFile(file string, size int64) error {
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() >= size {
+		return err
+	}
+	if err := p.fits(size, size-info.Size()); err != nil {
+		return err
+	}
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
+		return fmt.Errorf("grow the pool to %d bytes: %w", size, err)
+	}
+	return f.Sync()
 }
 
 // link makes the fixed paths of RunDir lead into the pool.
