@@ -98,8 +98,13 @@ func keptPool(c NodeConfig) (int64, error) {
 		return 0, err
 	}
 	info, err := os.Stat(filepath.Join(c.Dir, "pool.xfs"))
-	if err != nil || info.Size() <= asked {
-		return 0, nil // there is none, or the node makes it larger
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("look at pool: %w", err)
+	case info.Size() <= asked: // the node makes it larger
+		return 0, nil
 	}
 	return info.Size(), nil
 }
