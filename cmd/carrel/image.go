@@ -25,7 +25,7 @@ func (a *app) imageCommand() *cobra.Command {
 
 func (a *app) imageList() *cobra.Command {
 	return a.shows(&cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List images", Long: "List the images that you can use.",
+		Use: "list", Aliases: []string{"ls"}, Short: "List images", Long: "List the images that you can use. One that could not be made is listed for a day, or until another of its name is made.",
 		Example: example("carrel image list", "carrel image list -o json"), Args: takes(),
 		RunE: a.does(func(ctx context.Context, c *client.Client, _ []string) error {
 			list := &carrelv1.ListImagesResponse{}

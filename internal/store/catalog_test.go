@@ -163,6 +163,40 @@ func TestImagesAreMadeByChores(t *testing.T) {
 		page.Token = next
 	}
 	require.Equal(t, []string{"shipped", "lost", "img", "img"}, names)
+
+	// Who tries again does not see the attempt before.
+	listed := func() (states []string) {
+		t.Helper()
+		list, _, err := w.ListImages(ctx, w.scope, w.org, store.Page{})
+		require.NoError(t, err)
+		for _, i := range list {
+			states = append(states, i.Name+" "+i.State)
+		}
+		return states
+	}
+	again := build("i4", "img")
+	require.Equal(t, []string{"img building", "shipped ready", "lost failed", "img ready"}, listed())
+	require.Equal(t, "no space", w.status(failing).Failure.Message)
+	require.NoError(t, w.FailChore(ctx, w.lease, due()[0].ID, carrel.Failure{Reason: "no_node", Message: "none", NextStep: "add one"}))
+	require.Equal(t, []string{"img failed", "shipped ready", "lost failed", "img ready"}, listed())
+
+	// What failed is forgotten after a day; what was asked for is still told.
+	prune := func() {
+		t.Helper()
+		_, err := w.Prune(ctx, w.lease, w.clock.Now().Add(-30*24*time.Hour), 100)
+		require.NoError(t, err)
+	}
+	prune()
+	require.Len(t, listed(), 4)
+	w.clock.Advance(25 * time.Hour)
+	w.lease = w.take("prune", "test")
+	prune()
+	require.Equal(t, []string{"shipped ready", "img ready"}, listed())
+	for op, why := range map[*store.Operation]string{failing: "no space", again: "none", lost: "none"} {
+		require.True(t, w.status(op).Done)
+		require.Equal(t, why, w.status(op).Failure.Message)
+	}
+	require.Equal(t, lost.ID, build("i3", "lost").ID, "a repeat is still one")
 	f := facts(1)
 	f.Images = nil
 	require.NoError(t, w.RecordReport(ctx, second, []store.Report{{Facts: f}}))

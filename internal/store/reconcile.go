@@ -301,8 +301,11 @@ func (s *Store) FailChore(ctx context.Context, lease Lease, chore carrel.ChoreID
 	})
 }
 
+// failedImageKept is how long an image that could not be made is listed: long enough to be seen, and nothing refers to it.
+const failedImageKept = 24 * time.Hour
+
 // Prune forgets what was deleted before a time: boxes with their runs, events and operations, tokens that have
-// ended, and join tokens. At most limit boxes; it answers how many.
+// ended, and join tokens; and images that failed a day ago, whose operations stay. At most limit of each; it answers how many boxes.
 func (s *Store) Prune(ctx context.Context, lease Lease, before time.Time, limit int) (int, error) {
 	n := 0
 	err := s.write(ctx, "Prune", SystemScope(), func(t *tx) error {
@@ -316,7 +319,36 @@ func (s *Store) Prune(ctx context.Context, lease Lease, before time.Time, limit 
 		n = len(boxes)
 		ids := toStrings(boxes)
 		slices.Sort(ids)
-		return errors.Join(t.PruneOperations(ctx, ids), t.PruneBoxes(ctx, ids), t.PruneTokens(ctx, &before), t.PruneJoinTokens(ctx, before))
+		return errors.Join(t.PruneOperations(ctx, ids), t.PruneBoxes(ctx, ids), t.PruneTokens(ctx, &before), t.PruneJoinTokens(ctx, before),
+			t.pruneImages(ctx, t.now.Add(-failedImageKept), limit))
 	})
 	return n, err
+}
+
+// pruneImages forgets images that failed before a time, after it wrote down what their operations tell.
+func (t *tx) pruneImages(ctx context.Context, before time.Time, limit int) error {
+	images, err := t.PrunableImages(ctx, &before, int32(limit))
+	if err != nil || len(images) == 0 {
+		return err
+	}
+	ids := toStrings(images)
+	rows, err := t.OperationsOn(ctx, ids)
+	if err != nil {
+		return fmt.Errorf("read the operations of failed images: %w", err)
+	}
+	ops := make([]*Operation, len(rows))
+	for i, r := range rows {
+		if ops[i], err = operationOf(r); err != nil {
+			return err
+		}
+	}
+	if err := t.fillOperations(ctx, ops); err != nil {
+		return err
+	}
+	for _, op := range ops {
+		if err := t.settle(ctx, op, op.Status()); err != nil {
+			return err
+		}
+	}
+	return errors.Join(t.PruneChores(ctx, ids), t.PruneImages(ctx, ids))
 }

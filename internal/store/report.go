@@ -306,7 +306,7 @@ func (t *tx) recordChore(ctx context.Context, node carrel.NodeID, c ChoreReport)
 		t.wake(TopicImages)
 		return t.ProgressImage(ctx, chore.ImageID, clean(c.Progress, maxText))
 	}
-	return t.endChore(ctx, node, c, "See the node's log, correct the cause, and ask again.")
+	return t.endChore(ctx, node, c, "Correct the cause and ask again; the node's log may say more. An image of the same name takes this one's place.")
 }
 
 // endChore finishes a chore and its image. A chore that is finished, or another node's, is passed over; an empty node is any.

@@ -393,6 +393,47 @@ func (q *Queries) OperationByRequest(ctx context.Context, orgID carrel.OrgID, cr
 	return i, err
 }
 
+const operationsOn = `-- name: OperationsOn :many
+select id, number, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
+	request_hash, settled
+from operations where target_id = any ($1::text[]) and settled is null order by number
+`
+
+func (q *Queries) OperationsOn(ctx context.Context, ids []string) ([]Operation, error) {
+	rows, err := q.db.Query(ctx, operationsOn, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Operation
+	for rows.Next() {
+		var i Operation
+		if err := rows.Scan(
+			&i.ID,
+			&i.Number,
+			&i.OrgID,
+			&i.Verb,
+			&i.TargetID,
+			&i.TargetName,
+			&i.Generation,
+			&i.BootGeneration,
+			&i.CreatedBy,
+			&i.CreatedAt,
+			&i.Method,
+			&i.RequestID,
+			&i.RequestHash,
+			&i.Settled,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const prunableBoxes = `-- name: PrunableBoxes :many
 select b.id from boxes b
 where b.deleted_at < $1 and not exists (select 1 from snapshots s where s.box_id = b.id)

@@ -338,6 +338,8 @@ select i.id, i.org_id, i.name, i.digest, i.size_bytes, i.state, i.failure, i.sou
 from images i
 where ($1::text = '' or i.org_id = $1::text or i.org_id = (select system_org from cluster))
 	and ($2::text = '' or (i.created_at, i.id) < ($3::timestamptz, $2::text))
+	and (i.state <> 'failed' or not exists
+		(select 1 from images n where n.org_id = i.org_id and n.name = i.name and (n.created_at, n.id) > (i.created_at, i.id)))
 order by i.created_at desc, i.id desc limit $4
 `
 
@@ -629,6 +631,48 @@ update images set progress = $2 where id = $1 and state = 'building'
 
 func (q *Queries) ProgressImage(ctx context.Context, iD carrel.ImageID, progress string) error {
 	_, err := q.db.Exec(ctx, progressImage, iD, progress)
+	return err
+}
+
+const prunableImages = `-- name: PrunableImages :many
+select id from images where state = 'failed' and finished_at < $1 order by finished_at limit $2 for no key update skip locked
+`
+
+func (q *Queries) PrunableImages(ctx context.Context, finishedAt *time.Time, limit int32) ([]carrel.ImageID, error) {
+	rows, err := q.db.Query(ctx, prunableImages, finishedAt, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []carrel.ImageID
+	for rows.Next() {
+		var id carrel.ImageID
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const pruneChores = `-- name: PruneChores :exec
+delete from chores where image_id = any ($1::text[])
+`
+
+func (q *Queries) PruneChores(ctx context.Context, ids []string) error {
+	_, err := q.db.Exec(ctx, pruneChores, ids)
+	return err
+}
+
+const pruneImages = `-- name: PruneImages :exec
+delete from images where id = any ($1::text[])
+`
+
+func (q *Queries) PruneImages(ctx context.Context, ids []string) error {
+	_, err := q.db.Exec(ctx, pruneImages, ids)
 	return err
 }
 

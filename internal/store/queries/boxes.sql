@@ -78,6 +78,11 @@ select id, number, org_id, verb, target_id, target_name, generation, boot_genera
 	request_hash, settled
 from operations where target_id = $1 and settled is null order by number limit 200;
 
+-- name: OperationsOn :many
+select id, number, org_id, verb, target_id, target_name, generation, boot_generation, created_by, created_at, method, request_id,
+	request_hash, settled
+from operations where target_id = any (@ids::text[]) and settled is null order by number;
+
 -- name: SettleOperation :exec
 update operations set settled = $2 where id = $1;
 

@@ -49,7 +49,18 @@ select i.id, i.org_id, i.name, i.digest, i.size_bytes, i.state, i.failure, i.sou
 from images i
 where (@org::text = '' or i.org_id = @org::text or i.org_id = (select system_org from cluster))
 	and (@after_id::text = '' or (i.created_at, i.id) < (@after_at::timestamptz, @after_id::text))
+	and (i.state <> 'failed' or not exists
+		(select 1 from images n where n.org_id = i.org_id and n.name = i.name and (n.created_at, n.id) > (i.created_at, i.id)))
 order by i.created_at desc, i.id desc limit @page_size;
+
+-- name: PrunableImages :many
+select id from images where state = 'failed' and finished_at < $1 order by finished_at limit $2 for no key update skip locked;
+
+-- name: PruneChores :exec
+delete from chores where image_id = any (@ids::text[]);
+
+-- name: PruneImages :exec
+delete from images where id = any (@ids::text[]);
 
 -- name: InsertChore :exec
 insert into chores (id, org_id, image_id, kind, name, definition, reference, platform, insecure, trusted, created_at)
