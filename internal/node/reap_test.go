@@ -1,6 +1,7 @@
 package node
 
 import (
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -14,11 +15,17 @@ import (
 func TestOrphansAreReapedAndChildrenLeftToWhomTheyBelong(t *testing.T) {
 	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 	defer func() { require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)) }()
-	// A process that is left behind by its parent, and ends.
-	out, err := exec.Command("sh", "-c", "sh -c : >/dev/null 2>&1 & echo $!").Output()
+	// A process that is left behind by its parent, and then ends: while the shell is there it may collect it itself.
+	held, release, err := os.Pipe()
+	require.NoError(t, err)
+	defer held.Close()
+	parent := exec.Command("sh", "-c", "cat <&3 >/dev/null 2>&1 & echo $!")
+	parent.ExtraFiles = []*os.File{held}
+	out, err := parent.Output()
 	require.NoError(t, err)
 	orphan, err := strconv.Atoi(strings.TrimSpace(string(out)))
 	require.NoError(t, err)
+	require.NoError(t, release.Close())
 	// A child of ours, which we have not waited for yet.
 	child := exec.Command("true")
 	require.NoError(t, child.Start())
