@@ -34,12 +34,14 @@ func runNode(ctx context.Context, config *Config, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	runsc, _, err := disk.InstallBinary(filepath.Join(c.Dir, "bin"), "runsc", c.Runsc)
+	// Those of former versions stay for what still needs them, until the node sweeps them.
+	programs := filepath.Join(c.Dir, "bin")
+	runsc, _, err := disk.InstallBinary(programs, "runsc", c.Runsc)
 	if err != nil {
 		return err
 	}
 	boxes, err := gvisor.New(gvisor.Config{
-		Runsc: runsc, Root: c.RunDir, OverlayDir: pool.OverlayDir(), CgroupParent: "/carrel", Logger: r.log,
+		Runsc: runsc, Programs: programs, Root: c.RunDir, OverlayDir: pool.OverlayDir(), CgroupParent: "/carrel", Logger: r.log,
 	})
 	if err != nil {
 		return err

@@ -38,6 +38,11 @@ import (
 // keeps the hashes of all files. A capture that belongs to another runtime version, CPU or spec is refused with
 // ErrIncompatible. The capture is never changed, and may be removed once Start has answered.
 //
+// A machine may have several versions of a runtime at once, as after an upgrade. A sandbox stays with the version that
+// began it until it ends, whoever asks for what is done with it, and so do the captures that are made of it. A Start with memory
+// begins with the version of the capture for as long as that is on the machine (Capabilities.Former), every other Start with
+// Capabilities.Version. The memory of a sandbox whose version is not on the machine any more cannot be saved: ErrIncompatible.
+//
 // Freeze stops every process in the sandbox between two instructions, and nothing of it writes to the
 // home image any more when it answers: what was written is in the image file (it is synced).
 // Thaw undoes it. Both are idempotent. With Save they answer ErrNotFound for an absent sandbox and ErrDied for
@@ -90,11 +95,23 @@ type Meter interface {
 	CPUTime(run string) (time.Duration, error)
 }
 
+// Keeper is implemented by runtimes that keep former versions of themselves on the machine for what still needs them.
+type Keeper interface {
+	// VersionOf is the version that began a sandbox: ErrNotFound if it is absent.
+	VersionOf(run string) (string, error)
+	// Sweep removes the former versions that neither a sandbox on this machine nor a Start with memory from one of captures, which are
+	// directories, would use. What else is removed is nothing: while something cannot be read that may name a version, all stay. No Start
+	// may be under way.
+	Sweep(captures []string) error
+}
+
 // Capabilities say what a runtime can do on this machine.
 type Capabilities struct {
 	Name    string // gvisor, fake, …
-	Version string // two captures are compatible only between equal versions
-	Memory  bool   // Save with memory works
+	Version string // of new sandboxes; memory goes on only with the version that saved it
+	// Former are other versions with which the memory of captures can go on here, sorted; see Keeper.
+	Former []string
+	Memory bool // Save with memory works
 	// Enforced lists the limits that hold: cpu, memory, processes, home, root, tmp, shm.
 	Enforced []string
 	// Limitations say in words what does not, and why.

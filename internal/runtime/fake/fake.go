@@ -36,8 +36,9 @@ type Config struct {
 	// Fault is asked at every step and fails it if it returns an error: METHOD before anything was done and
 	// METHOD/done after all was, such as "save" and "save/done". It may block. It may be nil.
 	Fault func(step, run string) error
-	// Version is that of Capabilities; empty: "fake-1".
+	// Version is that of Capabilities; empty: "fake-1". Former are versions that are on the machine beside it.
 	Version string
+	Former  []string
 	// CPU is what CPUTime answers; nil: always 0.
 	CPU func(run string) time.Duration
 }
@@ -50,6 +51,7 @@ type Runtime struct {
 	cpu           func(run string) time.Duration
 
 	mu       sync.Mutex // guards the files below root, and what follows
+	former   []string
 	gates    map[string]*gate
 	changed  chan struct{} // closed and replaced at every change
 	closed   bool
@@ -59,13 +61,15 @@ type Runtime struct {
 var (
 	_ runtime.Runtime = (*Runtime)(nil)
 	_ runtime.Meter   = (*Runtime)(nil)
+	_ runtime.Keeper  = (*Runtime)(nil)
 )
 
 // record is run.json.
 type record struct {
-	Spec  runtime.Spec
-	State runtime.SandboxState
-	Exit  runtime.Exit
+	Spec    runtime.Spec
+	State   runtime.SandboxState
+	Exit    runtime.Exit
+	Version string // that began it
 }
 
 // New finds the sandboxes that are in Root and serves their agents.
@@ -76,7 +80,7 @@ func New(cfg Config) (*Runtime, error) {
 	if err := os.MkdirAll(filepath.Join(cfg.Root, "runs"), 0o755); err != nil {
 		return nil, fmt.Errorf("fake: %w", err)
 	}
-	r := &Runtime{root: cfg.Root, version: cfg.Version, agent: cfg.Agent, fault: cfg.Fault, cpu: cfg.CPU, gates: map[string]*gate{}, changed: make(chan struct{})}
+	r := &Runtime{root: cfg.Root, version: cfg.Version, former: slices.Sorted(slices.Values(cfg.Former)), agent: cfg.Agent, fault: cfg.Fault, cpu: cfg.CPU, gates: map[string]*gate{}, changed: make(chan struct{})}
 	list, err := r.List(context.Background())
 	if err != nil {
 		return nil, err
@@ -108,11 +112,48 @@ func (r *Runtime) Close() error {
 
 // Capabilities implements runtime.Runtime.
 func (r *Runtime) Capabilities() runtime.Capabilities {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	return runtime.Capabilities{
-		Name: "fake", Version: r.version, Memory: true,
+		Name: "fake", Version: r.version, Former: slices.Clone(r.former), Memory: true,
 		Enforced:    []string{"home"},
 		Limitations: []string{"the fake isolates nothing and is for tests"},
 	}
+}
+
+// VersionOf implements runtime.Keeper.
+func (r *Runtime) VersionOf(run string) (string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rec, err := r.load(run)
+	return rec.Version, err
+}
+
+// Sweep implements runtime.Keeper.
+func (r *Runtime) Sweep(captures []string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	needed := map[string]bool{}
+	entries, err := os.ReadDir(filepath.Join(r.root, "runs"))
+	if err != nil {
+		return fmt.Errorf("sweep: %w", err)
+	}
+	for _, e := range entries {
+		rec, err := r.load(e.Name())
+		if err != nil {
+			return fmt.Errorf("sweep: %w", err)
+		}
+		needed[rec.Version] = true
+	}
+	for _, dir := range captures {
+		var c capture
+		if err := readJSON(filepath.Join(dir, "capture.json"), &c); err != nil {
+			return fmt.Errorf("sweep: %w", err)
+		}
+		needed[c.Version] = needed[c.Version] || c.Files["memory/pages.img"] != ""
+	}
+	r.former = slices.DeleteFunc(r.former, func(version string) bool { return !needed[version] })
+	return nil
 }
 
 // CPUTime implements runtime.Meter.
@@ -199,10 +240,15 @@ func (r *Runtime) Start(ctx context.Context, spec runtime.Spec) error {
 			}
 		}
 		var root, memory files
+		version := r.version
 		if spec.From != "" {
+			var saved string
 			var err error
-			if root, memory, err = r.readCapture(spec); err != nil {
+			if root, memory, saved, err = r.readCapture(spec); err != nil {
 				return err
+			}
+			if spec.WithMemory {
+				version = saved
 			}
 		}
 		made = true
@@ -212,7 +258,7 @@ func (r *Runtime) Start(ctx context.Context, spec runtime.Spec) error {
 		return errors.Join(
 			writeJSON(r.path(spec.Run, "root.json"), root),
 			writeJSON(r.path(spec.Run, "memory.json"), memory),
-			writeJSON(r.path(spec.Run, "run.json"), record{Spec: spec, State: runtime.StateRunning}),
+			writeJSON(r.path(spec.Run, "run.json"), record{Spec: spec, State: runtime.StateRunning, Version: version}),
 			r.open(spec.Run, false),
 		)
 	})
@@ -263,7 +309,7 @@ func (r *Runtime) Save(ctx context.Context, run string, dir string, opts runtime
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 			return errors.Join(fmt.Errorf("the directory %s is not empty", dir), err)
 		}
-		c := capture{Version: r.version, Image: rec.Spec.Image, Files: map[string]string{}}
+		c := capture{Version: rec.Version, Image: rec.Spec.Image, Files: map[string]string{}}
 		from := map[string]string{"upper.tar": "root.json"}
 		if opts.Memory {
 			from["memory/pages.img"] = "memory.json"
@@ -297,46 +343,46 @@ func sum(data []byte) string {
 }
 
 // readCapture reads the capture that spec begins from.
-func (r *Runtime) readCapture(spec runtime.Spec) (root, memory files, err error) {
+func (r *Runtime) readCapture(spec runtime.Spec) (root, memory files, version string, err error) {
 	corrupt := func(err error) error { return fmt.Errorf("%w: %w", runtime.ErrCorrupt, err) }
 	var c capture
 	for _, name := range []string{"capture.json", "upper.tar", "memory/pages.img"} {
 		info, err := os.Lstat(filepath.Join(spec.From, name))
 		if err == nil && !info.Mode().IsRegular() {
-			return nil, nil, corrupt(fmt.Errorf("%s is not a regular file", name))
+			return nil, nil, "", corrupt(fmt.Errorf("%s is not a regular file", name))
 		}
 	}
 	if err := readJSON(filepath.Join(spec.From, "capture.json"), &c); err != nil {
-		return nil, nil, corrupt(err)
+		return nil, nil, "", corrupt(err)
 	}
 	for name, want := range c.Files {
 		if !filepath.IsLocal(name) {
-			return nil, nil, corrupt(fmt.Errorf("it names the file %q", name))
+			return nil, nil, "", corrupt(fmt.Errorf("it names the file %q", name))
 		}
 		if !spec.WithMemory && strings.HasPrefix(name, "memory/") {
 			continue // not needed, and perhaps not there any more
 		}
 		data, err := os.ReadFile(filepath.Join(spec.From, name))
 		if err != nil {
-			return nil, nil, corrupt(err)
+			return nil, nil, "", corrupt(err)
 		}
 		if sum(data) != want {
-			return nil, nil, corrupt(fmt.Errorf("%s is not what was saved", name))
+			return nil, nil, "", corrupt(fmt.Errorf("%s is not what was saved", name))
 		}
 	}
 	if err := readJSON(filepath.Join(spec.From, "upper.tar"), &root); err != nil {
-		return nil, nil, corrupt(err)
+		return nil, nil, "", corrupt(err)
 	}
 	if !spec.WithMemory {
-		return root, nil, nil
+		return root, nil, "", nil
 	}
-	if c.Version != r.version || c.Image != spec.Image || c.Files["memory/pages.img"] == "" {
-		return nil, nil, runtime.ErrIncompatible
+	if c.Version != r.version && !slices.Contains(r.former, c.Version) || c.Image != spec.Image || c.Files["memory/pages.img"] == "" {
+		return nil, nil, "", runtime.ErrIncompatible
 	}
 	if err := readJSON(filepath.Join(spec.From, "memory", "pages.img"), &memory); err != nil {
-		return nil, nil, corrupt(err)
+		return nil, nil, "", corrupt(err)
 	}
-	return root, memory, nil
+	return root, memory, c.Version, nil
 }
 
 // Destroy implements runtime.Runtime.

@@ -28,14 +28,16 @@ type world struct {
 	last  *fake.Runtime
 }
 
-func (w *world) open(t *testing.T) runtime.Runtime {
+func (w *world) open(t *testing.T) runtime.Runtime { return w.openVersion(t, "") }
+
+func (w *world) openVersion(t *testing.T, version string, former ...string) runtime.Runtime {
 	if w.last != nil {
 		require.NoError(t, w.last.Close())
 	}
 	var rt *fake.Runtime
 	var err error
 	opened := make(chan struct{}) // an agent may be called before New answers
-	rt, err = fake.New(fake.Config{Root: w.root, Fault: w.fault, Agent: func(run string, conn net.Conn) {
+	rt, err = fake.New(fake.Config{Root: w.root, Fault: w.fault, Version: version, Former: former, Agent: func(run string, conn net.Conn) {
 		<-opened
 		probe.Serve(conn, &state{m: rt.Machine(run), kill: func(e runtime.Exit) error { return rt.Kill(run, e) }})
 	}})
@@ -118,7 +120,8 @@ func TestConformance(t *testing.T) {
 		w := newWorld(t, nil)
 		return runtimetest.Harness{
 			Open: w.open, Spec: newSpec,
-			Renew: func(*testing.T, runtime.Spec) {},
+			Upgrade: func(t *testing.T) runtime.Runtime { return w.openVersion(t, "fake-2", "fake-1") },
+			Renew:   func(*testing.T, runtime.Spec) {},
 			ReadHome: func(t *testing.T, image, name string) []byte {
 				all, err := fake.ReadHome(image)
 				require.NoError(t, err)

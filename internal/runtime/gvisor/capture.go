@@ -24,11 +24,17 @@ const (
 	captureState  = "memory/checkpoint.img"
 	captureMeta   = "memory/pages_meta.img"
 	capturePages  = "memory/pages.img"
+	// captureProgram says which binary saved the memory. Captures of Carrel's first versions have none, and those versions
+	// do not mind it: nothing may be added to captureFile itself, where they refuse what they do not know.
+	captureProgram = "memory/program.json"
 )
 
 // capture is capture.json. It is written last, so a capture without it was never finished. Its hashes are of the
 // small files, on which runsc's own answer to damage is to crash; the large ones (pages, upper.tar) are known here
 // by their size alone: who keeps captures hashes them as it keeps them.
+//
+// The form may not change, and nothing be added to it: a Carrel that is put back in the place of a newer one still
+// has to start its boxes.
 type capture struct {
 	Format  int                    `json:"format"` // 1
 	Runtime string                 `json:"runtime"`
@@ -48,6 +54,11 @@ const (
 	maxHashedCapture = 1 << 30 // a kernel state larger than this is not believable
 )
 
+// savedBy is captureProgram.
+type savedBy struct {
+	SHA256 string `json:"sha256"` // of the binary, in hex
+}
+
 // captureNames are the files that a capture must have, and whether capture.json has their hash.
 func captureNames(memory bool) map[string]bool {
 	names := map[string]bool{captureUpper: false}
@@ -57,10 +68,21 @@ func captureNames(memory bool) map[string]bool {
 	return names
 }
 
-// describe looks at the files that Save made, and writes capture.json.
-func (r *Runtime) describe(dir string, memory bool) error {
-	c := capture{Format: captureFormat, Runtime: "gvisor", Version: r.version, Memory: memory, Files: map[string]captureItem{}}
-	for name, hashed := range captureNames(memory) {
+// describe looks at the files that Save made with a runsc, and writes capture.json.
+func describe(dir string, memory bool, runsc program) error {
+	c := capture{Format: captureFormat, Runtime: "gvisor", Version: runsc.Version, Memory: memory, Files: map[string]captureItem{}}
+	names := captureNames(memory)
+	if memory && runsc.SHA256 != "" {
+		data, err := json.Marshal(savedBy{runsc.SHA256})
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, captureProgram), append(data, '\n'), 0o600); err != nil {
+			return fmt.Errorf("describing what was saved: %w", err)
+		}
+		names[captureProgram] = true
+	}
+	for name, hashed := range names {
 		item, err := inspect(dir, name, hashed)
 		if err != nil {
 			return fmt.Errorf("looking at what was saved: %w", err)
@@ -103,44 +125,84 @@ func inspect(dir, name string, hashed bool) (captureItem, error) {
 	return item, nil
 }
 
-// checkCapture verifies that the capture in dir is whole and can be used as asked.
-func (r *Runtime) checkCapture(dir string, withMemory bool) error {
-	data, err := readRegular(filepath.Join(dir, captureFile), maxCaptureFile)
+// checkCapture verifies that the capture in dir is whole and can be used as asked, and chooses the program for that.
+func (r *Runtime) checkCapture(dir string, withMemory bool) (program, error) {
+	c, err := readCapture(dir)
 	if err != nil {
-		return damaged(err)
+		return program{}, err
 	}
-	var c capture
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&c); err != nil {
-		return damaged(fmt.Errorf("reading %s: %w", captureFile, err))
-	}
-	switch {
-	case c.Format != captureFormat || c.Runtime != "gvisor":
-		return fmt.Errorf("%w: it is of runtime %q, format %d", runtime.ErrIncompatible, c.Runtime, c.Format)
-	case withMemory && !c.Memory:
-		return fmt.Errorf("%w: it holds no memory", runtime.ErrIncompatible)
-	case withMemory && c.Version != r.version:
-		return fmt.Errorf("%w: its memory is of runsc %s, and this is %s", runtime.ErrIncompatible, c.Version, r.version)
+	runsc := r.programs.newest()
+	if withMemory {
+		if runsc, err = r.programs.forMemory(dir, c); err != nil {
+			return program{}, err
+		}
 	}
 	names := captureNames(c.Memory)
+	if _, is := c.Files[captureProgram]; is && c.Memory {
+		names[captureProgram] = true
+	}
 	for name, hashed := range names {
 		if withMemory == (name == captureUpper) {
 			continue // with memory, the root's changes are in it; without, only they are used
 		}
-		want, ok := c.Files[name]
-		if !ok {
-			return damaged(fmt.Errorf("%s does not name %s", captureFile, name))
-		}
-		got, err := inspect(dir, name, hashed)
-		if err != nil {
-			return damaged(err)
-		}
-		if got != want {
-			return damaged(fmt.Errorf("%s is not what was saved (%d bytes, %d expected)", name, got.Size, want.Size))
+		if err := c.check(dir, name, hashed); err != nil {
+			return program{}, err
 		}
 	}
+	return runsc, nil
+}
+
+// readCapture reads capture.json.
+func readCapture(dir string) (capture, error) {
+	var c capture
+	data, err := readRegular(filepath.Join(dir, captureFile), maxCaptureFile)
+	if err != nil {
+		return c, damaged(err)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&c); err != nil {
+		return c, damaged(fmt.Errorf("reading %s: %w", captureFile, err))
+	}
+	if c.Format != captureFormat || c.Runtime != "gvisor" {
+		return c, fmt.Errorf("%w: it is of runtime %q, format %d", runtime.ErrIncompatible, c.Runtime, c.Format)
+	}
+	return c, nil
+}
+
+// check compares a file with what was saved.
+func (c capture) check(dir, name string, hashed bool) error {
+	want, ok := c.Files[name]
+	if !ok {
+		return damaged(fmt.Errorf("%s does not name %s", captureFile, name))
+	}
+	got, err := inspect(dir, name, hashed)
+	if err != nil {
+		return damaged(err)
+	}
+	if got != want {
+		return damaged(fmt.Errorf("%s is not what was saved (%d bytes, %d expected)", name, got.Size, want.Size))
+	}
 	return nil
+}
+
+// savedBy is the SHA-256 of the binary that saved the memory; "": that was not written down.
+func (c capture) savedBy(dir string) (string, error) {
+	if _, is := c.Files[captureProgram]; !is {
+		return "", nil
+	}
+	if err := c.check(dir, captureProgram, true); err != nil {
+		return "", err
+	}
+	data, err := readRegular(filepath.Join(dir, captureProgram), maxCaptureFile)
+	if err != nil {
+		return "", damaged(err)
+	}
+	var by savedBy
+	if err := json.Unmarshal(data, &by); err != nil {
+		return "", damaged(fmt.Errorf("reading %s: %w", captureProgram, err))
+	}
+	return by.SHA256, nil
 }
 
 // damaged makes err an ErrCorrupt, if it is about the capture and not about this machine.

@@ -4,7 +4,8 @@
 //
 // Words: the run directory (ROOT/runs/RUN) holds all that is known of one sandbox: its bundle, its
 // logs, the point where its home is mounted, and a file "started" once it began whole. The state root (ROOT/runsc) is
-// runsc's own. A capture is described by its file capture.json.
+// runsc's own. A capture is described by its file capture.json. A program is one binary of runsc; after an upgrade there are
+// several, and a sandbox keeps to the one that began it.
 //
 // A sandbox is made in this order, so that each thing is found again by the run directory alone: run
 // directory, cgroups, log file system, loop device, bundle, home and sandbox, "started". Destroy takes them
@@ -14,14 +15,11 @@
 package gvisor
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/runtime"
@@ -29,8 +27,11 @@ import (
 
 // Config of New. Every path is absolute.
 type Config struct {
-	// Runsc is the binary.
+	// Runsc is the binary for new sandboxes.
 	Runsc string
+	// Programs is a directory in which binaries of former versions lie, each as runsc- and its SHA-256 in hex; Runsc may be one of them. Sandboxes
+	// and captures go on with theirs for as long as it is there. Empty: there is no other than Runsc.
+	Programs string
 	// Root is where this runtime makes the directories "runs" and "runsc" of its own, best on a tmpfs such as
 	// /run/carrel: after a reboot nothing of them means anything. At most 60 bytes, since sockets lie below it.
 	Root string
@@ -44,19 +45,26 @@ type Config struct {
 
 // Runtime runs sandboxes with gVisor. Its methods are safe for concurrent use as far as the contract says.
 type Runtime struct {
-	runsc, root, overlayDir, cgroupParent string
-	log                                   *slog.Logger
-	version                               string
-	cgroups                               cgroupSet
-	limitations                           []string
+	root, overlayDir, cgroupParent string
+	log                            *slog.Logger
+	programs                       programs
+	cgroups                        cgroupSet
+	limitations                    []string
 }
 
-var _ runtime.Runtime = (*Runtime)(nil)
+var (
+	_ runtime.Runtime = (*Runtime)(nil)
+	_ runtime.Keeper  = (*Runtime)(nil)
+)
 
-// New checks the machine and the binary. It changes nothing but the directories and cgroup that it was
+// New checks the machine and the binaries. It changes nothing but the directories and cgroup that it was
 // given, and finds the sandboxes that another process made with the same Config.
 func New(cfg Config) (*Runtime, error) {
-	for name, path := range map[string]string{"Runsc": cfg.Runsc, "Root": cfg.Root, "OverlayDir": cfg.OverlayDir, "CgroupParent": cfg.CgroupParent} {
+	paths := map[string]string{"Runsc": cfg.Runsc, "Root": cfg.Root, "OverlayDir": cfg.OverlayDir, "CgroupParent": cfg.CgroupParent}
+	if cfg.Programs != "" {
+		paths["Programs"] = cfg.Programs
+	}
+	for name, path := range paths {
 		if !filepath.IsAbs(path) || filepath.Clean(path) != path || strings.ContainsAny(path, ",\n") {
 			return nil, fmt.Errorf("gvisor: %s is %q; it must be a clean absolute path without commas", name, path)
 		}
@@ -67,28 +75,22 @@ func New(cfg Config) (*Runtime, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	r := &Runtime{runsc: cfg.Runsc, root: cfg.Root, overlayDir: cfg.OverlayDir, cgroupParent: cfg.CgroupParent, log: cfg.Logger}
+	r := &Runtime{root: cfg.Root, overlayDir: cfg.OverlayDir, cgroupParent: cfg.CgroupParent, log: cfg.Logger}
 	for _, dir := range []string{r.stateRoot(), filepath.Join(r.root, "runs"), r.overlayDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("gvisor: making a directory: %w", err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, r.runsc, "--version").Output()
-	if err != nil {
-		return nil, fmt.Errorf("gvisor: asking %s for its version: %w", r.runsc, err)
-	}
-	r.version = parseVersion(string(out))
-	if r.version == "" || r.version == "VERSION_MISSING" {
-		return nil, fmt.Errorf("gvisor: %s names no version, so captures could be restored by another one; build it with `make bin/runsc`", r.runsc)
+	var err error
+	if err := r.programs.find(cfg.Runsc, cfg.Programs, cfg.Logger); err != nil {
+		return nil, fmt.Errorf("gvisor: %w", err)
 	}
 	r.cgroups, r.limitations, err = findCgroups(cfg.CgroupParent)
 	if err != nil {
 		return nil, fmt.Errorf("gvisor: looking for cgroups: %w", err)
 	}
-	if !strings.HasPrefix(r.version, ownVersionPrefix) {
-		r.limitations = append(r.limitations, fmt.Sprintf("%s is not Carrel's build of runsc, so programs in a sandbox see the memory and CPUs of the whole machine; the limits hold all the same", r.runsc))
+	if !strings.HasPrefix(r.programs.newest().Version, ownVersionPrefix) {
+		r.limitations = append(r.limitations, fmt.Sprintf("%s is not Carrel's build of runsc, so programs in a sandbox see the memory and CPUs of the whole machine; the limits hold all the same", cfg.Runsc))
 	}
 	return r, nil
 }
@@ -96,21 +98,12 @@ func New(cfg Config) (*Runtime, error) {
 // ownVersionPrefix begins the versions of runsc built from tools/runsc, which advertises a sandbox's own sizes.
 const ownVersionPrefix = "carrel-"
 
-func parseVersion(out string) string {
-	line, _, _ := strings.Cut(out, "\n")
-	version, ok := strings.CutPrefix(line, "runsc version ")
-	if !ok {
-		return ""
-	}
-	return strings.TrimSpace(version)
-}
-
 // Capabilities implements runtime.Runtime.
 func (r *Runtime) Capabilities() runtime.Capabilities {
 	enforced := append([]string{}, r.cgroups.enforced()...)
 	enforced = append(enforced, "home", "root", "tmp", "shm")
 	return runtime.Capabilities{
-		Name: "gvisor", Version: r.version, Memory: true,
+		Name: "gvisor", Version: r.programs.newest().Version, Former: r.programs.formerVersions(), Memory: true,
 		Enforced: enforced, Limitations: append([]string{}, r.limitations...),
 	}
 }

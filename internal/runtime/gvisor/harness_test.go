@@ -72,6 +72,47 @@ func runscPath(t testing.TB) string {
 	return path
 }
 
+// nextPath is CARREL_RUNSC_NEXT, or bin/runsc-next of this repository: another version of runscPath.
+func nextPath(t testing.TB) string {
+	if path := os.Getenv("CARREL_RUNSC_NEXT"); path != "" {
+		return path
+	}
+	_, here, _, _ := goruntime.Caller(0)
+	path := filepath.Join(filepath.Dir(here), "../../../bin/runsc-next")
+	_, err := os.Stat(path)
+	require.NoError(t, err, "run `make bin/runsc-next`, or set CARREL_RUNSC_NEXT")
+	return path
+}
+
+// sums remembers the SHA-256 of binaries, by path.
+var sums sync.Map
+
+// install gives a harness a binary as a node installs it, and returns its path.
+func (h *harness) install(t testing.TB, binary string) string {
+	sum, known := sums.Load(binary)
+	if !known {
+		out, err := exec.Command("sha256sum", binary).Output()
+		require.NoError(t, err)
+		sum, _, _ = strings.Cut(string(out), " ")
+		sums.Store(binary, sum)
+	}
+	path := filepath.Join(h.cfg.Programs, programPrefix+sum.(string))
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	if os.Link(binary, path) != nil { // it is on another disk
+		run(t, "cp "+binary+" "+path)
+	}
+	return path
+}
+
+// upgraded is a harness on the same state with another binary for new sandboxes.
+func (h *harness) upgraded(t testing.TB, binary string) *harness {
+	next := *h
+	next.cfg.Runsc = h.install(t, binary)
+	return &next
+}
+
 // harness is a runtime in a directory and cgroup of its own.
 type harness struct {
 	cfg Config
@@ -85,9 +126,11 @@ func newHarness(t testing.TB) *harness {
 	tag := strings.TrimPrefix(root, "/run/")
 	overlay, err := os.MkdirTemp("", "carrel-rt-overlay-")
 	require.NoError(t, err)
-	h := &harness{tag: tag, cfg: Config{Runsc: runscPath(t), Root: root, OverlayDir: overlay, CgroupParent: "/" + tag, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}}
+	h := &harness{tag: tag, cfg: Config{Programs: t.TempDir(), Root: root, OverlayDir: overlay, CgroupParent: "/" + tag, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}}
+	h.cfg.Runsc = h.install(t, runscPath(t))
 	runtimetest.LeakCheck(t, tag, "carrel-rt-overlay-", "nsrt"+netTag(tag))
 	t.Cleanup(func() {
+		h.install(t, runscPath(t)) // a test may have swept it away
 		rt := h.open(t)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -212,6 +255,7 @@ func (h *harness) badSpecs(t testing.TB) map[string]runtime.Spec {
 func (h *harness) suite() runtimetest.Harness {
 	return runtimetest.Harness{
 		Open:     func(t *testing.T) runtime.Runtime { return h.open(t) },
+		Upgrade:  func(t *testing.T) runtime.Runtime { return h.upgraded(t, nextPath(t)).open(t) },
 		Spec:     func(t *testing.T) runtime.Spec { return h.spec(t) },
 		Renew:    func(t *testing.T, spec runtime.Spec) { h.renew(t, spec) },
 		ReadHome: func(t *testing.T, image, name string) []byte { return h.readHome(t, image, name) },

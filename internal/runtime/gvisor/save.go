@@ -101,6 +101,13 @@ func (r *Runtime) save(ctx context.Context, run string, dir string, opts runtime
 	if !st.frozen {
 		return fmt.Errorf("it is not frozen: %w", runtime.ErrState)
 	}
+	runsc, err := r.programOf(run)
+	if err != nil {
+		return err
+	}
+	if opts.Memory && runsc.foreign {
+		return fmt.Errorf("%w: the runsc %s that began it is not on this machine any more, and no other can save its memory", runtime.ErrIncompatible, runsc.Version)
+	}
 	if err := checkEmpty(dir); err != nil {
 		return err
 	}
@@ -138,7 +145,7 @@ func (r *Runtime) save(ctx context.Context, run string, dir string, opts runtime
 	} else if !st.frozen {
 		return fmt.Errorf("it did not stay frozen: %w", runtime.ErrState)
 	}
-	if err := r.describe(dir, opts.Memory); err != nil {
+	if err := describe(dir, opts.Memory, runsc); err != nil {
 		return err
 	}
 	return failpoint.Hit("gvisor/save/described")

@@ -95,8 +95,9 @@ func (r *Runtime) Prepare(ctx context.Context, spec runtime.Spec) (*Prepared, er
 	if st.exists && st.started {
 		return nil, runtime.ErrExists
 	}
+	program := r.programs.newest()
 	if spec.From != "" {
-		if err := r.checkCapture(spec.From, spec.WithMemory); err != nil {
+		if program, err = r.checkCapture(spec.From, spec.WithMemory); err != nil {
 			return nil, err
 		}
 	}
@@ -106,16 +107,16 @@ func (r *Runtime) Prepare(ctx context.Context, spec runtime.Spec) (*Prepared, er
 			return nil, err
 		}
 	}
-	p, err := r.prepare(ctx, spec)
+	p, err := r.prepare(ctx, spec, program)
 	if err != nil {
 		return nil, r.undo(ctx, spec.Run, err)
 	}
 	return p, nil
 }
 
-func (r *Runtime) prepare(ctx context.Context, spec runtime.Spec) (_ *Prepared, err error) {
+func (r *Runtime) prepare(ctx context.Context, spec runtime.Spec, runsc program) (_ *Prepared, err error) {
 	run := spec.Run
-	p := &Prepared{Bundle: r.path(run, dirBundle), Args: append([]string{r.runsc}, r.sandboxArgs(spec)...), Tar: os.DevNull, r: r, spec: spec}
+	p := &Prepared{Bundle: r.path(run, dirBundle), Args: append([]string{runsc.Path}, r.sandboxArgs(spec)...), Tar: os.DevNull, r: r, spec: spec}
 	defer func() {
 		if err != nil {
 			p.Close()
@@ -127,7 +128,7 @@ func (r *Runtime) prepare(ctx context.Context, spec runtime.Spec) (_ *Prepared, 
 	if p.lock, err = r.lockRun(ctx, run, busyPatience); err != nil {
 		return nil, err
 	}
-	data, err := json.Marshal(runFile{Home: resolve(spec.Home), AgentNetwork: spec.Network.AgentNetwork, AgentAddress: spec.Network.AgentAddress})
+	data, err := json.Marshal(runFile{Home: resolve(spec.Home), AgentNetwork: spec.Network.AgentNetwork, AgentAddress: spec.Network.AgentAddress, Runsc: runsc})
 	if err != nil {
 		return nil, err
 	}
@@ -232,7 +233,7 @@ func (p *Prepared) Run(ctx context.Context) error {
 		return fmt.Errorf("opening the console: %w", err)
 	}
 	defer console.Close()
-	cmd := r.command(p.lock, p.Args[1:]...)
+	cmd := command(p.lock, p.Args[0], p.Args[1:]...)
 	cmd.ExtraFiles[0] = tar
 	cmd.Stdout, cmd.Stderr = console, console
 	err = r.cgroups.spawn(run, func(cgroupFD int) error {

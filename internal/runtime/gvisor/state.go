@@ -23,6 +23,8 @@ type runFile struct {
 	Home         string `json:"home"` // as the kernel names it, links resolved
 	AgentNetwork string `json:"agent_network"`
 	AgentAddress string `json:"agent_address"`
+	// Runsc began it. Carrel did not always write it down.
+	Runsc program `json:"runsc,omitzero"`
 }
 
 // sandboxState is what the files and processes of a run say.

@@ -116,18 +116,22 @@ func TestWaitingForAProcessThatIsNotOurs(t *testing.T) {
 }
 
 func TestACaptureIsChecked(t *testing.T) {
-	r := &Runtime{version: "carrel-1"}
+	made := program{Path: "/runsc", SHA256: "1234", Version: "carrel-1"}
+	r := &Runtime{programs: programs{newer: made}}
 	newDir := func() string {
 		dir := t.TempDir()
 		require.NoError(t, os.Mkdir(filepath.Join(dir, captureMemory), 0o700))
 		for _, name := range []string{captureUpper, captureState, captureMeta, capturePages} {
 			require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600))
 		}
-		require.NoError(t, r.describe(dir, true))
+		require.NoError(t, describe(dir, true, made))
 		return dir
 	}
-	require.NoError(t, r.checkCapture(newDir(), true))
-	require.NoError(t, r.checkCapture(newDir(), false))
+	for _, memory := range []bool{true, false} {
+		chosen, err := r.checkCapture(newDir(), memory)
+		require.NoError(t, err)
+		require.Equal(t, made, chosen)
+	}
 	write := func(dir, name, content string) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
 	}
@@ -139,6 +143,7 @@ func TestACaptureIsChecked(t *testing.T) {
 		"a bit of the kernel's state": {func(dir string) { write(dir, captureState, "memory/checkpoint.imG") }, runtime.ErrCorrupt, nil},
 		"a bit of the page table":     {func(dir string) { write(dir, captureMeta, "memory/pages_meta.imG") }, runtime.ErrCorrupt, nil},
 		"the size of the pages":       {func(dir string) { write(dir, capturePages, "short") }, runtime.ErrCorrupt, nil},
+		"which runsc it was":          {func(dir string) { write(dir, captureProgram, `{"sha256":"4321"}`) }, runtime.ErrCorrupt, nil},
 		"the size of the root":        {func(dir string) { write(dir, captureUpper, "short") }, nil, runtime.ErrCorrupt},
 		"an unknown field":            {func(dir string) { write(dir, captureFile, `{"format":1,"runtime":"gvisor","x":1}`) }, runtime.ErrCorrupt, runtime.ErrCorrupt},
 		"another runtime":             {func(dir string) { write(dir, captureFile, `{"format":1,"runtime":"other"}`) }, runtime.ErrIncompatible, runtime.ErrIncompatible},
@@ -156,7 +161,7 @@ func TestACaptureIsChecked(t *testing.T) {
 				memory bool
 				want   error
 			}{{true, c.memory}, {false, c.disk}} {
-				err := r.checkCapture(dir, check.memory)
+				_, err := r.checkCapture(dir, check.memory)
 				require.True(t, errors.Is(err, check.want) && (err == nil) == (check.want == nil), "memory %v: %v", check.memory, err)
 			}
 		})

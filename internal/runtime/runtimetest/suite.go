@@ -26,6 +26,8 @@ type Harness struct {
 	// Open returns a Runtime that shares all state with those that it returned before, as after a restart
 	// of the process.
 	Open func(t *testing.T) runtime.Runtime
+	// Upgrade is Open by a newer version, beside which that of Open is still on the machine; nil: the implementation is no Keeper.
+	Upgrade func(t *testing.T) runtime.Runtime
 	// Spec is for a new box: a new id, an image with the file ImageFile, an empty home, a network where
 	// there are any, the probe as agent. What it made is taken away at the end of the test.
 	Spec func(t *testing.T) runtime.Spec
@@ -72,6 +74,7 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 		{"AKilledSandboxIsSeen", killed},
 		{"AnAgentThatEndsIsSeen", ended},
 		{"ANewProcessGoesOn", newProcess},
+		{"AnUpgradeLeavesSandboxesAndMemoryAlone", upgraded},
 		{"WaitingCanBeGivenUp", waitCancelled},
 		{"SandboxesDoNotWaitForEachOther", parallel},
 		{"TheMemoryLimitHolds", memoryLimit},
