@@ -248,7 +248,7 @@ func (w *worker) newManifest(id carrel.SnapshotID, kind carrel.SnapshotKind, gen
 	return &manifest{
 		Snapshot: id, Run: w.e.Run, Box: w.e.Box, Org: w.e.Org, Epoch: w.e.Epoch, Generation: generation, Kind: kind, Time: w.d.now().UTC(),
 		ImageDigest: w.e.Spec.ImageDigest, SpecSHA256: memorySpec(w.e.Spec), AgentSHA256: w.e.AgentSHA256,
-		Runtime: w.d.caps.Name, Version: w.d.caps.Version, CPU: w.d.cpu,
+		Runtime: w.d.caps.Name, Version: w.d.versionOf(w.e.Run), CPU: w.d.cpu,
 	}
 }
 

@@ -67,6 +67,7 @@ type realNode struct {
 	*world
 	runDir string
 	cgroup string
+	runsc  string // of the next start; empty: the one of the repository
 	rt     *gvisor.Runtime
 	pool   *disk.Pool
 	proxy  *proxy.Proxy
@@ -115,8 +116,14 @@ func (n *realNode) start() {
 	data := filepath.Join(n.dir, "data")
 	pool, err := disk.Open(t.Context(), disk.Config{Dir: data, RunDir: n.runDir, SizeBytes: 3 * carrel.GiB, Logger: log})
 	require.NoError(t, err)
+	if n.runsc == "" {
+		n.runsc = tool(t, "CARREL_RUNSC", "runsc", "")
+	}
+	programs := filepath.Join(data, "bin")
+	runsc, _, err := disk.InstallBinary(programs, "runsc", n.runsc)
+	require.NoError(t, err)
 	rt, err := gvisor.New(gvisor.Config{
-		Runsc: tool(t, "CARREL_RUNSC", "runsc", ""), Root: n.runDir, OverlayDir: pool.OverlayDir(), CgroupParent: n.cgroup, Logger: log,
+		Runsc: runsc, Programs: programs, Root: n.runDir, OverlayDir: pool.OverlayDir(), CgroupParent: n.cgroup, Logger: log,
 	})
 	require.NoError(t, err)
 	socket := filepath.Join(n.dir, "proxy.sock")
@@ -181,6 +188,20 @@ func (n *realNode) agent(b *box) agentv1connect.ProcessServiceClient {
 // count reads what the program hold has written: its pid, how often it counted, and the sum of its memory.
 func (n *realNode) count(b *box) (pid, count int, sum string) {
 	n.t.Helper()
+	c, err := n.lookAtCount(b)
+	require.NoError(n.t, err)
+	return c.pid, c.count, c.sum
+}
+
+// counted is what the program hold wrote.
+type counted struct {
+	pid, count int
+	sum        string
+}
+
+// lookAtCount fails if the program has not written yet.
+func (n *realNode) lookAtCount(b *box) (c counted, err error) {
+	n.t.Helper()
 	mnt := filepath.Join(n.dir, "mnt")
 	require.NoError(n.t, os.MkdirAll(mnt, 0o700))
 	copied := filepath.Join(n.pool.Root(), "look.img")
@@ -190,10 +211,11 @@ func (n *realNode) count(b *box) (pid, count int, sum string) {
 	require.NoError(n.t, err, string(out))
 	defer func() { require.NoError(n.t, syscall.Unmount(mnt, 0)) }()
 	data, err := os.ReadFile(filepath.Join(mnt, "home", "count"))
-	require.NoError(n.t, err)
-	_, err = fmt.Fscanf(bytes.NewReader(data), "%d %d %s", &pid, &count, &sum)
-	require.NoError(n.t, err)
-	return pid, count, sum
+	if err != nil {
+		return c, err
+	}
+	_, err = fmt.Fscanf(bytes.NewReader(data), "%d %d %s", &c.pid, &c.count, &c.sum)
+	return c, err
 }
 
 func TestRealBox(t *testing.T) {

@@ -118,6 +118,7 @@ func (d *Daemon) sweep(content ledgerContent, known, quarantine map[carrel.RunID
 	if len(quarantine) > 0 {
 		return nil
 	}
+	d.sweepVersions()
 	binaries, err := os.ReadDir(d.binDir())
 	if err != nil {
 		return fmt.Errorf("sweep: %w", err)
@@ -131,6 +132,46 @@ func (d *Daemon) sweep(content ledgerContent, known, quarantine map[carrel.RunID
 		}
 	}
 	return nil
+}
+
+// sweepVersions removes what nothing needs of the runtime's former versions. If that fails there is more than is needed, and the next
+// start of the node tries again.
+func (d *Daemon) sweepVersions() {
+	keeper, is := d.runtime.(runtime.Keeper)
+	if !is {
+		return
+	}
+	if err := keeper.Sweep(d.snapshots.memories()); err != nil {
+		d.log.Error("former versions of the runtime stay, since it is not known what needs them", "error", err)
+	}
+	d.caps = d.runtime.Capabilities()
+}
+
+// versionOf is the version of the runtime that began a run, and so of what is saved of it.
+func (d *Daemon) versionOf(run carrel.RunID) string {
+	if keeper, is := d.runtime.(runtime.Keeper); is {
+		version, err := keeper.VersionOf(string(run))
+		if err == nil {
+			return version
+		}
+		if !errors.Is(err, runtime.ErrNotFound) { // else its files are saved without it
+			d.log.Error("it is not known which version of the runtime began a run", "run", run, "error", err)
+		}
+	}
+	return d.caps.Version
+}
+
+// memories are the directories of the sealed snapshots with memory.
+func (s *snapshots) memories() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var dirs []string
+	for id, m := range s.sealed {
+		if m.Kind == carrel.SnapshotMemory {
+			dirs = append(dirs, s.path(id))
+		}
+	}
+	return dirs
 }
 
 // networkFile has a copy of a run's network beside its identity, so that a box whose ledger entry is lost keeps

@@ -482,8 +482,10 @@ func (m *manifest) usableMemory(spec runSpec, caps runtime.Capabilities, cpu cpu
 	switch {
 	case m.Kind != carrel.SnapshotMemory:
 		return errors.New("it holds files only")
-	case m.Runtime != caps.Name || m.Version != caps.Version:
-		return fmt.Errorf("it was made with %s %s, and this node has %s %s", m.Runtime, m.Version, caps.Name, caps.Version)
+	case m.Runtime != caps.Name:
+		return fmt.Errorf("it was made with %s, and this node has %s", m.Runtime, caps.Name)
+	case m.Version != caps.Version && !slices.Contains(caps.Former, m.Version):
+		return fmt.Errorf("it was made with %s %s, which is not on this node any more: it has %s", m.Runtime, m.Version, strings.Join(append([]string{caps.Version}, caps.Former...), ", "))
 	case m.ImageDigest != spec.ImageDigest:
 		return errors.New("it was made with another image")
 	case m.SpecSHA256 != memorySpec(spec):
