@@ -52,12 +52,15 @@ func (s *fileService) Move(ctx context.Context, request *connect.Request[carrelv
 	}
 	overwrite := request.Msg.GetOverwrite()
 	return s.answer(ctx, func() (*carrelv1.FileInfo, error) {
-		err := renamePath(source, destination, !overwrite)
-		if errors.Is(err, unix.EXDEV) {
-			if err = copyAway(ctx, source, destination, overwrite); err == nil {
-				err = fileError("remove", source, os.RemoveAll(source))
+		err := s.a.notebooks.service.Move(source, destination, func() error { // open notebooks go with it
+			err := renamePath(source, destination, !overwrite)
+			if errors.Is(err, unix.EXDEV) {
+				if err = copyAway(ctx, source, destination, overwrite); err == nil {
+					err = fileError("remove", source, os.RemoveAll(source))
+				}
 			}
-		}
+			return err
+		})
 		if err != nil {
 			return nil, moveError(source, destination, err)
 		}

@@ -133,3 +133,45 @@ func TestANewLifeFinishesNotebooks(t *testing.T) {
 		}, patience, 10*time.Millisecond)
 	})
 }
+
+// TestRenamesTakeNotebooksAlong promises that what runs goes on in a notebook that is renamed through the box's files or by a client of Jupyter.
+func TestRenamesTakeNotebooksAlong(t *testing.T) {
+	b := startFileBox(t)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	notebooks := b.notebookClient()
+	cell, err := structpb.NewStruct(map[string]any{"id": "one", "cell_type": "code", "source": "input()\nprint('after', 'it')", "metadata": map[string]any{}, "outputs": []any{}})
+	require.NoError(t, err)
+	_, err = notebooks.EditNotebook(ctx, connect.NewRequest(&carrelv1.EditNotebookRequest{Path: "a.ipynb", Create: true, Edits: []*carrelv1.NotebookEdit{
+		{Edit: &carrelv1.NotebookEdit_Insert{Insert: &carrelv1.InsertCell{Cell: cell}}},
+	}}))
+	require.NoError(t, err)
+	done, err := notebooks.Execute(ctx, connect.NewRequest(&carrelv1.ExecuteRequest{Path: "a.ipynb", All: true, AllowInput: true}))
+	require.NoError(t, err)
+	id := done.Msg.GetExecutions()[0].GetId()
+	for _, dir := range []string{"one", "one/two", "three", "three/four"} { // so far away that nobody would find it there
+		require.NoError(t, os.Mkdir(b.at(dir), 0o755))
+		b.give(dir)
+	}
+	_, err = b.files.Move(ctx, connect.NewRequest(&carrelv1.MoveFileRequest{Source: "a.ipynb", Destination: "one/two/b.ipynb"}))
+	require.NoError(t, err)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return dialTarget(ctx, b.Addr().String(), b.identity.Key, "jupyter")
+	}}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPatch, "http://box/api/contents/one/two/b.ipynb", strings.NewReader(`{"path": "three/four/c.ipynb"}`))
+	require.NoError(t, err)
+	answer, err := client.Do(request)
+	require.NoError(t, err)
+	require.NoError(t, answer.Body.Close())
+	require.Equal(t, http.StatusOK, answer.StatusCode)
+	require.Eventually(t, func() bool {
+		_, err := notebooks.AnswerInput(ctx, connect.NewRequest(&carrelv1.AnswerInputRequest{Execution: id, Value: "x"}))
+		return err == nil
+	}, patience, 10*time.Millisecond, "it asks")
+	require.Eventually(t, func() bool {
+		text, err := os.ReadFile(b.at("three/four/c.ipynb"))
+		return err == nil && strings.Contains(string(text), "after it")
+	}, patience, 10*time.Millisecond)
+	require.NoFileExists(t, b.at("a.ipynb"))
+	require.NoFileExists(t, b.at("one/two/b.ipynb"))
+}

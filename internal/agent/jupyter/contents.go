@@ -469,7 +469,7 @@ func (s *Server) move(from, to string) error {
 	if _, err := os.Lstat(fullFrom); errors.Is(err, fs.ErrNotExist) {
 		return refuse(http.StatusNotFound, "file or directory does not exist: %s", clip(from))
 	}
-	if err := rename(fullFrom, fullTo); err != nil {
+	if err := s.config.Move(fullFrom, fullTo, func() error { return rename(fullFrom, fullTo) }); err != nil {
 		if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTEMPTY) {
 			return refuse(http.StatusConflict, "File already exists: %s", clip(to))
 		}

@@ -50,6 +50,8 @@ type Config struct {
 	AsUser func(ctx context.Context, f func() error) error
 	// Terminals starts and finds terminals; nil: there are none.
 	Terminals Terminals
+	// Move has rename give a file or directory another name, and what belongs to it follow; paths are absolute. nil: just renames.
+	Move func(from, to string, rename func() error) error
 	// Kernels are the box's kernels; nil: there are none.
 	Kernels *kernel.Manager
 	Log     *slog.Logger
@@ -87,6 +89,9 @@ func New(config Config) (*Server, error) {
 		return nil, errors.New("jupyter: no way to become the user was given")
 	case config.Log == nil:
 		return nil, errors.New("jupyter: no log was given")
+	}
+	if config.Move == nil {
+		config.Move = func(_, _ string, rename func() error) error { return rename() }
 	}
 	if config.Now == nil {
 		config.Now = time.Now

@@ -25,7 +25,8 @@ const (
 // document is an open notebook. Its fields are guarded by Service.mu, but for the first ones.
 type document struct {
 	s      *Service
-	path   string
+	path   string        // changed with both saving and Service.mu held
+	number int64         // of all that were opened
 	loaded chan struct{} // closed when content or err is there
 	wake   chan struct{} // has one when the document is to be saved, or closed
 	saving sync.Mutex    // held while its file is touched; before Service.mu
@@ -71,8 +72,9 @@ func (s *Service) openDocument(ctx context.Context, path string, load func(*docu
 				s.mu.Unlock()
 				return nil, carrel.Errorf(carrel.CodeExhausted, "too_many_notebooks", "%d notebooks are in use in the box; no more can be opened", maxDocuments)
 			}
+			s.opened++
 			d = &document{
-				s: s, path: path, loaded: make(chan struct{}), wake: make(chan struct{}, 1), users: 1, used: s.now(),
+				s: s, path: path, number: s.opened, loaded: make(chan struct{}), wake: make(chan struct{}, 1), users: 1, used: s.now(),
 				base: map[string]string{}, outputsOf: map[string]*execution{},
 			}
 			s.documents[path] = d

@@ -144,7 +144,9 @@ func (d *document) refresh() error {
 		return nil
 	})
 	if errors.Is(err, fs.ErrNotExist) {
-		d.gone()
+		if !d.follow() {
+			d.gone()
+		}
 		return err
 	}
 	if err != nil || state.same(d.file) {
@@ -212,6 +214,9 @@ func (d *document) gone() {
 	d.removed = true
 	d.saveAt, d.saved = time.Time{}, d.version
 	d.agrees()
+	if d.users > 0 {
+		s.emit(&carrelv1.NotebookEvent{Path: d.path, Event: &carrelv1.NotebookEvent_Unsaved{Unsaved: "its file is no longer there; what runs goes on, and its outputs are in the box's journal"}})
+	}
 	s.emit(&carrelv1.NotebookEvent{Path: d.path, Event: &carrelv1.NotebookEvent_Reloaded{Reloaded: &carrelv1.NotebookReloaded{Revision: d.revision, Removed: true}}})
 	if d.users == 0 {
 		d.close()

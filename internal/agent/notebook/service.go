@@ -76,6 +76,7 @@ type Service struct {
 	lastActive time.Time
 	closed     bool
 	documents  map[string]*document
+	opened     int64             // documents so far
 	swept      map[string]bool   // directories from which was removed what saves had left
 	behind     map[string]behind // notebooks that are not open whose files may not have everything, by path
 }
