@@ -19,8 +19,12 @@ import (
 const maxSearched = 5000
 
 // Move has rename give a file or directory another name, and the notebooks that are open there go with it: their kernels, what is executed, and its outputs. Nothing is
-// saved meanwhile. from and to are absolute and clean. The error is rename's; nothing has changed then.
+// saved meanwhile. from and to are absolute and clean; a link that is renamed itself is no notebook, and the one that it leads to stays. The error is rename's; nothing has changed then.
 func (s *Service) Move(from, to string, rename func() error) error {
+	_ = s.config.AsUser(func() error { // what cannot be followed cannot be renamed either
+		from, to = realName(from), realName(to)
+		return nil
+	})
 	s.mu.Lock()
 	var all []*document
 	for path, d := range s.documents {

@@ -106,3 +106,49 @@ func TestWhatIsRenamedInVainStays(t *testing.T) {
 	b.get("c.ipynb")
 	b.saved("c.ipynb", has(`"after\n"`))
 }
+
+// TestANotebookIsOneDocumentWhicheverPathLeadsToIt promises that links to a notebook, or to its directory, are the notebook: one kernel, one sequence of events, nothing merged.
+func TestANotebookIsOneDocumentWhicheverPathLeadsToIt(t *testing.T) {
+	b := newBox(t)
+	require.NoError(t, kerneltest.AsUser(func() error { return os.Mkdir(filepath.Join(b.home, "work"), 0o755) }))
+	require.NoError(t, os.Symlink("work", filepath.Join(b.home, "dir")))
+	require.NoError(t, os.Symlink("dir/a.ipynb", filepath.Join(b.home, "link.ipynb")))
+	b.create("dir/a.ipynb", insertCode("one", "", "x = 41\nx"))
+	w := b.watch(&carrelv1.WatchNotebooksRequest{After: "0", Path: "link.ipynb"})
+	first := b.run("link.ipynb", "one")[0]
+	require.Equal(t, filepath.Join(b.home, "work/a.ipynb"), first.GetPath())
+	b.edit("dir/a.ipynb", setSource("one", "x + 1", nil))
+	b.edit("link.ipynb", insertCode("two", "one", "# last"))
+	second := b.run("work/a.ipynb", "one")[0]
+	require.Equal(t, first.GetKernel(), second.GetKernel())
+	b.ended(w, second.GetId())
+	notebooks := []*carrelv1.Notebook{b.get("link.ipynb"), b.get("dir/a.ipynb"), b.get("work/a.ipynb")}
+	for _, one := range notebooks {
+		require.Equal(t, notebooks[0].GetPath(), one.GetPath())
+		require.Equal(t, notebooks[0].GetRevision(), one.GetRevision())
+	}
+	b.saved("work/a.ipynb", has(`"42"`, "# last"))
+	w.mu.Lock()
+	for _, event := range w.events {
+		require.Nil(t, event.GetReloaded(), "nobody else has written it")
+	}
+	w.mu.Unlock()
+	info, err := os.Lstat(filepath.Join(b.home, "link.ipynb"))
+	require.NoError(t, err)
+	require.Equal(t, os.ModeSymlink, info.Mode().Type())
+
+	// A link that leads elsewhere from now on is the other notebook, and renaming one does nothing to what it leads to.
+	b.create("other.ipynb", insertCode("else", "", "1"))
+	require.NoError(t, b.moveFile("link.ipynb", "renamed.ipynb"))
+	require.Equal(t, "one", b.cells("renamed.ipynb")[0]["id"])
+	require.NoError(t, os.Remove(filepath.Join(b.home, "renamed.ipynb")))
+	require.NoError(t, os.Symlink("other.ipynb", filepath.Join(b.home, "renamed.ipynb")))
+	require.Equal(t, "else", b.cells("renamed.ipynb")[0]["id"])
+	require.NoError(t, b.moveFile("dir/a.ipynb", "dir/b.ipynb"))
+	require.Equal(t, second.GetKernel(), b.get("work/b.ipynb").GetKernel().GetId())
+	for _, loop := range []string{"x", "y"} {
+		require.NoError(t, os.Symlink(map[string]string{"x": "y", "y": "x"}[loop], filepath.Join(b.home, loop)))
+	}
+	_, err = b.GetNotebook(limited(t), &carrelv1.GetNotebookRequest{Path: "x"})
+	require.Error(t, err)
+}

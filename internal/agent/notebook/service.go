@@ -3,6 +3,7 @@ package notebook
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -183,7 +184,7 @@ func (s *Service) showKernel(info kernel.Info) *carrelv1.Kernel {
 	return showKernel(info, waiting)
 }
 
-// path makes a path of what a request has: absolute and clean.
+// path makes a path of what a request has: absolute, clean, and the notebook's own, whichever links lead to it, so that a file is one document.
 func (s *Service) path(text string) (string, error) {
 	p := carrel.DecodeFileName(text)
 	if strings.ContainsRune(p, 0) || len(p) >= 4096 {
@@ -192,7 +193,35 @@ func (s *Service) path(text string) (string, error) {
 	if !filepath.IsAbs(p) {
 		p = filepath.Join(s.config.Home, p)
 	}
-	return filepath.Clean(p), nil
+	return s.real(filepath.Clean(p)), nil
+}
+
+// real gives a path without links. What is not there yet gets its name in the directory that is there; a path that cannot be followed stays, and using it says why.
+func (s *Service) real(path string) string {
+	s.mu.Lock()
+	open := s.documents[path] != nil // so it was found to have none
+	s.mu.Unlock()
+	if open {
+		return path
+	}
+	found := path
+	_ = s.config.AsUser(func() error {
+		if all, err := filepath.EvalSymlinks(path); err == nil {
+			found = all
+		} else if errors.Is(err, fs.ErrNotExist) {
+			found = realName(path)
+		}
+		return nil
+	})
+	return found
+}
+
+// realName gives a path of which the last part alone may be a link. For AsUser.
+func realName(path string) string {
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		return filepath.Join(dir, filepath.Base(path))
+	}
+	return path
 }
 
 // kernelFor gives the kernel that a request means, and starts it if need be. spec is asked for the name of a notebook's.
