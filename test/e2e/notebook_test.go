@@ -127,17 +127,41 @@ func TestCellsGoOnWhateverHappens(t *testing.T) {
 	require.NotEmpty(t, f.ended.GetMessage())
 	require.Contains(t, s.sh("nb", "cat stopped.ipynb"), "line 4")
 
+	// The sandbox killed in the middle, a moment after something was shown: in the box's next life the notebook gets what the journal has, and nobody has to ask for it.
+	f = s.begin("nb", "crashed.ipynb", counting)
+	f.until(func() bool { return strings.Contains(f.text, "line 4\n") })
+	look := func() *carrelv1.Box {
+		box, err := answer(s.client.Boxes.GetBox(s.ctx(), connect.NewRequest(&carrelv1.GetBoxRequest{Id: "nb"})))
+		require.NoError(t, err)
+		return box
+	}
+	before := look()
+	s.killSandbox(before.GetRunId())
+	s.eventually("another run", func() bool {
+		now := look()
+		return now.GetState() == running && now.GetEpoch() > before.GetEpoch()
+	})
+	s.eventually("the notebook's file has what is kept of the execution", func() bool {
+		file := s.sh("nb", "python3 -c 'import json; print(*[\"\".join(o[\"text\"]) for o in json.load(open(\"crashed.ipynb\"))[\"cells\"][0][\"outputs\"]], sep=\"\", end=\"\")'")
+		execution, err := s.client.Notebooks.GetExecution(s.ctx(), connect.NewRequest(&carrelv1.GetExecutionRequest{Box: "nb", Execution: f.execution}))
+		if err != nil || execution.Msg.GetState() != carrelv1.ExecutionState_EXECUTION_STATE_LOST || len(execution.Msg.GetOutputs()) == 0 {
+			return false
+		}
+		kept, _ := execution.Msg.GetOutputs()[0].AsMap()["text"].(string)
+		return strings.Contains(kept, "line 0\n") && file == strings.TrimSuffix(kept, "\n")
+	})
+
 	// Far more output than is kept.
 	usage, err := s.client.Notebooks.GetUsage(s.ctx(), connect.NewRequest(&carrelv1.GetUsageRequest{Box: "nb"}))
 	require.NoError(t, err)
 	t.Logf("usage %v", usage.Msg)
 	began := time.Now()
-	answer, err := s.client.Notebooks.Execute(s.ctx(), connect.NewRequest(&carrelv1.ExecuteRequest{
+	flooded, err := s.client.Notebooks.Execute(s.ctx(), connect.NewRequest(&carrelv1.ExecuteRequest{
 		Box: "nb", Code: "import sys, time\nbegan = time.time()\nfor i in range(100):\n    sys.stdout.write(('x' * 99 + '\\n') * 10000)\nsys.stdout.flush()\nprint(f'{time.time() - began:.2f} s', file=sys.stderr)", Wait: durationpb.New(settleTime),
 	}))
 	require.NoError(t, err)
 	took := time.Since(began)
-	flood := answer.Msg.GetExecutions()[0]
+	flood := flooded.Msg.GetExecutions()[0]
 	require.Equal(t, carrelv1.ExecutionState_EXECUTION_STATE_OK, flood.GetState(), flood.GetMessage())
 	t.Logf("100 MB of output: %s in all", took.Round(time.Millisecond))
 	require.Equal(t, "100000000", strings.Fields(s.sh("nb", "grep -v ' s$' "+flood.GetOutputFile()+" | wc -c"))[0])
