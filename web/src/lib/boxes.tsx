@@ -13,22 +13,37 @@ interface Boxes {
 
 const BoxesContext = createContext<Boxes>({ boxes: undefined, link: "connecting", error: undefined });
 
+/** How long a change may wait for others before it is drawn, in milliseconds. */
+const together = 50;
+
 /** The boxes of an organisation as they are, changes included as they happen. */
 export function BoxesProvider({ org, children }: { org: string; children: ReactNode }) {
   const [boxes, setBoxes] = useState<ReadonlyMap<string, Box>>();
   const [link, setLink] = useState<{ link: Link; error: unknown }>({ link: "connecting", error: undefined });
   useEffect(() => {
     const stop = new AbortController();
+    // Changes that come close together are drawn once.
+    let waiting: Box[] = [];
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const draw = () => {
+      timer = undefined;
+      const some = waiting;
+      waiting = [];
+      setBoxes((all) => put(all, some));
+    };
+    const change = (box: Box) => {
+      waiting.push(box);
+      timer ??= setTimeout(draw, together);
+    };
     const once = async (signal: AbortSignal, live: () => void) => {
       let fresh: Map<string, Box> | undefined = new Map();
-      for await (const change of api.boxes.watchBoxes({ org }, { signal })) {
-        if (change.box) {
-          const box = change.box;
-          if (fresh) fresh.set(box.id, box);
-          else setBoxes((all) => put(all, box));
-        }
-        if (change.synced && fresh) {
+      for await (const { box, synced } of api.boxes.watchBoxes({ org }, { signal })) {
+        if (box && fresh) fresh.set(box.id, box);
+        else if (box) change(box);
+        if (synced && fresh) {
           for (const [id, box] of fresh) if (box.state === State.DELETED) fresh.delete(id);
+          // What waited from the connection before is older.
+          waiting = [];
           setBoxes(fresh);
           fresh = undefined;
           live();
@@ -38,6 +53,7 @@ export function BoxesProvider({ org, children }: { org: string; children: ReactN
     void follow(once, (l, error) => setLink({ link: l, error }), stop.signal);
     return () => {
       stop.abort();
+      clearTimeout(timer);
       setBoxes(undefined);
       setLink({ link: "connecting", error: undefined });
     };
@@ -46,11 +62,13 @@ export function BoxesProvider({ org, children }: { org: string; children: ReactN
   return <BoxesContext value={value}>{children}</BoxesContext>;
 }
 
-/** A map with a box put in, or taken out when it is deleted. */
-export function put(all: ReadonlyMap<string, Box> | undefined, box: Box): ReadonlyMap<string, Box> {
+/** A map with boxes put in, or taken out where they are deleted. */
+export function put(all: ReadonlyMap<string, Box> | undefined, changed: readonly Box[]): ReadonlyMap<string, Box> {
   const next = new Map(all);
-  if (box.state === State.DELETED) next.delete(box.id);
-  else next.set(box.id, box);
+  for (const box of changed) {
+    if (box.state === State.DELETED) next.delete(box.id);
+    else next.set(box.id, box);
+  }
   return next;
 }
 

@@ -50,10 +50,10 @@ export function relative(at: Date, now: number): string {
   return ms < 0 ? `${text} ago` : `in ${text}`;
 }
 
+const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+
 /** One line for a person, in their own language's way. */
-export function absolute(at: Date): string {
-  return at.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
-}
+export const absolute = (at: Date): string => exact.format(at);
 
 /** A size as people type it ("4GiB", "512 MB", "2g"), in bytes; null: it is none. Plain numbers are GiB. */
 export function parseBytes(text: string): bigint | null {

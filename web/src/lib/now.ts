@@ -1,4 +1,5 @@
-import { useSyncExternalStore } from "react";
+import { useCallback, useSyncExternalStore } from "react";
+import { relative } from "./format";
 
 // One clock for every relative time on the page: it ticks once a second while somebody looks.
 let now = Date.now();
@@ -29,4 +30,9 @@ function current(): number {
 /** The present time in milliseconds, anew each second. */
 export function useNow(): number {
   return useSyncExternalStore(subscribe, current);
+}
+
+/** How long ago or ahead a time is, in words; what uses it is drawn anew when they change. */
+export function useSince(at: Date): string {
+  return useSyncExternalStore(subscribe, useCallback(() => relative(at, current()), [at]));
 }

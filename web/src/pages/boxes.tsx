@@ -1,7 +1,8 @@
-import { useDeferredValue, useMemo, useState } from "react";
+import { memo, useDeferredValue, useMemo, useState } from "react";
 import type { Box } from "../gen/carrel/v1/boxes_pb";
 import { State } from "../gen/carrel/v1/common_pb";
 import { useBoxes } from "../lib/boxes";
+import { sentence } from "../lib/errors";
 import { bytes, cpus } from "../lib/format";
 import { Link, useRouter } from "../lib/router";
 import { useSession } from "../lib/session";
@@ -99,7 +100,7 @@ export function BoxesPage() {
   );
 }
 
-function BoxRow({ box, mayChange }: { box: Box; mayChange: boolean }) {
+const BoxRow = memo(function BoxRow({ box, mayChange }: { box: Box; mayChange: boolean }) {
   return (
     <li className="box-row">
       <div className="box-row-main">
@@ -115,7 +116,7 @@ function BoxRow({ box, mayChange }: { box: Box; mayChange: boolean }) {
             <Ago time={box.stateTime} />
           </span>
         </p>
-        {box.failure?.message && <p className="box-failure">{box.failure.message}</p>}
+        {box.failure?.message && <p className="box-failure">{sentence(box.failure.message)}</p>}
       </div>
       {mayChange && (
         <div className="box-row-verbs">
@@ -125,4 +126,4 @@ function BoxRow({ box, mayChange }: { box: Box; mayChange: boolean }) {
       )}
     </li>
   );
-}
+});

@@ -1,8 +1,8 @@
-import type { ReactNode } from "react";
+import { memo, type ReactNode, useMemo } from "react";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import type { Box } from "../gen/carrel/v1/boxes_pb";
-import { absolute, relative, when } from "../lib/format";
-import { useNow } from "../lib/now";
+import { absolute, when } from "../lib/format";
+import { useSince } from "../lib/now";
 import { stateText } from "../lib/states";
 import { Icon, type IconName } from "./icon";
 
@@ -19,15 +19,23 @@ export function StateBadge({ box }: { box: Pick<Box, "state"> }) {
 
 /** When, counted from now; the exact time is its title. */
 export function Ago({ time }: { time: Timestamp | Date | undefined }) {
-  const now = useNow();
-  const at = time instanceof Date ? time : when(time);
-  if (!at) return <span>never</span>;
-  return (
-    <time dateTime={at.toISOString()} title={absolute(at)}>
-      {relative(at, now)}
-    </time>
-  );
+  const ms = (time instanceof Date ? time : when(time))?.getTime();
+  return ms === undefined ? <span>never</span> : <AgoTime ms={ms} />;
 }
+
+const AgoTime = memo(function AgoTime({ ms }: { ms: number }) {
+  const at = useMemo(() => new Date(ms), [ms]);
+  // It is drawn anew when its words change, not with each second.
+  const words = useSince(at);
+  return useMemo(
+    () => (
+      <time dateTime={at.toISOString()} title={absolute(at)}>
+        {words}
+      </time>
+    ),
+    [at, words],
+  );
+});
 
 /** What is shown where there is nothing yet: why, and what to do. */
 export function Empty({ icon, title, children }: { icon: IconName; title: string; children?: ReactNode }) {
