@@ -1,18 +1,20 @@
-import { useMemo } from "react";
+import { type FormEvent, useMemo, useState } from "react";
+import type { Prebuild, Template } from "../gen/carrel/v1/catalog_pb";
 import type { Box } from "../gen/carrel/v1/boxes_pb";
 import { State } from "../gen/carrel/v1/common_pb";
 import type { Node } from "../gen/carrel/v1/platform_pb";
 import { api } from "../lib/api";
 import { isNotFound } from "../lib/errors";
-import { bytes, cpus } from "../lib/format";
+import { bytes, cpus, durationMs, span } from "../lib/format";
 import { useLoad } from "../lib/load";
 import { Link } from "../lib/router";
 import { useSession } from "../lib/session";
 import { isLive } from "../lib/states";
 import { useTitle } from "../lib/title";
 import { Ago, Empty, Meter, StateBadge } from "../ui/bits";
-import { Loading } from "../ui/button";
+import { Button, Loading } from "../ui/button";
 import { Problem } from "../ui/error";
+import { toast, toastError } from "../ui/toast";
 
 /** Every box that the operator may see, of all organisations. */
 async function allBoxes(signal: AbortSignal): Promise<Box[]> {
@@ -73,6 +75,7 @@ export default function NodesPage() {
       {list.map((n) => (
         <NodeCard key={n.id} node={n} boxes={boxes.data?.filter((b) => b.nodeId === n.id && b.state !== State.DELETED) ?? []} />
       ))}
+      <Prepared />
     </div>
   );
 }
@@ -148,5 +151,81 @@ function NodeCard({ node, boxes }: { node: Node; boxes: Box[] }) {
         Carrel {node.version}, runtime {node.runtimeVersion}, kernel {node.kernel}
       </p>
     </section>
+  );
+}
+
+/** What is prepared of templates, so that new boxes begin as clones or are there at once. */
+function Prepared() {
+  const templates = useLoad((signal) => api.templates.listTemplates({ pageSize: 500 }, { signal }), [], 4000);
+  const prebuilds = useLoad((signal) => api.templates.listPrebuilds({}, { signal }), [], 4000);
+  const list = templates.data?.templates.filter((t) => t.prebuild) ?? [];
+  const error = templates.error ?? prebuilds.error;
+  if (error === undefined && list.length === 0) return null;
+  return (
+    <section className="card" aria-labelledby="prepared">
+      <h2 id="prepared">Prepared templates</h2>
+      {error !== undefined && <Problem title="What is prepared cannot be shown" error={error} retry={prebuilds.reload} />}
+      <ul className="items">
+        {list.map((t) => (
+          <PreparedTemplate key={t.id} template={t} prebuilds={prebuilds.data?.prebuilds.filter((p) => p.orgId === t.orgId && p.template.split("@")[0] === t.name) ?? []} changed={templates.reload} />
+        ))}
+      </ul>
+    </section>
+  );
+}
+
+const prebuildStates: Record<string, { label: string; tone: string }> = {
+  building: { label: "Being made", tone: "busy" },
+  ready: { label: "Ready", tone: "good" },
+  replacing: { label: "Ready, being made anew", tone: "good" },
+  failed: { label: "Failed", tone: "bad" },
+};
+
+function PreparedTemplate({ template: t, prebuilds, changed }: { template: Template; prebuilds: Prebuild[]; changed: () => void }) {
+  const [size, setSize] = useState(String(t.poolSize));
+  const [busy, setBusy] = useState(false);
+  const good = /^\d+$/.test(size.trim()) && Number(size) <= 100;
+  const submit = async (e: FormEvent) => {
+    e.preventDefault();
+    if (!good) return;
+    setBusy(true);
+    try {
+      const now = await api.templates.updateTemplatePool({ name: t.name, org: t.orgId, size: Number(size) });
+      toast(now.poolSize === 0 ? `No box of ${t.name} waits any more` : `${now.poolSize} prepared ${now.poolSize === 1 ? "box" : "boxes"} of ${t.name} will wait to be taken`);
+      changed();
+    } catch (err) {
+      toastError(err);
+    } finally {
+      setBusy(false);
+    }
+  };
+  return (
+    <li className="item prepared">
+      <div>
+        <strong>{t.name}</strong>
+        {prebuilds.length === 0 && <p className="soft small">Nothing is prepared yet.</p>}
+        {prebuilds.map((p) => (
+          <p key={`${p.nodeId} ${p.template} ${p.state}`} className="soft small">
+            <span className={`badge ${prebuildStates[p.state]?.tone ?? "off"}`}>{prebuildStates[p.state]?.label ?? p.state}</span> {p.template} on {p.nodeName}
+            {p.sizeBytes > 0n && `, ${bytes(p.sizeBytes)}`}
+            {p.readyTime && (
+              <>
+                ; made in {span(durationMs(p.buildTime))}, <Ago time={p.readyTime} />
+              </>
+            )}
+            {p.failure?.message && `: ${p.failure.message}`}
+          </p>
+        ))}
+      </div>
+      <form className="pool" onSubmit={(e) => void submit(e)}>
+        <label className="small">
+          Waiting boxes <span className="soft">({t.poolReady} ready)</span>
+          <input inputMode="numeric" value={size} aria-invalid={good ? undefined : true} title="From 0 to 100. Each takes the memory of a box that runs." onChange={(e) => setSize(e.target.value)} />
+        </label>
+        <Button type="submit" small busy={busy} disabled={!good || Number(size) === t.poolSize}>
+          Keep ready
+        </Button>
+      </form>
+    </li>
   );
 }

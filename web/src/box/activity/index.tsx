@@ -90,7 +90,7 @@ function Use() {
       <h2 id="activity-use">What it uses</h2>
       {now ? (
         <div className="meters">
-          <Meter label="Processors" used={cpuMillis ?? 0} of={Number(now.cpuLimitMillis)} text={cpuMillis === undefined ? `… of ${cpus(now.cpuLimitMillis)}` : `${(cpuMillis / 1000).toFixed(2)} of ${cpus(now.cpuLimitMillis)}`} />
+          <Meter label="Processors" used={cpuMillis ?? 0} of={Number(now.cpuLimitMillis)} text={cpuMillis === undefined ? `measuring, of ${cpus(now.cpuLimitMillis)}` : `${(cpuMillis / 1000).toFixed(2)} of ${cpus(now.cpuLimitMillis)}`} />
           <Size label="Memory" used={now.memoryBytes} of={now.memoryLimitBytes} />
           <Size label="Files in home" used={now.homeBytes} of={now.homeLimitBytes} />
           <Size label="Installed programs" used={now.rootBytes} of={now.rootLimitBytes} />
@@ -111,14 +111,23 @@ function Size({ label, used, of }: { label: string; used: bigint; of: bigint }) 
 const told = (text: string, me: string): string => text.replaceAll(`user:${me}`, "you");
 
 function Awake({ signals }: { signals: readonly Signal[] }) {
-  const { user } = useSession();
   const holds = signals.filter((s) => s.active && s.counts);
   const others = signals.filter((s) => !(s.active && s.counts)).toSorted((a, b) => Number((b.time?.seconds ?? 0n) - (a.time?.seconds ?? 0n)));
   return (
     <>
       {holds.length === 0 && <p>Nothing keeps it awake at the moment.</p>}
-      <ul className="items">
-        {[...holds, ...others].map((s) => (
+      <Signals list={holds} />
+      {others.length > 0 && <h3>Other use</h3>}
+      <Signals list={others} />
+    </>
+  );
+}
+
+function Signals({ list }: { list: readonly Signal[] }) {
+  const { user } = useSession();
+  return (
+    <ul className="items">
+        {list.map((s) => (
           <li key={s.kind} className="item">
             <div>
               <strong>{kinds[s.kind] ?? s.kind}</strong>
@@ -131,8 +140,7 @@ function Awake({ signals }: { signals: readonly Signal[] }) {
             )}
           </li>
         ))}
-      </ul>
-    </>
+    </ul>
   );
 }
 

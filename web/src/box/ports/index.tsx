@@ -2,6 +2,7 @@ import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import { type FormEvent, useState } from "react";
 import type { BoxPort } from "../../gen/carrel/v1/boxes_pb";
 import type { BoxListener } from "../../gen/carrel/v1/ports_pb";
+import { restText } from "../../lib/states";
 import { absolute, when } from "../../lib/format";
 import { useLoad } from "../../lib/load";
 import { Empty } from "../../ui/bits";
@@ -27,17 +28,23 @@ const visibilityOf = (text: string | undefined): Visibility => (text === "org" |
 export interface Row {
   port: number;
   process: string;
+  /** Where a browser finds it; empty: nobody listens. */
+  url: string;
   listening: boolean;
   visibility: Visibility;
 }
 
 /** Ports on which somebody listens, and those that were opened to more than their owner though nobody listens now. */
-export function rows(listeners: readonly Pick<BoxListener, "port" | "process">[], ports: readonly Pick<BoxPort, "port" | "visibility">[]): Row[] {
+export function rows(listeners: readonly Pick<BoxListener, "port" | "process" | "url">[], ports: readonly Pick<BoxPort, "port" | "visibility">[]): Row[] {
   const all = new Map<number, Row>();
-  for (const p of ports) if (visibilityOf(p.visibility) !== "private") all.set(p.port, { port: p.port, process: "", listening: false, visibility: visibilityOf(p.visibility) });
-  for (const l of listeners) all.set(l.port, { port: l.port, process: l.process, listening: true, visibility: all.get(l.port)?.visibility ?? "private" });
+  for (const p of ports) if (visibilityOf(p.visibility) !== "private") all.set(p.port, { port: p.port, process: "", url: "", listening: false, visibility: visibilityOf(p.visibility) });
+  for (const l of listeners) all.set(l.port, { port: l.port, process: l.process, url: l.url, listening: true, visibility: all.get(l.port)?.visibility ?? "private" });
   return [...all.values()].sort((a, b) => a.port - b.port);
 }
+
+/** Programs take ports from here on when any will do, such as kernels for their own talk; nobody would look for those first. */
+const taken = 32768;
+const isOwn = (r: Row): boolean => r.port >= taken && r.visibility === "private";
 
 /** Programs of the box that listen, and who may reach them. */
 export default function Ports() {
@@ -68,11 +75,45 @@ export default function Ports() {
       toastError(err);
     }
   };
+  const first = list.filter((r) => !isOwn(r));
+  const own = list.filter(isOwn);
+  const item = (r: Row) => (
+    <li key={r.port} className="item" data-port={r.port}>
+      <div>
+        <strong>{r.port}</strong> {r.process && <span className="soft">{r.process}</span>}
+        <p className="soft small">{r.listening ? r.url : "Nobody listens now."}</p>
+      </div>
+      <div className="ports-verbs">
+        {mayChange ? (
+          <Menu
+            label={`Who may reach port ${r.port}: ${visibilities[r.visibility].label}`}
+            className="button plain small"
+            items={(Object.keys(visibilities) as Visibility[]).map((v) => ({
+              label: visibilities[v].label,
+              hint: visibilities[v].hint,
+              checked: v === r.visibility,
+              act: () => void show(r.port, v),
+            }))}
+          >
+            {visibilities[r.visibility].label} <Icon name="down" size={14} />
+          </Menu>
+        ) : (
+          <span className="badge off">{visibilities[r.visibility].label}</span>
+        )}
+        {mayChange && r.listening && <IconButton icon="key" label={`A link to port ${r.port} for somebody else`} onClick={() => setShare(r.port)} />}
+        {mayChange && r.listening && (
+          <Button small kind="primary" icon="external" onClick={() => void open(r.port)}>
+            Open
+          </Button>
+        )}
+      </div>
+    </li>
+  );
   return (
     <div className="panel ports">
       {rules.error !== undefined && <Problem title="Who may reach the ports cannot be shown" error={rules.error} retry={rules.reload} />}
-      {list.length === 0 && (live ? listeners !== undefined : true) && (
-        <Empty icon="ports" title={live ? "Nothing listens" : "The box does not run"}>
+      {first.length === 0 && (live ? listeners !== undefined : true) && (
+        <Empty icon="ports" title={live ? "Nothing listens" : restText(box)}>
           <p>{live ? "Start a web server in the box, on any port: it appears here by itself." : "Its programs listen again when it does."}</p>
           {live && (
             <p>
@@ -81,41 +122,19 @@ export default function Ports() {
           )}
         </Empty>
       )}
-      {list.length > 0 && (
-        <ul className="items" aria-label="Ports">
-          {list.map((r) => (
-            <li key={r.port} className="item" data-port={r.port}>
-              <div>
-                <strong>{r.port}</strong> {r.process && <span className="soft">{r.process}</span>}
-                {!r.listening && <p className="soft small">Nobody listens now.</p>}
-              </div>
-              <div className="ports-verbs">
-                {mayChange ? (
-                  <Menu
-                    label={`Who may reach port ${r.port}: ${visibilities[r.visibility].label}`}
-                    className="button plain small"
-                    items={(Object.keys(visibilities) as Visibility[]).map((v) => ({
-                      label: visibilities[v].label,
-                      hint: visibilities[v].hint,
-                      checked: v === r.visibility,
-                      act: () => void show(r.port, v),
-                    }))}
-                  >
-                    {visibilities[r.visibility].label} <Icon name="down" size={14} />
-                  </Menu>
-                ) : (
-                  <span className="badge off">{visibilities[r.visibility].label}</span>
-                )}
-                {mayChange && r.listening && <IconButton icon="key" label={`A link to port ${r.port} for somebody else`} onClick={() => setShare(r.port)} />}
-                {mayChange && r.listening && (
-                  <Button small kind="primary" icon="external" onClick={() => void open(r.port)}>
-                    Open
-                  </Button>
-                )}
-              </div>
-            </li>
-          ))}
+      {first.length > 0 && <h2>Ports on which programs of the box listen</h2>}
+      {first.length > 0 && (
+        <ul className="items ports-list" aria-label="Ports">
+          {first.map(item)}
         </ul>
+      )}
+      {own.length > 0 && (
+        <details className="ports-own">
+          <summary>
+            {own.length === 1 ? "One port that a program" : `${own.length} ports that programs`} took for {own.length === 1 ? "its" : "their"} own use
+          </summary>
+          <ul className="items">{own.map(item)}</ul>
+        </details>
       )}
       {mayChange && live && <Other open={open} />}
       {share !== undefined && <Share port={share} onClose={() => setShare(undefined)} />}
