@@ -121,7 +121,7 @@ function NewToken({ onClose, onMade }: { onClose: () => void; onMade: () => void
         </>
       ) : (
         <form onSubmit={(e) => void submit(e)}>
-          <Field label="What is it for?" value={description} onChange={(e) => setDescription(e.target.value)} required autoFocus placeholder="laptop, CI, …" />
+          <Field label="What is it for?" value={description} onChange={(e) => setDescription(e.target.value)} required data-focus placeholder="laptop, CI, …" />
           <SelectField label="Good for" value={days} onChange={(e) => setDays(e.target.value)} hint="A token made while signed in here ends at the latest when the sign-in does.">
             <option value="1">a day</option>
             <option value="30">30 days</option>
@@ -210,7 +210,7 @@ function AddKey({ onClose, onAdded }: { onClose: () => void; onAdded: () => void
       <form onSubmit={(e) => void submit(e)}>
         <div className="field">
           <label htmlFor="ssh-key">Public key</label>
-          <textarea id="ssh-key" rows={4} value={key} onChange={(e) => setKey(e.target.value)} placeholder="ssh-ed25519 AAAA…" spellCheck={false} aria-describedby="ssh-key-more" autoFocus />
+          <textarea id="ssh-key" rows={4} value={key} onChange={(e) => setKey(e.target.value)} placeholder="ssh-ed25519 AAAA…" spellCheck={false} aria-describedby="ssh-key-more" data-focus />
           <p id="ssh-key-more" className="field-hint">
             The one line of a file such as ~/.ssh/id_ed25519.pub.
           </p>

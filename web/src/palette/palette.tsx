@@ -36,7 +36,7 @@ export function Palette({ onClose }: { onClose: () => void }) {
         <div className="palette-input">
           <Icon name="search" />
           <input
-            autoFocus
+            data-focus
             role="combobox"
             aria-label="Find a command"
             aria-expanded="true"

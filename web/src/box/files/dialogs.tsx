@@ -53,7 +53,7 @@ function Remove({ entries, onAnswer }: { entries: readonly Entry[]; onAnswer: (y
       <p className="soft">{directories ? "Folders go with everything in them. This cannot be undone." : "This cannot be undone."}</p>
       <div className="dialog-buttons">
         <Button onClick={() => onAnswer(false)}>Cancel</Button>
-        <Button kind="danger" icon="delete" autoFocus onClick={() => onAnswer(true)}>
+        <Button kind="danger" icon="delete" data-focus onClick={() => onAnswer(true)}>
           Delete
         </Button>
       </div>
