@@ -141,6 +141,20 @@ walk("what is typed is saved, and changes by others come in", async ({ page }) =
   await until("the replaced text is on the disk", async () => (await read("edit/a.py")) === "# ours\r\nx = 1\r\n");
 });
 
+walk("a long file scrolls within the editor, and what is around it stays in sight", async ({ page }) => {
+  await box();
+  await put("long.txt", Array.from({ length: 500 }, (_, i) => `line ${i + 1}\n`).join(""));
+  await open(page, "long.txt", "editor");
+  await page.locator(".cm-content").click();
+  await page.keyboard.press("Control+End");
+  await page.getByText("Line 501, column 1").waitFor();
+  await page.keyboard.press("Control+f");
+  await page.locator(".cm-search").waitFor();
+  const seen = (what) => what.evaluate((e) => e.getBoundingClientRect().top >= 0 && e.getBoundingClientRect().bottom <= innerHeight);
+  for (const what of [page.locator(".editor-foot"), page.locator(".cm-search"), page.getByRole("tab", { name: /long\.txt/ }), page.getByRole("heading", { name, exact: true })]) assert.ok(await seen(what), `out of sight: ${what}`);
+  assert.ok(await page.evaluate(() => [document.documentElement, document.querySelector("main")].every((e) => e.scrollHeight <= e.clientHeight)), "the page scrolls");
+});
+
 walk("a conflict is shown as a merge, and nothing is lost before one chooses", async ({ page }) => {
   await box();
   await put("edit/c.txt", "one\ntwo\n");

@@ -60,7 +60,7 @@ walk("a link signs in once, and never in the place of another user without askin
 });
 
 walk("a box from its template to its end", async ({ page }) => {
-  const name = `walk-${Date.now().toString(36)}`;
+  let name = `walk-${Date.now().toString(36)}`;
   await signIn(page, { path: "/new?template=tiny" });
   await page.getByRole("radio", { name: /^tiny/ }).waitFor();
   await accessible(page);
@@ -88,8 +88,32 @@ walk("a box from its template to its end", async ({ page }) => {
   await page.getByRole("log").getByText("created", { exact: true }).waitFor();
   await accessible(page);
   await shot(page, "box-events");
+  // What its commands put out is kept, also when nobody looks.
+  await api("POST", `/v1/boxes/${box.id}/processes`, { args: ["sh", "-c", "echo out-$((40+2)); echo oops >&2; exit 3"] });
+  await page.getByRole("navigation", { name: "Parts of the box" }).getByRole("link", { name: "Logs" }).click();
+  await page.getByRole("button", { name: /^echo out-.*Failed with 3/ }).click();
+  await page.getByRole("region", { name: "Output" }).getByText("out-42").waitFor();
+  await page.getByRole("region", { name: "Output" }).getByText("oops").waitFor();
+  await accessible(page);
+  await shot(page, "box-logs");
+
+  // Its name and its size can be changed; the window begins where one types.
+  await page.getByRole("button", { name: `What to do with ${name}` }).click();
+  await page.getByRole("menuitem", { name: /^Change…/ }).click();
+  const change = page.getByRole("dialog", { name: `Change ${name}` });
+  await until("the name has the focus", () => change.getByLabel("Name", { exact: true }).evaluate((e) => e === document.activeElement));
+  await accessible(page);
+  await shot(page, "box-change");
+  name += "-b";
+  await page.keyboard.press("End");
+  await page.keyboard.type("-b");
+  await change.getByRole("textbox", { name: "Memory" }).fill("384 MiB");
+  await page.keyboard.press("Enter");
+  await page.getByRole("heading", { name, exact: true }).waitFor();
+  assert.equal((await api("GET", `/v1/boxes/${name}`)).resources.memoryBytes, String(384 << 20));
 
   // Every verb says what becomes of memory and files.
+  await page.getByRole("navigation", { name: "Parts of the box" }).getByRole("link", { name: "Events" }).click();
   await page.getByRole("button", { name: `What to do with ${name}` }).click();
   await page.getByRole("menuitem", { name: /^Stop.*Keeps files.*memory is given up/ }).waitFor();
   await page.getByRole("menuitem", { name: /^Delete.*Removes memory and files for good/ }).waitFor();
@@ -105,7 +129,8 @@ walk("a box from its template to its end", async ({ page }) => {
   await page.getByRole("menuitem", { name: /^Delete/ }).click();
   const dialog = page.getByRole("dialog", { name: `Delete ${name}?` });
   assert.ok(await dialog.getByRole("button", { name: "Delete" }).isDisabled(), "deleting must ask for the name");
-  await dialog.getByLabel(`Type ${name} to delete it`).fill(name);
+  await until("the field has the focus", () => dialog.getByLabel(`Type ${name} to delete it`).evaluate((e) => e === document.activeElement));
+  await page.keyboard.type(name);
   await accessible(page);
   await shot(page, "box-delete");
   await dialog.getByRole("button", { name: "Delete" }).click();
@@ -217,7 +242,8 @@ walk("keys and the palette reach everything", async ({ page }) => {
   await signIn(page);
   await page.getByRole("link", { name, exact: true }).waitFor();
   await page.keyboard.press("Control+k");
-  await page.getByRole("combobox", { name: "Find a command" }).fill(name);
+  await page.getByRole("combobox", { name: "Find a command" }).waitFor();
+  await page.keyboard.type(name);
   await page.getByRole("option", { name: new RegExp(name) }).first().waitFor();
   await accessible(page);
   await shot(page, "palette");
@@ -236,6 +262,8 @@ walk("keys and the palette reach everything", async ({ page }) => {
   await page.getByRole("heading", { name: "Machines" }).waitFor();
   await page.getByRole("link", { name, exact: true }).waitFor();
   await page.getByRole("meter", { name: "Memory" }).waitFor();
+  // What is prepared, where, how large, and since when.
+  await page.getByText(/python@1 on .* MiB; made in .* s, /).waitFor();
   await accessible(page);
   await shot(page, "machines");
   await dropBox(name);

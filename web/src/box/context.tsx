@@ -4,7 +4,7 @@ import type { Api } from "../lib/api";
 import type { BoxStream } from "../stream";
 
 /** The tabs of a box's page, in their order. Each is the default export of ./<name>/index.tsx and its own chunk. */
-export const tabs = ["notebook", "files", "editor", "terminal", "ports", "activity", "events"] as const;
+export const tabs = ["notebook", "files", "editor", "terminal", "ports", "activity", "events", "logs"] as const;
 export type Tab = (typeof tabs)[number];
 
 /** What every part of a box's page is given. */

@@ -31,6 +31,9 @@ export const stateText = (state: State): StateText => texts[state] ?? texts[Stat
 /** Its processes run and it can be talked to. */
 export const isLive = (box: Pick<Box, "state">): boolean => box.state === State.RUNNING || box.state === State.IDLE;
 
+/** What is said in place of a part that needs the box to run. */
+export const restText = (box: Pick<Box, "state" | "name">): string => (stateText(box.state).moving ? `${box.name} is ${stateText(box.state).label.toLowerCase()}…` : `${box.name} does not run now`);
+
 export type Verb = "start" | "resume" | "pause" | "stop" | "restart" | "delete";
 
 export interface VerbText {

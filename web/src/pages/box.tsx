@@ -1,11 +1,11 @@
-import { Suspense, lazy, useEffect, useMemo, useState } from "react";
+import { Suspense, lazy, useEffect, useMemo, useRef, useState } from "react";
 import type { Box } from "../gen/carrel/v1/boxes_pb";
 import { State } from "../gen/carrel/v1/common_pb";
 import { BoxContext, type BoxContextValue, type Tab, tabs } from "../box/context";
 import { askAndTell } from "../lib/actions";
 import { api, boxPath, boxSocket } from "../lib/api";
 import { useBoxes } from "../lib/boxes";
-import { isNotFound } from "../lib/errors";
+import { isNotFound, sentence } from "../lib/errors";
 import { useLoad } from "../lib/load";
 import { Link, useRouter } from "../lib/router";
 import { useSession } from "../lib/session";
@@ -19,7 +19,7 @@ import { Loading } from "../ui/button";
 import { ErrorBoundary, Problem } from "../ui/error";
 import { Icon, type IconName } from "../ui/icon";
 import { Steps } from "./steps";
-import { Sure, VerbButton, VerbMenu } from "./verbs";
+import { Change, Sure, VerbButton, VerbMenu } from "./verbs";
 
 const loaders = import.meta.glob<{ default: () => React.ReactNode }>("../box/*/index.tsx");
 const parts = Object.fromEntries(tabs.flatMap((tab) => (loaders[`../box/${tab}/index.tsx`] ? [[tab, lazy(loaders[`../box/${tab}/index.tsx`]!)]] : [])));
@@ -33,6 +33,7 @@ const names: Record<Tab, { label: string; icon: IconName }> = {
   ports: { label: "Ports", icon: "ports" },
   activity: { label: "Activity", icon: "activity" },
   events: { label: "Events", icon: "events" },
+  logs: { label: "Logs", icon: "logs" },
 };
 /** The editor is opened from a file, and has no tab of its own. */
 const shownTabs = present.filter((t) => t !== "editor");
@@ -95,12 +96,18 @@ function BoxFrame({ box, tab }: { box: Box; tab: string | undefined }) {
     [box, live, session.mayChange, stream, go, query],
   );
   const Part = parts[current]!;
+  // Where not all tabs have room, the current one is seen.
+  const nav = useRef<HTMLElement>(null);
+  useEffect(() => {
+    const tab = nav.current?.querySelector<HTMLElement>("[aria-current]");
+    if (tab) nav.current!.scrollLeft = tab.offsetLeft - (nav.current!.clientWidth - tab.offsetWidth) / 2;
+  }, [current]);
   return (
     <BoxContext value={value}>
       <div className="box-page">
         <BoxHead box={box} />
         <BoxCommands box={box} mayChange={session.mayChange} />
-        <nav className="tabs" aria-label="Parts of the box">
+        <nav ref={nav} className="tabs" aria-label="Parts of the box">
           {shownTabs.map((t) => (
             <Link key={t} to={`/boxes/${box.id}/${t}`} aria-current={t === current || (t === "files" && current === "editor") ? "page" : undefined}>
               <Icon name={names[t].icon} size={16} />
@@ -135,7 +142,7 @@ function BoxHead({ box }: { box: Box }) {
           <StateBadge box={box} />
         </span>
         <p className="durable">
-          {box.durableTime ? (
+          {moving && !box.durableTime ? null : box.durableTime ? (
             <>
               Last kept safe <Ago time={box.durableTime} />
             </>
@@ -152,17 +159,17 @@ function BoxHead({ box }: { box: Box }) {
         )}
       </div>
       {box.failure?.message && (
-        <Problem title={box.failure.message}>
+        <Problem title={sentence(box.failure.message)}>
           {box.failure.nextStep && <p>{box.failure.nextStep}</p>}
           {box.failure.transient && (
             <p>
-              Carrel tries again by itself{box.failure.retryTime && <> <Ago time={box.failure.retryTime} /></>}.
+              Next try: {box.failure.retryTime ? <Ago time={box.failure.retryTime} /> : "soon"}.
             </p>
           )}
         </Problem>
       )}
       {box.notice && <p className="notice">{box.notice}</p>}
-      {moving && <Steps box={box} />}
+      {moving && box.phases.length > 0 && <Steps box={box} />}
     </header>
   );
 }
@@ -170,6 +177,7 @@ function BoxHead({ box }: { box: Box }) {
 function BoxCommands({ box, mayChange }: { box: Box; mayChange: boolean }) {
   const { go } = useRouter();
   const [sure, setSure] = useState(false);
+  const [changing, setChanging] = useState(false);
   const possible = mayChange ? verbsOf(box).join() : "";
   const { id, name } = box;
   const commands = useMemo<Command[]>(
@@ -178,9 +186,15 @@ function BoxCommands({ box, mayChange }: { box: Box; mayChange: boolean }) {
       ...(possible ? (possible.split(",") as (keyof typeof verbs)[]) : []).map(
         (verb): Command => ({ id: `verb-${verb}`, title: `${verbs[verb].label} ${name}`, words: verbs[verb].effect, group: "This box", run: () => (verb === "delete" ? setSure(true) : void askAndTell(verb, { id, name })) }),
       ),
+      ...(possible ? [{ id: "change", title: `Change ${name}`, words: "rename size memory processors idle sleep variables", group: "This box", icon: "edit", run: () => setChanging(true) } satisfies Command] : []),
     ],
     [id, name, possible, go],
   );
   useCommands(commands);
-  return sure ? <Sure verb="delete" box={box} onClose={() => setSure(false)} onDone={() => go("/")} /> : null;
+  if (sure) return <Sure verb="delete" box={box} onClose={() => setSure(false)} onDone={() => go("/")} />;
+  return changing ? (
+    <Suspense>
+      <Change box={box} onClose={() => setChanging(false)} />
+    </Suspense>
+  ) : null;
 }

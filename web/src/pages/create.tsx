@@ -1,19 +1,22 @@
 import { type FormEvent, useMemo, useState } from "react";
+import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import type { Template } from "../gen/carrel/v1/catalog_pb";
 import { State } from "../gen/carrel/v1/common_pb";
 import { api } from "../lib/api";
 import { useBoxes } from "../lib/boxes";
-import { bytes, cpus, durationMs, parseBytes, parseSpan, span, when } from "../lib/format";
+import { sentence } from "../lib/errors";
+import { bytes, cpus, parseSpan, span, when } from "../lib/format";
 import { useLoad } from "../lib/load";
 import { Link, useRouter } from "../lib/router";
 import { useSession } from "../lib/session";
 import { isLive } from "../lib/states";
 import { useTitle } from "../lib/title";
 import { Empty } from "../ui/bits";
-import { Button, IconButton, Loading } from "../ui/button";
+import { Button, Loading } from "../ui/button";
 import { Problem } from "../ui/error";
-import { Field, SelectField } from "../ui/field";
+import { Field } from "../ui/field";
 import { Icon } from "../ui/icon";
+import { BoxFieldSet, fieldProblems, mapOf, nameProblem, sizesOf, useBoxFields } from "./fields";
 import { Steps } from "./steps";
 
 export default function CreatePage() {
@@ -69,42 +72,15 @@ function TemplateCard({ template, chosen, choose }: { template: Template; chosen
   );
 }
 
-const namePattern = /^[a-z][a-z0-9-]{0,39}$/;
-
-/** What is wrong with a name; undefined: nothing, or nothing was typed. */
-export function nameProblem(name: string, taken: boolean): string | undefined {
-  if (!name) return undefined;
-  if (!namePattern.test(name) || name.endsWith("-")) return "Lower case letters, digits and hyphens; a letter first; at most 40.";
-  return taken ? "You have a box of this name already." : undefined;
-}
-
-interface Variable {
-  name: string;
-  value: string;
-}
-
 function Form({ template, org, onMade }: { template: Template; org: string; onMade: (box: string, name: string) => void }) {
   const { boxes } = useBoxes();
-  const r = template.resources;
   const [name, setName] = useState("");
-  const [cpu, setCPU] = useState("");
-  const [memory, setMemory] = useState("");
-  const [home, setHome] = useState("");
-  const [after, setAfter] = useState("");
-  const [action, setAction] = useState("");
-  const [env, setEnv] = useState<Variable[]>([]);
+  const [fields, change] = useBoxFields();
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState<unknown>();
   const [request] = useState(() => crypto.randomUUID?.() ?? String(Math.random()).slice(2));
   const taken = useMemo(() => [...(boxes?.values() ?? [])].some((b) => b.name === name), [boxes, name]);
-  const problems = {
-    name: nameProblem(name, taken),
-    cpu: cpu && !(Number(cpu) > 0) ? "A number such as 2 or 0.5." : undefined,
-    memory: memory && parseBytes(memory) === null ? "A size such as 2 GiB or 512 MiB." : undefined,
-    home: home && parseBytes(home) === null ? "A size such as 4 GiB." : undefined,
-    after: after && parseSpan(after) === null ? "A time such as 30 min or 2 h." : undefined,
-    env: env.find((v) => v.name && !/^[A-Za-z_][A-Za-z0-9_]*$/.test(v.name)) ? "Names have letters, digits and underscores." : undefined,
-  };
+  const problems = { ...fieldProblems(fields), name: nameProblem(name, taken) };
   const ready = !Object.values(problems).some(Boolean);
   const submit = async (e: FormEvent) => {
     e.preventDefault();
@@ -112,19 +88,15 @@ function Form({ template, org, onMade }: { template: Template; org: string; onMa
     setBusy(true);
     setError(undefined);
     try {
-      const seconds = after ? parseSpan(after) : null;
+      const seconds = fields.after ? parseSpan(fields.after) : null;
       const operation = await api.boxes.createBox({
         name,
         template: template.name,
         org,
         requestId: request,
-        resources: {
-          cpuMillis: cpu ? BigInt(Math.round(Number(cpu) * 1000)) : 0n,
-          memoryBytes: (memory && parseBytes(memory)) || 0n,
-          homeBytes: (home && parseBytes(home)) || 0n,
-        },
-        env: Object.fromEntries(env.filter((v) => v.name).map((v) => [v.name, v.value])),
-        ...(seconds || action ? { idle: { action, ...(seconds ? { after: { seconds: BigInt(seconds), nanos: 0 } } : {}) } } : {}),
+        resources: sizesOf(fields),
+        env: mapOf(fields.env),
+        ...(seconds || fields.action ? { idle: { action: fields.action, ...(seconds ? { after: durationFromMs(seconds * 1000) } : {}) } } : {}),
       });
       onMade(operation.targetId, operation.targetName);
     } catch (err) {
@@ -132,44 +104,12 @@ function Form({ template, org, onMade }: { template: Template; org: string; onMa
       setBusy(false);
     }
   };
-  const idle = template.idle;
   return (
     <form className="create" onSubmit={(e) => void submit(e)} noValidate>
       <Field label="Name" value={name} onChange={(e) => setName(e.target.value)} placeholder="made up for you" hint="You can change it later." problem={problems.name} />
       <details className="more-fields">
         <summary>Size, sleep and variables</summary>
-        <div className="fields">
-          <Field label="Processors" inputMode="decimal" value={cpu} onChange={(e) => setCPU(e.target.value)} placeholder={r ? String(Number(r.cpuMillis) / 1000) : ""} problem={problems.cpu} />
-          <Field label="Memory" value={memory} onChange={(e) => setMemory(e.target.value)} placeholder={r ? bytes(r.memoryBytes) : ""} problem={problems.memory} />
-          <Field label="Space for files" value={home} onChange={(e) => setHome(e.target.value)} placeholder={r ? bytes(r.homeBytes) : ""} problem={problems.home} />
-        </div>
-        <div className="fields">
-          <Field label="Unused for" value={after} onChange={(e) => setAfter(e.target.value)} placeholder={idle?.after ? span(durationMs(idle.after)) : "30 min"} problem={problems.after} />
-          <SelectField label="then" value={action} onChange={(e) => setAction(e.target.value)}>
-            <option value="">as the template says</option>
-            <option value="pause">pause it (memory and files are kept)</option>
-            <option value="stop">stop it (files are kept)</option>
-            <option value="nothing">leave it running</option>
-          </SelectField>
-        </div>
-        <fieldset className="env">
-          <legend>Variables of its environment</legend>
-          {env.map((v, i) => (
-            <div className="env-row" key={i}>
-              <input aria-label={`Name of variable ${i + 1}`} value={v.name} placeholder="NAME" spellCheck={false} autoComplete="off" onChange={(e) => setEnv(env.map((x, j) => (j === i ? { ...x, name: e.target.value } : x)))} />
-              <input aria-label={`Value of variable ${i + 1}`} value={v.value} placeholder="value" spellCheck={false} autoComplete="off" onChange={(e) => setEnv(env.map((x, j) => (j === i ? { ...x, value: e.target.value } : x)))} />
-              <IconButton icon="close" label={`Remove variable ${i + 1}`} onClick={() => setEnv(env.filter((_, j) => j !== i))} />
-            </div>
-          ))}
-          {problems.env && (
-            <p className="field-problem" role="alert">
-              {problems.env}
-            </p>
-          )}
-          <Button small icon="plus" onClick={() => setEnv([...env, { name: "", value: "" }])}>
-            Add a variable
-          </Button>
-        </fieldset>
+        <BoxFieldSet fields={fields} change={change} problems={problems} size={template.resources} idle={template.idle} unset="as the template says" />
       </details>
       {error !== undefined && <Problem title="The box was not made" error={error} />}
       <div className="form-buttons">
@@ -201,7 +141,7 @@ function Progress({ box: id, name, since }: { box: string; name: string; since: 
         {box ? <Steps box={box} since={asked} /> : <Loading>Asked for…</Loading>}
         {live && running?.time && <p className="step-sum">Ready after {span(when(running.time)!.getTime() - asked)}.</p>}
         {failed && (
-          <Problem title={box.failure?.message || "The box did not start."}>
+          <Problem title={sentence(box.failure?.message || "The box did not start.")}>
             {box.failure?.nextStep && <p>{box.failure.nextStep}</p>}
           </Problem>
         )}

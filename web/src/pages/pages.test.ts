@@ -8,7 +8,7 @@ import { put } from "../lib/boxes";
 import { WhoAmIResponseSchema } from "../gen/carrel/v1/platform_pb";
 import { sessionOf } from "../lib/session";
 import { boxFits } from "./boxes";
-import { nameProblem } from "./create";
+import { nameProblem } from "./fields";
 import { stepsOf } from "./steps";
 
 it("finds boxes by name, template, state and label", () => {
@@ -19,10 +19,10 @@ it("finds boxes by name, template, state and label", () => {
 
 it("keeps boxes as they change, and forgets the deleted", () => {
   const a = create(BoxSchema, { id: "a", state: State.RUNNING });
-  const before = put(undefined, a);
-  const after = put(before, create(BoxSchema, { id: "a", state: State.PAUSED }));
+  const before = put(undefined, [a]);
+  const after = put(before, [create(BoxSchema, { id: "a", state: State.PAUSED })]);
   expect([before.get("a")!.state, after.get("a")!.state]).toEqual([State.RUNNING, State.PAUSED]);
-  expect(put(after, create(BoxSchema, { id: "a", state: State.DELETED })).size).toBe(0);
+  expect(put(after, [create(BoxSchema, { id: "a", state: State.DELETED })]).size).toBe(0);
 });
 
 it("says what is wrong with a name before it is sent", () => {

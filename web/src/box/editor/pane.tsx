@@ -6,6 +6,7 @@ import { Button, IconButton, Loading } from "../../ui/button";
 import { Problem } from "../../ui/error";
 import { Icon } from "../../ui/icon";
 import { useBox } from "../context";
+import { Rest } from "../rest";
 import { download } from "../files/http";
 import { plain } from "../files/names";
 import { FileName } from "../files/parts";
@@ -45,9 +46,9 @@ export function Pane({ document: d, documents, onClose }: { document: Document; 
         (live ? (
           <Loading>Opening…</Loading>
         ) : (
-          <Empty icon="edit" title="The box does not run">
+          <Rest icon="edit">
             <p>{mayChange ? "The file is opened when it runs again." : "Its files are seen while it runs."}</p>
-          </Empty>
+          </Rest>
         ))}
       {d.kind === "failed" && <Problem title="The file cannot be opened" error={d.error} retry={() => void d.open()} />}
       {d.kind === "picture" && <Picture document={d} />}

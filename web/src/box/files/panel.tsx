@@ -2,10 +2,10 @@ import { type DragEvent, memo, useCallback, useEffect, useMemo, useRef, useState
 import { isPassing } from "../../lib/errors";
 import { toast, toastError } from "../../ui/toast";
 import { type Command, useCommands } from "../../palette/commands";
-import { Empty } from "../../ui/bits";
 import { IconButton, Loading } from "../../ui/button";
 import { Problem } from "../../ui/error";
 import { useBox, useBoxStream } from "../context";
+import { Rest } from "../rest";
 import { type Place, makeDirectory, makeFile, remove, rename, transfer } from "./actions";
 import { type Ask, Questions } from "./dialogs";
 import { dropped, picked } from "./drop";
@@ -204,9 +204,9 @@ export const FilePanel = memo(function FilePanel({ compact, current }: { compact
 
   if (!live) {
     return (
-      <Empty icon="files" title="The box does not run">
+      <Rest icon="files">
         <p>{mayChange ? "Its files are safe. Start or resume it to see them." : "Its files are seen while it runs."}</p>
-      </Empty>
+      </Rest>
     );
   }
   if (error !== undefined) return <Problem title="The files of the box cannot be shown" error={error} retry={begin} />;

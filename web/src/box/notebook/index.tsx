@@ -1,6 +1,6 @@
 import { useCallback } from "react";
-import { Empty } from "../../ui/bits";
 import { useBox } from "../context";
+import { Rest } from "../rest";
 import { NotebookView } from "./notebook";
 import { Start } from "./start";
 import "./style.css";
@@ -14,9 +14,9 @@ export default function NotebookTab() {
   if (!live && path === "") {
     return (
       <div className="panel">
-        <Empty icon="pause" title={`${box.name} does not run now`}>
+        <Rest icon="pause">
           <p>Its notebooks are in its files, and running cells of a paused box go on when it is resumed. Start or resume the box to see them.</p>
-        </Empty>
+        </Rest>
       </div>
     );
   }

@@ -10,6 +10,7 @@ import { Button, IconButton, Loading } from "../../ui/button";
 import { Problem } from "../../ui/error";
 import { Icon } from "../../ui/icon";
 import { useBox, useBoxStream } from "../context";
+import { Rest } from "../rest";
 import { Session } from "./session";
 import "./style.css";
 
@@ -42,9 +43,9 @@ export default function Terminals() {
   const { live, mayChange } = useBox();
   if (!live) {
     return (
-      <Empty icon="terminal" title="The box does not run">
+      <Rest icon="terminal">
         <p>{mayChange ? "Start or resume it to get a terminal. After a pause the terminals are where they were." : "Terminals are shown while it runs."}</p>
-      </Empty>
+      </Rest>
     );
   }
   return <Shells />;

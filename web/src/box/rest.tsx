@@ -1,0 +1,17 @@
+import type { ReactNode } from "react";
+import { restText } from "../lib/states";
+import { VerbButton } from "../pages/verbs";
+import { Empty } from "../ui/bits";
+import type { IconName } from "../ui/icon";
+import { useBox } from "./context";
+
+/** Stands in place of a part that needs the box to run: what it is doing, and how to have it run. */
+export function Rest({ icon, children }: { icon: IconName; children?: ReactNode }) {
+  const { box, mayChange } = useBox();
+  return (
+    <Empty icon={icon} title={restText(box)}>
+      {children}
+      {mayChange && <VerbButton box={box} />}
+    </Empty>
+  );
+}
