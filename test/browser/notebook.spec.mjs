@@ -37,7 +37,8 @@ walk("a new notebook and its first plot", async ({ page }) => {
   await shot(page, "notebook-start");
   const begun = Date.now();
   await page.getByRole("button", { name: "New notebook", exact: true }).click();
-  await editor(page, 1).click();
+  // One writes at once.
+  await page.locator(".nb-cell .cm-focused").waitFor();
   await page.keyboard.insertText("import numpy as np\nimport matplotlib.pyplot as plt\nx = np.linspace(0, 10, 200)\nplt.plot(x, np.sin(x))\nprint('first', 'output')");
   await page.keyboard.press("Shift+Enter");
   await page.getByText("first output", { exact: true }).waitFor();
@@ -274,6 +275,14 @@ walk("cells are moved, cut, joined and brought back with Jupyter's keys", async 
   await cell(page, 1).focus();
   await page.keyboard.press("Shift+M");
   await becomes(["a = 1\nb = 2", "c = 3"]);
+  // The palette has what the keys do, by other words too.
+  await page.keyboard.press("Control+k");
+  await page.getByRole("combobox", { name: "Find a command" }).waitFor();
+  await page.keyboard.type("insert below");
+  await page.getByRole("option", { name: /^Add a cell below/ }).waitFor();
+  await page.keyboard.press("Enter");
+  await becomes(["a = 1\nb = 2", "", "c = 3"]);
+  await cell(page, 1).focus();
   await page.keyboard.press("h");
   await page.getByRole("dialog", { name: "Keys of the notebook" }).waitFor();
   await accessible(page);

@@ -11,6 +11,8 @@ export interface Command {
   icon?: IconName;
   /** Shown beside it and in the help: "Mod+K" (Ctrl, or Cmd on a Mac), "?", "G B" (one after the other). */
   keys?: string;
+  /** Shown beside it in the palette alone: keys that the part itself reads, where it has the keyboard. */
+  ownKeys?: string;
   run: () => void;
 }
 

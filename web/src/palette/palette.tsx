@@ -28,7 +28,8 @@ export function Palette({ onClose }: { onClose: () => void }) {
   }, [current]);
   const run = (command: Command) => {
     onClose();
-    command.run();
+    // When the keyboard is back where it was: a command may move it on.
+    setTimeout(command.run);
   };
   return (
     <Dialog title="Commands" onClose={onClose} wide>
@@ -68,7 +69,7 @@ export function Palette({ onClose }: { onClose: () => void }) {
               {command.icon && <Icon name={command.icon} />}
               <span className="palette-title">{command.title}</span>
               <span className="palette-group">{command.group}</span>
-              {command.keys && <Keys keys={command.keys} />}
+              {(command.keys ?? command.ownKeys) && <Keys keys={(command.keys ?? command.ownKeys)!} />}
             </div>
           ))}
         </div>

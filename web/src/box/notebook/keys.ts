@@ -64,11 +64,39 @@ export const keyHelp: readonly (readonly [string, string])[] = [
   ["Shift+M", "Join cells"],
   ["Ctrl+Shift+-", "Cut the cell in two where the caret is"],
   ["Alt+↑, Alt+↓", "Move cells"],
-  ["O", "Fold or unfold the outputs"],
+  ["O, Shift+O", "Fold or unfold the outputs, the code"],
   ["I I", "Interrupt"],
   ["0 0", "Restart the kernel"],
   ["Ctrl+F", "Find in the notebook"],
   ["Ctrl+S", "Save now"],
+];
+
+/** What of it the palette has: what it does, its keys, more words that find it. */
+export const paletteActions: readonly (readonly [Action, string, string, string?])[] = [
+  ["run-next", "Run the cell and go on", "Shift+Enter", "execute"],
+  ["run-stay", "Run the cell and stay", "Ctrl+Enter", "execute"],
+  ["run-insert", "Run the cell and add one below", "Alt+Enter", "execute insert"],
+  ["insert-above", "Add a cell above", "A", "insert new"],
+  ["insert-below", "Add a cell below", "B", "insert new"],
+  ["delete", "Delete the cells", "D D", "remove"],
+  ["undo", "Undo what was done to cells", "Z"],
+  ["redo", "Redo what was done to cells", "Shift+Z"],
+  ["cut", "Cut the cells", "X"],
+  ["copy", "Copy the cells", "C"],
+  ["paste", "Paste cells below", "V"],
+  ["to-code", "Make the cell code", "Y", "type"],
+  ["to-markdown", "Make the cell text", "M", "type markdown"],
+  ["to-raw", "Make the cell raw", "R", "type"],
+  ["split", "Cut the cell in two where the caret is", "Ctrl+Shift+-", "split"],
+  ["merge", "Join the cells", "Shift+M", "merge"],
+  ["move-up", "Move the cells up", "Alt+↑"],
+  ["move-down", "Move the cells down", "Alt+↓"],
+  ["toggle-output", "Fold or unfold the outputs", "O", "collapse hide show"],
+  ["toggle-source", "Fold or unfold the code", "Shift+O", "collapse hide show input"],
+  ["select-all", "Select all cells", "Ctrl+A"],
+  ["find", "Find in the notebook", "Ctrl+F", "search"],
+  ["save", "Save the notebook now", "Ctrl+S"],
+  ["help", "Keys of the notebook", "H", "shortcuts"],
 ];
 
 export function press(e: { key: string; ctrlKey: boolean; metaKey: boolean; shiftKey: boolean; altKey: boolean }): KeyPress {

@@ -13,13 +13,14 @@ import { NotebookApi } from "./api";
 import { type CellActions, CellView } from "./cell";
 import type { EditorHandle } from "./editor/editor";
 import { Find, type Found } from "./find";
-import { type Action, CommandKeys, everywhere, press } from "./keys";
+import { type Action, CommandKeys, everywhere, paletteActions, press } from "./keys";
 import { Keeper } from "./keeper";
 import { folderOf } from "./links";
 import { object, randomHex } from "./model/nbformat";
 import { queuePlaces } from "./model/reduce";
 import { conflicts, settled } from "./model/sync";
 import type { CellType } from "./model/types";
+import { begun } from "./start";
 import { NotebookStore, type Snapshot } from "./store";
 import { KeyHelp, type SaveState, Toolbar } from "./toolbar";
 
@@ -84,12 +85,14 @@ function Editor({ store, snapshot, path, readOnly, file, onBack }: EditorProps) 
   const { api, box } = useBox();
   const doc = snapshot.doc as NonNullable<Snapshot["doc"]>;
   const state = snapshot.sync as NonNullable<Snapshot["sync"]>;
-  const [selection, setSelection] = useState<Selection>({ anchor: doc.order[0] ?? "", head: doc.order[0] ?? "", editing: false });
+  // Who made the notebook just now writes at once; on a phone that would cover half of it with keys.
+  const [writing] = useState(() => begun.delete(path) && !readOnly && !matchMedia("(pointer: coarse)").matches);
+  const [selection, setSelection] = useState<Selection>({ anchor: doc.order[0] ?? "", head: doc.order[0] ?? "", editing: writing });
   const [finding, setFinding] = useState(false);
   const [help, setHelp] = useState(false);
   const keys = useRef(new CommandKeys());
   const handles = useRef(new Map<string, EditorHandle>());
-  const wantsFocus = useRef<{ id: string; at: "start" | "end" | null } | null>(null);
+  const wantsFocus = useRef<{ id: string; at: "start" | "end" | null } | null>(writing ? { id: doc.order[0] ?? "", at: null } : null);
   const root = useRef<HTMLDivElement>(null);
 
   // A cell that is gone is not selected.
@@ -356,17 +359,20 @@ function Editor({ store, snapshot, path, readOnly, file, onBack }: EditorProps) 
   );
   useCommands(
     useMemo<Command[]>(() => {
-      const c = (id: string, title: string, keys: string, run: () => void): Command => ({ id: `notebook.${id}`, title, group: "Notebook", icon: "notebook", keys, run });
+      const c = (id: string, title: string, ownKeys: string, run: () => void, words = ""): Command => ({ id: `notebook.${id}`, title, words, group: "Notebook", icon: "notebook", ownKeys, run });
       return [
         c("run-all", "Run all cells", "", toolbar.runAll),
-        c("interrupt", "Interrupt the kernel", "I I", toolbar.interrupt),
-        c("restart", "Restart the kernel", "0 0", toolbar.restart),
+        c("run-above", "Run all cells above", "", toolbar.runAbove),
+        c("run-below", "Run the cell and all below", "", toolbar.runBelow),
+        { ...c("interrupt", "Interrupt the kernel", "", toolbar.interrupt, "stop"), keys: "I I" },
+        { ...c("restart", "Restart the kernel", "", toolbar.restart), keys: "0 0" },
         c("restart-all", "Restart the kernel and run all cells", "", toolbar.restartAndRunAll),
-        c("clear", "Empty all outputs", "", toolbar.clearAll),
-        c("find", "Find in the notebook", "Ctrl+F", toolbar.find),
+        c("shutdown", "Shut the kernel down", "", toolbar.shutdown, "end memory"),
+        ...paletteActions.map(([action, title, keys, words]) => c(action, title, keys, () => act(action), words)),
+        c("clear", "Empty all outputs", "", toolbar.clearAll, "clear"),
         c("back", "All notebooks", "", onBack),
       ];
-    }, [toolbar, onBack]),
+    }, [toolbar, act, onBack]),
   );
 
   const goTo = (found: Found) => {

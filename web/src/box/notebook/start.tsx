@@ -64,6 +64,9 @@ export function freeName(taken: ReadonlySet<string>): string {
   }
 }
 
+/** Paths of notebooks that were made in this page and have not been opened yet. */
+export const begun = new Set<string>();
+
 export function Start({ onOpen }: { onOpen: (path: string) => void }) {
   const { api, box, mayChange } = useBox();
   const list = useLoad((signal) => notebooks(api.files, box.id, signal), [box.id], 15_000);
@@ -88,6 +91,7 @@ export function Start({ onOpen }: { onOpen: (path: string) => void }) {
         });
         // The kernel starts while the page opens.
         api.notebooks.startKernel({ box: box.id, path, spec }).catch((err: unknown) => toastError(err));
+        begun.add(path);
         onOpen(path);
       } catch (err) {
         toastError(new Error(refusal(err).message || message(err)));
