@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -196,8 +197,12 @@ func loadConfig(path string, environ func(string) string, flags map[string]strin
 			return nil, carrel.Errorf(carrel.CodeInvalid, "no_config", "the configuration file can't be read: %v", err)
 		}
 		if len(bytes.TrimSpace(data)) > 0 {
-			if err := yaml.UnmarshalWithOptions(data, c, yaml.Strict()); err != nil {
+			decoder := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict())
+			if err := decoder.Decode(c); err != nil {
 				return nil, carrel.Errorf(carrel.CodeInvalid, "bad_config", "%s: %s", path, yaml.FormatError(err, false, true))
+			}
+			if err := decoder.Decode(&Config{}); !errors.Is(err, io.EOF) {
+				return nil, carrel.Errorf(carrel.CodeInvalid, "bad_config", "%s has a second document; there is one configuration in a file", path)
 			}
 		}
 	}

@@ -118,8 +118,11 @@ func TestRESTErrorsHaveOneShape(t *testing.T) {
 	info := check("POST", "/v1/boxes/dev:pause", "{}", 400, 9, "wrong_state")
 	require.Equal(t, map[string]any{"box": id, "name": "dev", "state": "STOPPING"}, info["metadata"])
 
-	status, _, e := u.rest("POST", "/v1/boxes", `{"name":`)
-	require.Equal(t, 400, status, e)
+	for _, path := range []string{"/v1/boxes", "/carrel.v1.BoxService/CreateBox"} {
+		status, _, e := u.rest("POST", path, `{"name":`)
+		require.Equal(t, 400, status, e)
+		require.Regexp(t, `the request can't be read: [^p]`, e["message"], "in our words, not the library's")
+	}
 	check("POST", "/v1/boxes", `{"name":"`+strings.Repeat("x", 5<<20)+`"}`, 400, 3, "request_too_large")
 }
 

@@ -3,6 +3,7 @@ package rest
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -56,7 +57,12 @@ func (StrictJSON) Unmarshal(data []byte, message any) error {
 	if found := unknownField.FindStringSubmatch(err.Error()); found != nil {
 		return errors.New(noField(found[1]))
 	}
-	return err
+	return errors.New(unreadable(err.Error()))
+}
+
+// unreadable is what is said of JSON that is broken, or does not fit; the library begins with its own name and a space of one kind or another.
+func unreadable(message string) string {
+	return "the request can't be read: " + strings.TrimLeft(strings.TrimPrefix(message, "proto:"), " \u00a0")
 }
 
 // noField is what is said of a field that does not exist.

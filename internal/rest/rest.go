@@ -190,7 +190,7 @@ func (w *writer) malformed(message string) {
 	} else if m := unknownParameter.FindStringSubmatch(message); m != nil {
 		w.explain(http.StatusBadRequest, "unknown_field", fmt.Sprintf("the request has a parameter %q, which does not exist; /openapi.json has those that do", m[1]), "field", m[1])
 	} else {
-		w.explain(http.StatusBadRequest, "bad_request", message)
+		w.explain(http.StatusBadRequest, "bad_request", unreadable(message))
 	}
 }
 
