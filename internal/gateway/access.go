@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -25,7 +24,6 @@ const (
 	exchangeRefused = time.Second      // how long a refusal is believed
 	exchangeTimeout = 10 * time.Second
 	maxBoxName      = 128 // bytes; no id and no name is as long
-	maxExchanges    = 10_000
 	apiTokenPrefix  = "carrel_"
 )
 
@@ -96,26 +94,18 @@ type exchangeKey struct {
 	box, org, scope string
 }
 
-type exchanged struct {
-	pass pass
-	err  error
-	at   time.Time
-}
-
 // exchanger turns API tokens into tickets and remembers them for a moment; while control is away, until
 // they expire.
 type exchanger struct {
 	gateway *Gateway
 	boxes   carrelv1connect.BoxServiceClient
 	flight  singleflight.Group
-
-	mu    sync.Mutex // guards known
-	known map[exchangeKey]exchanged
+	known   *answers[exchangeKey, pass]
 }
 
 func newExchanger(g *Gateway) *exchanger {
 	return &exchanger{
-		gateway: g, known: map[exchangeKey]exchanged{},
+		gateway: g, known: newAnswers[exchangeKey, pass](),
 		boxes: carrelv1connect.NewBoxServiceClient(&http.Client{Transport: g.control}, g.url.String(), connect.WithReadMaxBytes(1<<20)),
 	}
 }
@@ -126,20 +116,18 @@ func (x *exchanger) exchange(ctx context.Context, token, box, org, scope string)
 	}
 	key := exchangeKey{sha256.Sum256([]byte(token)), box, org, scope}
 	now := x.gateway.now()
-	x.mu.Lock()
-	known, ok := x.known[key]
-	x.mu.Unlock()
+	known, ok := x.known.of(key)
 	if ok && known.err != nil && now.Sub(known.at) < exchangeRefused {
 		return pass{}, known.err
 	}
 	// One that is for another run than the route leads to is asked for again: the box was restarted. So is one whose name leads to another box by now.
-	usable := ok && known.err == nil && now.Before(known.pass.Expires) && x.gateway.grants.good(known.pass) == nil
-	if usable && now.Sub(known.at) < exchangeFresh && x.gateway.routes.leadsTo(box, known.pass.Ticket) {
-		return known.pass, nil
+	usable := ok && known.err == nil && now.Before(known.value.Expires) && x.gateway.grants.good(known.value) == nil
+	if usable && now.Sub(known.at) < exchangeFresh && x.gateway.routes.leadsTo(box, known.value.Ticket) {
+		return known.value, nil
 	}
 	got, err := x.askOnce(ctx, token, key)
 	if code := carrel.CodeOf(err); usable && (code == carrel.CodeUnavailable || code == carrel.CodeDeadline) {
-		return known.pass, nil
+		return known.value, nil
 	}
 	return got, err
 }
@@ -153,25 +141,25 @@ func (x *exchanger) renew(ctx context.Context, p pass) (pass, error) {
 func (x *exchanger) askOnce(ctx context.Context, token string, key exchangeKey) (pass, error) {
 	now := x.gateway.now()
 	flightKey := string(key.token[:]) + "\x00" + key.box + "\x00" + key.org + "\x00" + key.scope
-	answers := x.flight.DoChan(flightKey, func() (any, error) {
+	flight := x.flight.DoChan(flightKey, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exchangeTimeout)
 		defer cancel()
 		return x.ask(ctx, token, key)
 	})
-	var answer singleflight.Result
+	var got singleflight.Result
 	select {
-	case answer = <-answers:
+	case got = <-flight:
 	case <-ctx.Done():
 		return pass{}, ctx.Err()
 	}
-	got, _ := answer.Val.(pass)
+	opened, _ := got.Val.(pass)
 	switch {
-	case answer.Err == nil:
-		x.remember(key, exchanged{pass: got, at: now})
-	case refused(answer.Err):
-		x.remember(key, exchanged{err: answer.Err, at: now})
+	case got.Err == nil:
+		x.known.remember(key, answer[pass]{value: opened, at: now})
+	case refused(got.Err):
+		x.known.remember(key, answer[pass]{err: got.Err, at: now})
 	}
-	return got, answer.Err
+	return opened, got.Err
 }
 
 func (x *exchanger) ask(ctx context.Context, token string, key exchangeKey) (pass, error) {
@@ -211,23 +199,10 @@ func (x *exchanger) state(ctx context.Context, token, box string) carrel.State {
 	return carrel.State(strings.TrimPrefix(resp.Msg.GetState().String(), "STATE_"))
 }
 
-func (x *exchanger) remember(key exchangeKey, e exchanged) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if len(x.known) >= maxExchanges {
-		clear(x.known)
-	}
-	x.known[key] = e
-}
-
 func (x *exchanger) tidy(now time.Time) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for key, e := range x.known {
-		if e.err != nil && now.Sub(e.at) > exchangeRefused || e.err == nil && !now.Before(e.pass.Expires) {
-			delete(x.known, key)
-		}
-	}
+	x.known.forget(func(_ exchangeKey, known answer[pass]) bool {
+		return known.err != nil && now.Sub(known.at) > exchangeRefused || known.err == nil && !now.Before(known.value.Expires)
+	})
 }
 
 // fromControl makes an error of a call to control fit to be shown.

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -24,8 +23,6 @@ const (
 	bodyPatience = time.Minute
 	// messageWeight is how much memory a message takes, as a multiple of its bytes: it is read, understood, and written again.
 	messageWeight = 3
-	// maxPeople bounds the API tokens whose users are remembered.
-	maxPeople = 10_000
 )
 
 // guardedBody is the body of a request, of which more than anonymousBody is read only when more gives no error.
@@ -110,20 +107,12 @@ type people struct {
 	gateway  *Gateway
 	users    carrelv1connect.UserServiceClient
 	patience time.Duration // of bodies
-
-	mu    sync.Mutex // guards known
-	known map[[sha256.Size]byte]person
-}
-
-type person struct {
-	user carrel.UserID
-	err  error // a definite no
-	at   time.Time
+	known    *answers[[sha256.Size]byte, carrel.UserID]
 }
 
 func newPeople(g *Gateway) *people {
 	return &people{
-		gateway: g, known: map[[sha256.Size]byte]person{}, patience: bodyPatience,
+		gateway: g, known: newAnswers[[sha256.Size]byte, carrel.UserID](), patience: bodyPatience,
 		users: carrelv1connect.NewUserServiceClient(&http.Client{Transport: g.users}, g.url.String(), connect.WithReadMaxBytes(1<<20)),
 	}
 }
@@ -144,23 +133,21 @@ func (p *people) of(ctx context.Context, header http.Header) (carrel.UserID, err
 		return t.User, g.grants.good(pass{Ticket: t, header: headerTicket})
 	}
 	key, now := sha256.Sum256([]byte(bearer)), g.now()
-	p.mu.Lock()
-	known, ok := p.known[key]
-	p.mu.Unlock()
+	known, ok := p.known.of(key)
 	if ok && p.fresh(known, now) {
-		return known.user, known.err
+		return known.value, known.err
 	}
 	user, err := p.ask(ctx, header.Get("Authorization"))
 	switch code := carrel.CodeOf(err); {
 	case err == nil, refused(err):
-		p.remember(key, person{user, err, now})
+		p.known.remember(key, answer[carrel.UserID]{user, err, now})
 	case ok && known.err == nil && now.Sub(known.at) < carrel.TicketLifetime && (code == carrel.CodeUnavailable || code == carrel.CodeDeadline):
-		return known.user, nil
+		return known.value, nil
 	}
 	return user, err
 }
 
-func (p *people) fresh(known person, now time.Time) bool {
+func (p *people) fresh(known answer[carrel.UserID], now time.Time) bool {
 	if known.err != nil {
 		return now.Sub(known.at) < exchangeRefused
 	}
@@ -179,21 +166,8 @@ func (p *people) ask(ctx context.Context, authorization string) (carrel.UserID, 
 	return carrel.UserID(resp.Msg.GetUser().GetId()), nil
 }
 
-func (p *people) remember(key [sha256.Size]byte, who person) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.known) >= maxPeople {
-		clear(p.known)
-	}
-	p.known[key] = who
-}
-
 func (p *people) tidy(now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for key, known := range p.known {
-		if known.err != nil && now.Sub(known.at) > exchangeRefused || now.Sub(known.at) > carrel.TicketLifetime {
-			delete(p.known, key)
-		}
-	}
+	p.known.forget(func(_ [sha256.Size]byte, known answer[carrel.UserID]) bool {
+		return known.err != nil && now.Sub(known.at) > exchangeRefused || now.Sub(known.at) > carrel.TicketLifetime
+	})
 }
