@@ -3,6 +3,7 @@ package notebook
 import (
 	"fmt"
 	"maps"
+	"runtime/debug"
 	"slices"
 
 	carrelv1 "carrel.dev/carrel/api/carrel/v1"
@@ -36,19 +37,24 @@ type revival struct {
 }
 
 // revive looks for what the journal tells of a document that its file, of which c is the content, does not have; nil: there is nothing. d.saving is held.
-func (d *document) revive(c *content) *revival {
+func (d *document) revive(c *content) (r *revival) {
 	s := d.s
+	defer func() { // what the disk has is the user's, and must not end the agent whenever the box starts
+		if reason := recover(); reason != nil {
+			s.log.Error("what the journal tells of a notebook was not understood; the notebook stays as its file is", "reason", fmt.Sprint(reason), "stack", string(debug.Stack()))
+			s.mu.Lock()
+			delete(s.behind, d.path)
+			s.mu.Unlock()
+			r = nil
+		}
+	}()
 	s.mu.Lock()
 	from, missing := s.behind[d.path]
 	s.mu.Unlock()
 	if !missing {
 		return nil
 	}
-	r := &revival{
-		d:    &document{s: s, path: d.path, content: c.apart(), base: map[string]string{}, outputsOf: map[string]*execution{}},
-		path: carrel.EncodeFileName(d.path), theirs: c, at: from.From, executions: map[string]*execution{}, shown: map[string]*execution{},
-		whole: map[*execution]bool{}, touched: map[string]bool{}, known: map[string]map[string]bool{}, sources: map[string]map[string]bool{}, inserted: map[string]bool{},
-	}
+	r = newRevival(d, c, from.From)
 	// The newest note of what the file has counts: whatever was noted before it is of files that were replaced.
 	s.eachEntry(func(entry journal.Entry) {
 		n := noteOf(entry.Data)
@@ -68,6 +74,15 @@ func (d *document) revive(c *content) *revival {
 	r.begin()
 	r.end()
 	return r
+}
+
+// newRevival begins one of a document whose file has c, and of which it has what is told up to an entry.
+func newRevival(d *document, c *content, at uint64) *revival {
+	return &revival{
+		d:    &document{s: d.s, path: d.path, content: c.apart(), base: map[string]string{}, outputsOf: map[string]*execution{}},
+		path: carrel.EncodeFileName(d.path), theirs: c, at: at, executions: map[string]*execution{}, shown: map[string]*execution{},
+		whole: map[*execution]bool{}, touched: map[string]bool{}, known: map[string]map[string]bool{}, sources: map[string]map[string]bool{}, inserted: map[string]bool{},
+	}
 }
 
 // add adds a member to one of many sets.
