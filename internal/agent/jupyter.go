@@ -16,7 +16,7 @@ import (
 func (a *Agent) newJupyter() (*jupyter.Server, error) {
 	calls := make(chan struct{}, maxFileCalls)
 	return jupyter.New(jupyter.Config{
-		Home: a.config.Home, Terminals: jupyterTerminals{a}, Kernels: a.notebooks.kernels, Move: a.notebooks.service.Move, Log: a.log, Now: a.now,
+		Home: a.config.Home, Terminals: jupyterTerminals{a}, Kernels: a.notebooks.kernels, Move: a.notebooks.service.Move, Sweep: a.notebooks.service.Sweep, Log: a.log, Now: a.now,
 		AsUser: func(ctx context.Context, f func() error) error {
 			select {
 			case calls <- struct{}{}:

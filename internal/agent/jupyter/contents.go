@@ -166,6 +166,7 @@ func (s *Server) save(apiPath string, g given) (*model, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.config.Sweep(full)
 	message := ""
 	switch {
 	case g.Type == "":

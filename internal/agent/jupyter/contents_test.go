@@ -295,3 +295,17 @@ func FuzzNotebooks(f *testing.F) {
 		require.Equal(t, string(before), string(after), "what is saved is read back")
 	})
 }
+
+// TestSavesSweepFirst promises that what broken saves left beside a file is looked for before it is saved again.
+func TestSavesSweepFirst(t *testing.T) {
+	var swept []string
+	r := newRig(t, func(c *Config) {
+		c.Sweep = func(path string) {
+			require.NoFileExists(t, path)
+			swept = append(swept, path)
+		}
+	})
+	status, _, _ := r.ask(http.MethodPut, "/api/contents/a.txt", `{"type": "file", "format": "text", "content": "x"}`)
+	require.Equal(t, http.StatusCreated, status)
+	require.Equal(t, []string{filepath.Join(r.home, "a.txt")}, swept)
+}

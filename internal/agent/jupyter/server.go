@@ -52,6 +52,8 @@ type Config struct {
 	Terminals Terminals
 	// Move has rename give a file or directory another name, and what belongs to it follow; paths are absolute. nil: just renames.
 	Move func(from, to string, rename func() error) error
+	// Sweep is called with the absolute path of a file before it is saved, to remove what broken saves left beside it; nil: nothing is.
+	Sweep func(path string)
 	// Kernels are the box's kernels; nil: there are none.
 	Kernels *kernel.Manager
 	Log     *slog.Logger
@@ -92,6 +94,9 @@ func New(config Config) (*Server, error) {
 	}
 	if config.Move == nil {
 		config.Move = func(_, _ string, rename func() error) error { return rename() }
+	}
+	if config.Sweep == nil {
+		config.Sweep = func(string) {}
 	}
 	if config.Now == nil {
 		config.Now = time.Now

@@ -113,7 +113,7 @@ func (d *document) load() error {
 	if err != nil {
 		return err
 	}
-	d.s.sweep(d.path)
+	d.s.Sweep(d.path)
 	r := d.revive(c)
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()

@@ -204,6 +204,10 @@ func (s *Service) real(path string) string {
 	if open {
 		return path
 	}
+	return s.withoutLinks(path)
+}
+
+func (s *Service) withoutLinks(path string) string {
 	found := path
 	_ = s.config.AsUser(func() error {
 		if all, err := filepath.EvalSymlinks(path); err == nil {

@@ -32,16 +32,10 @@ var (
 	spillName = regexp.MustCompile(`^e[a-z2-7]{15}\.txt$`)
 )
 
-// sweep removes from the directory of a file what saves of an earlier life of the box left there when it failed: files of the user's that have a name that only those have, and that nobody has
-// touched since this life began. Each directory is swept once.
-func (s *Service) sweep(path string) {
-	if err := s.config.AsUser(func() (err error) {
-		path, err = filepath.EvalSymlinks(path)
-		return err
-	}); err != nil {
-		return
-	}
-	dir := filepath.Dir(path)
+// Sweep removes from the directory of a file what saves of an earlier life of the box left there when it failed: files of the user's that have a name that only those have, and that nobody has
+// touched since this life began. Each directory is swept once; the file need not be there.
+func (s *Service) Sweep(path string) {
+	dir := filepath.Dir(s.withoutLinks(path))
 	s.mu.Lock()
 	swept := s.swept[dir]
 	if len(s.swept) >= sweptKept {
