@@ -148,6 +148,19 @@ walk("the list lives: states change by themselves, and the connection comes back
   await shot(page, "boxes");
   await row.getByRole("button", { name: `Pause ${name}` }).click();
   await row.locator('[data-state="Paused"]').waitFor();
+  // The menu of a row lies over the rows below it.
+  const other = `live-${Date.now().toString(36)}`;
+  await api("POST", "/v1/boxes", { name: other, template: "tiny" });
+  const above = page.getByRole("listitem").filter({ has: page.getByRole("link", { name: other, exact: true }) });
+  await above.getByRole("button", { name: `What to do with ${other}` }).click();
+  await page.getByRole("menu").waitFor();
+  const covered = await page.getByRole("menu").evaluate((menu) => {
+    const at = menu.getBoundingClientRect();
+    return Array.from({ length: 20 }, (_, i) => document.elementFromPoint(at.right - 30, at.top + 4 + ((at.height - 8) * i) / 20)).filter((e) => e && !menu.contains(e)).length;
+  });
+  assert.equal(covered, 0, "something lies over the menu");
+  await page.keyboard.press("Escape");
+  await dropBox(other);
   // Find it, and find nothing.
   await page.getByRole("searchbox").fill("tiny paused");
   await row.waitFor();

@@ -1,5 +1,5 @@
 import type { ReactNode } from "react";
-import { restText } from "../lib/states";
+import { restText, stateText } from "../lib/states";
 import { VerbButton } from "../pages/verbs";
 import { Empty } from "../ui/bits";
 import type { IconName } from "../ui/icon";
@@ -10,7 +10,7 @@ export function Rest({ icon, children }: { icon: IconName; children?: ReactNode 
   const { box, mayChange } = useBox();
   return (
     <Empty icon={icon} title={restText(box)}>
-      {children}
+      {!stateText(box.state).moving && children}
       {mayChange && <VerbButton box={box} />}
     </Empty>
   );

@@ -38,11 +38,26 @@ export default function AccountPage() {
 
 const day = 86_400_000;
 
+/** What the gateway calls the token of a sign-in; there are many, and each ends by itself. */
+const signIn = "sign-in with a browser";
+
 function Tokens() {
   const tokens = useLoad((signal) => api.tokens.listTokens({}, { signal }), []);
   const [making, setMaking] = useState(false);
   const [revoking, setRevoking] = useState<Token>();
   const list = (tokens.data?.tokens ?? []).filter((t) => !t.revokeTime && !((when(t.expireTime)?.getTime() ?? Infinity) < Date.now()));
+  const signIns = list.filter((t) => t.description === signIn);
+  const item = (t: Token) => (
+    <li key={t.id} className="item">
+      <div>
+        <strong>{t.description || "No description"}</strong>
+        <p className="soft small">
+          Made <Ago time={t.createTime} />, {t.expireTime ? <>ends {absolute(when(t.expireTime)!)}</> : "never ends"}
+        </p>
+      </div>
+      <IconButton icon="delete" label={`Revoke ${t.description || t.id}`} onClick={() => setRevoking(t)} />
+    </li>
+  );
   return (
     <section className="card" aria-labelledby="tokens">
       <header className="card-head">
@@ -55,18 +70,14 @@ function Tokens() {
         </Button>
       </header>
       <List loaded={tokens} what="tokens" empty={list.length === 0}>
-        {list.map((t) => (
-          <li key={t.id} className="item">
-            <div>
-              <strong>{t.description || "No description"}</strong>
-              <p className="soft small">
-                Made <Ago time={t.createTime} />, {t.expireTime ? <>ends {absolute(when(t.expireTime)!)}</> : "never ends"}
-              </p>
-            </div>
-            <IconButton icon="delete" label={`Revoke ${t.description || t.id}`} onClick={() => setRevoking(t)} />
-          </li>
-        ))}
+        {list.filter((t) => t.description !== signIn).map(item)}
       </List>
+      {signIns.length > 0 && (
+        <details className="sign-ins">
+          <summary>{signIns.length === 1 ? "One sign-in with a browser" : `${signIns.length} sign-ins with a browser`}</summary>
+          <ul className="items">{signIns.map(item)}</ul>
+        </details>
+      )}
       {making && <NewToken onClose={() => setMaking(false)} onMade={tokens.reload} />}
       {revoking && (
         <Confirm

@@ -171,12 +171,14 @@ function Deadlines({ list }: { list: readonly Deadline[] }) {
   );
 }
 
+const capital = (text: string): string => text.slice(0, 1).toUpperCase() + text.slice(1);
+
 function Asleep({ activity }: { activity: BoxActivity }) {
   const { user } = useSession();
   if (!activity.lastStopTime) return <p>It has not run yet.</p>;
   return (
     <p>
-      {activity.lastStopReason || "It ended without a reason that is known."}
+      {activity.lastStopReason ? capital(activity.lastStopReason) : "It ended without a reason that is known"}
       {activity.lastStopActor && ` (by ${told(activity.lastStopActor, user.id)})`}, <Ago time={activity.lastStopTime} />.
     </p>
   );

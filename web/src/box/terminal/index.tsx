@@ -43,9 +43,11 @@ export default function Terminals() {
   const { live, mayChange } = useBox();
   if (!live) {
     return (
-      <Rest icon="terminal">
-        <p>{mayChange ? "Start or resume it to get a terminal. After a pause the terminals are where they were." : "Terminals are shown while it runs."}</p>
-      </Rest>
+      <div className="panel">
+        <Rest icon="terminal">
+          <p>{mayChange ? "Start or resume it to get a terminal. After a pause the terminals are where they were." : "Terminals are shown while it runs."}</p>
+        </Rest>
+      </div>
     );
   }
   return <Shells />;
