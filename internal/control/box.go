@@ -58,45 +58,19 @@ func (b boxService) CreateBox(ctx context.Context, req *connect.Request[carrelv1
 	if err != nil {
 		return nil, err
 	}
-	if m.GetName() != "" {
-		if err := carrel.ValidateName("box", m.GetName()); err != nil {
-			return nil, err
-		}
-	}
-	if err := carrel.ValidateLabels(m.GetLabels()); err != nil {
-		return nil, err
-	}
-	template, err := b.s.findTemplate(ctx, org, m.GetTemplate())
-	if err != nil {
-		return nil, err
-	}
-	env := maps.Clone(template.Env)
-	if env == nil {
-		env = map[string]string{}
-	}
-	maps.Copy(env, m.GetEnv()) // what the request says counts
-	if err := carrel.ValidateEnv(env); err != nil {
-		return nil, err
-	}
-	resources := complete(resourcesFromProto(m.GetResources()), template.Resources)
-	if err := resources.Validate(); err != nil {
-		return nil, err
-	}
-	if err := b.s.store.CheckFits(ctx, resources); err != nil {
-		return nil, fmt.Errorf("create box: %w", err)
-	}
 	request, err := requestOf("CreateBox", m.GetRequestId(), m, meant{"org": string(org)})
 	if err != nil {
 		return nil, err
 	}
-	idle := idleFromProto(m.GetIdle())
-	if err := idle.Validate(); err != nil {
+	template, box, err := b.newBox(ctx, org, m)
+	if err != nil {
+		// What was made already is not refused because the template, or the machines, are others by now.
+		if former, formerErr := b.s.store.FormerOperation(ctx, scopeOf(ctx), org, request); former != nil && formerErr == nil {
+			return reply(operationProto(former))
+		}
 		return nil, err
 	}
-	box := store.NewBox{
-		Idle: idle, Request: request, Org: org, Name: m.GetName(), TemplateID: template.ID, ImageDigest: template.ImageDigest,
-		Resources: resources, Labels: m.GetLabels(), Env: env, MaxBoxes: b.s.config.Quotas.Boxes,
-	}
+	box.Request = request
 	// A made-up name that is taken already is made up again.
 	for attempt := 0; ; attempt++ {
 		if m.GetName() == "" {
@@ -110,6 +84,46 @@ func (b boxService) CreateBox(ctx context.Context, req *connect.Request[carrelv1
 			return nil, fmt.Errorf("create box: %w", err)
 		}
 	}
+}
+
+// newBox checks what is asked for, and gives the box that it means.
+func (b boxService) newBox(ctx context.Context, org carrel.OrgID, m *carrelv1.CreateBoxRequest) (store.Template, store.NewBox, error) {
+	refuse := func(err error) (store.Template, store.NewBox, error) { return store.Template{}, store.NewBox{}, err }
+	if m.GetName() != "" {
+		if err := carrel.ValidateName("box", m.GetName()); err != nil {
+			return refuse(err)
+		}
+	}
+	if err := carrel.ValidateLabels(m.GetLabels()); err != nil {
+		return refuse(err)
+	}
+	template, err := b.s.findTemplate(ctx, org, m.GetTemplate())
+	if err != nil {
+		return refuse(err)
+	}
+	env := maps.Clone(template.Env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	maps.Copy(env, m.GetEnv()) // what the request says counts
+	if err := carrel.ValidateEnv(env); err != nil {
+		return refuse(err)
+	}
+	resources := complete(resourcesFromProto(m.GetResources()), template.Resources)
+	if err := resources.Validate(); err != nil {
+		return refuse(err)
+	}
+	if err := b.s.store.CheckFits(ctx, resources); err != nil {
+		return refuse(fmt.Errorf("create box: %w", err))
+	}
+	idle := idleFromProto(m.GetIdle())
+	if err := idle.Validate(); err != nil {
+		return refuse(err)
+	}
+	return template, store.NewBox{
+		Idle: idle, Org: org, Name: m.GetName(), TemplateID: template.ID, ImageDigest: template.ImageDigest,
+		Resources: resources, Labels: m.GetLabels(), Env: env, MaxBoxes: b.s.config.Quotas.Boxes,
+	}, nil
 }
 
 // createBox takes a prepared box that waits, or makes one.

@@ -179,6 +179,15 @@ func TestARepeatedRequestGivesTheFirstAnswer(t *testing.T) {
 	require.NoError(t, err, "the state is another one meanwhile; the answer is not")
 	require.Equal(t, one.Msg.GetId(), two.Msg.GetId())
 	require.Equal(t, carrel.IntentStopped, m.box(id).Intent, "and nothing is done again")
+
+	// The newest version of the template is one by now that no machine can hold.
+	_, err = u.templates.PushTemplate(ctx, req(&carrelv1.PushTemplateRequest{Org: "system", Yaml: "name: base\nimage: base\nresources: {memory: 900GiB}\n"}))
+	require.NoError(t, err)
+	again, err = u.boxes.CreateBox(ctx, req(create))
+	require.NoError(t, err)
+	require.Equal(t, first.Msg.GetId(), again.Msg.GetId())
+	_, err = u.boxes.CreateBox(ctx, req(&carrelv1.CreateBoxRequest{RequestId: "create-2"}))
+	require.Equal(t, "too_large", reason(err))
 }
 
 func TestBadRequestsMakeNothing(t *testing.T) {

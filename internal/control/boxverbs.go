@@ -49,11 +49,14 @@ func (b boxService) formerTarget(ctx context.Context, m verbRequest, verb carrel
 	if err != nil {
 		return "", err
 	}
-	target, err := b.s.store.TargetOfRequest(ctx, scopeOf(ctx), org, store.Request{ID: m.GetRequestId(), Method: string(verb)}, m.GetId())
+	op, err := b.s.store.FormerOperation(ctx, scopeOf(ctx), org, store.Request{ID: m.GetRequestId(), Method: string(verb)})
 	if err != nil {
 		return "", fmt.Errorf("%s box: %w", verb, err)
 	}
-	return target, nil
+	if op == nil || op.TargetName != m.GetId() {
+		return "", nil
+	}
+	return op.TargetID, nil
 }
 
 // setIntent writes what the user wants of the box that ref leads to. The check runs on the locked box, so that what it finds still holds

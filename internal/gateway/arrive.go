@@ -69,7 +69,9 @@ func (g *Gateway) rouse(ctx context.Context, header http.Header, box, org string
 
 // forgive forgets which boxes were not to be reached.
 func (x *exchanger) forgive() {
-	x.known.forget(func(_ exchangeKey, known answer[pass]) bool { return carrel.ReasonOf(known.err) == client.ReasonBoxNotRunning })
+	x.known.forget(func(_ exchangeKey, known answer[pass]) bool {
+		return carrel.ReasonOf(known.err) == client.ReasonBoxNotRunning
+	})
 }
 
 // looksAgain reports whether a request that reads something of a box is no sign that somebody is there: a page does so by itself, and a program that

@@ -41,25 +41,31 @@ func (t *tx) openOperation(ctx context.Context, request Request, op Operation) (
 	return first, nil
 }
 
-// TargetOfRequest is the id of what an earlier request of the scope's user with this id and method was about, if that was called name then;
-// else "".
-func (s *Store) TargetOfRequest(ctx context.Context, scope Scope, org carrel.OrgID, request Request, name string) (string, error) {
-	if err := request.check(); err != nil {
-		return "", err
+// FormerOperation is the operation of an earlier request of the scope's user with this id and method; nil if there is none. Where request has a
+// hash, one with another content is refused.
+func (s *Store) FormerOperation(ctx context.Context, scope Scope, org carrel.OrgID, request Request) (*Operation, error) {
+	if err := request.check(); err != nil || request.ID == "" {
+		return nil, err
 	}
-	target := ""
-	err := s.read(ctx, "TargetOfRequest", scope, func(t *tx) error {
-		target = ""
-		op, err := t.OperationByRequest(ctx, org, scope.User, request.Method, request.ID)
+	var op *Operation
+	err := s.read(ctx, "FormerOperation", scope, func(t *tx) error {
+		op = nil
+		former, err := t.OperationByRequest(ctx, org, scope.User, request.Method, request.ID)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}
-		if err == nil && op.TargetName == name {
-			target = op.TargetID
+		if err == nil && request.Hash != nil {
+			err = replayed(request, former.RequestHash)
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		if op, err = operationOf(former); err != nil {
+			return err
+		}
+		return t.fillOperations(ctx, []*Operation{op})
 	})
-	return target, err
+	return op, err
 }
 
 func operationOf(r db.Operation) (*Operation, error) {
