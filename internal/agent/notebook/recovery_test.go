@@ -77,6 +77,9 @@ func TestWhatAFailedBoxDidNotWriteIsWritten(t *testing.T) {
 	b.edit("a.ipynb", setSource("two", "print('again', flush=True)\ninput()", proto.String("print('of the first time')\n7")), insertCode("three", "two", "# new"))
 	id = b.start(&carrelv1.ExecuteRequest{Path: "a.ipynb", Cells: []string{"two"}, AllowInput: true})[0].GetId()
 	w.questions(3)
+	w.until("the output, which may come after the question", func(e *carrelv1.NotebookEvent) bool {
+		return e.GetExecution() == id && e.GetOutput().AsMap()["text"] == "again\n"
+	})
 	want := b.cells("a.ipynb")
 	b.failed()
 	text, err := os.ReadFile(filepath.Join(b.home, "a.ipynb"))
