@@ -416,5 +416,8 @@ run:
 		out, err := exec.Command("chroot", dir, "python3", "-c", "print(6*7)").CombinedOutput()
 		require.NoError(t, err, string(out))
 		require.Equal(t, "42\n", string(out))
+		out, err = exec.Command("chroot", dir, "localedef", "--list-archive").CombinedOutput()
+		require.NoError(t, err, string(out))
+		require.Equal(t, "C.utf8\n", string(out), "the locale is one file to open")
 	})
 }

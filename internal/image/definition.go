@@ -71,7 +71,7 @@ const (
 	// maxCommandBytes bounds one command and one file's content: they are arguments of programs.
 	maxCommandBytes = 64 << 10
 	// keyVersion changes when the same definition gives another image because this package changed.
-	keyVersion = "carrel image 2"
+	keyVersion = "carrel image 3"
 )
 
 var (
