@@ -110,7 +110,7 @@ func (b *bench) report(c *comparison) {
 
 // TestBench measures everything; CARREL_BENCH names parts, separated by commas, to measure those alone.
 func TestBench(t *testing.T) {
-	s := newStack(t, options{pool: "16GiB"})
+	s := newStack(t, options{pool: "24GiB"})
 	b := &bench{t: t, s: s, raw: newRaw(t, s)}
 
 	// A first box shows what the node prepares; the baseline is held against it.
