@@ -309,6 +309,19 @@ walk("a kernel that ends is said, and its box and page go on", async ({ page }) 
   await page.keyboard.press("i");
   await page.keyboard.press("i");
   await cell(page, 2).getByText("KeyboardInterrupt").first().waitFor();
+  await cell(page, 2).getByText(/^Interrupted after/).waitFor();
+  // Two keys do not throw away what the kernel has without a question.
+  for (const key of ["0", "0"]) await page.keyboard.press(key);
+  await page.getByRole("dialog", { name: "Restart the kernel?" }).waitFor();
+  await accessible(page);
+  await page.keyboard.press("Enter");
+  await page.getByRole("dialog").waitFor({ state: "hidden" });
+  await editor(page, 2).click();
+  await page.keyboard.press("Control+A");
+  await page.keyboard.insertText("print('anew')");
+  await page.keyboard.press("Control+Enter");
+  await cell(page, 2).getByText("anew", { exact: true }).waitFor();
+  await cell(page, 2).getByText("[1]", { exact: true }).waitFor();
 });
 
 walk("four mebibytes of text freeze nothing", async ({ page }) => {

@@ -8,7 +8,7 @@ import { useSession } from "../lib/session";
 import { useTitle } from "../lib/title";
 import { Ago } from "../ui/bits";
 import { Button, IconButton, Loading } from "../ui/button";
-import { Dialog } from "../ui/dialog";
+import { Confirm, Dialog } from "../ui/dialog";
 import { ErrorBoundary, Problem } from "../ui/error";
 import { Field, SelectField } from "../ui/field";
 import { toast, toastError } from "../ui/toast";
@@ -244,29 +244,4 @@ function List({ loaded, what, empty, children }: { loaded: Loaded<unknown>; what
   if (!loaded.data) return <Loading />;
   if (empty) return <p className="soft none">No {what} yet.</p>;
   return <ul className="items">{children}</ul>;
-}
-
-function Confirm({ title, text, verb, act, onClose }: { title: string; text: string; verb: string; act: () => Promise<void>; onClose: () => void }) {
-  const [busy, setBusy] = useState(false);
-  const run = async () => {
-    setBusy(true);
-    try {
-      await act();
-      onClose();
-    } catch (err) {
-      toastError(err);
-      setBusy(false);
-    }
-  };
-  return (
-    <Dialog title={title} onClose={onClose}>
-      <p>{text}</p>
-      <div className="dialog-buttons">
-        <Button onClick={onClose}>Cancel</Button>
-        <Button kind="danger" busy={busy} onClick={() => void run()}>
-          {verb}
-        </Button>
-      </div>
-    </Dialog>
-  );
 }

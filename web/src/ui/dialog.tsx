@@ -1,5 +1,6 @@
-import { type ReactNode, useEffect, useId, useRef } from "react";
-import { IconButton } from "./button";
+import { type ReactNode, useEffect, useId, useRef, useState } from "react";
+import { Button, IconButton } from "./button";
+import { toastError } from "./toast";
 
 interface DialogProps {
   title: string;
@@ -52,5 +53,31 @@ export function Dialog({ title, onClose, children, wide }: DialogProps) {
         {children}
       </div>
     </dialog>
+  );
+}
+
+/** Asks before something that cannot be taken back. An error of act is said, and the question stays. */
+export function Confirm({ title, text, verb, act, onClose }: { title: string; text: string; verb: string; act: () => Promise<unknown>; onClose: () => void }) {
+  const [busy, setBusy] = useState(false);
+  const run = async () => {
+    setBusy(true);
+    try {
+      await act();
+      onClose();
+    } catch (err) {
+      toastError(err);
+      setBusy(false);
+    }
+  };
+  return (
+    <Dialog title={title} onClose={onClose}>
+      <p>{text}</p>
+      <div className="dialog-buttons">
+        <Button onClick={onClose}>Cancel</Button>
+        <Button kind="danger" busy={busy} onClick={() => void run()} data-focus>
+          {verb}
+        </Button>
+      </div>
+    </Dialog>
   );
 }

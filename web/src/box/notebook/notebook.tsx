@@ -6,6 +6,7 @@ import type { KernelSpec } from "../../gen/carrel/v1/notebooks_pb";
 import { sentence } from "../../lib/errors";
 import { type Command, useCommands } from "../../palette/commands";
 import { Button, Loading } from "../../ui/button";
+import { Confirm } from "../../ui/dialog";
 import { Problem } from "../../ui/error";
 import { toast, toastError } from "../../ui/toast";
 import { useBox } from "../context";
@@ -90,6 +91,7 @@ function Editor({ store, snapshot, path, readOnly, file, onBack }: EditorProps) 
   const [selection, setSelection] = useState<Selection>({ anchor: doc.order[0] ?? "", head: doc.order[0] ?? "", editing: writing });
   const [finding, setFinding] = useState(false);
   const [help, setHelp] = useState(false);
+  const [restarting, setRestarting] = useState(false); // it is asked whether to
   const keys = useRef(new CommandKeys());
   const handles = useRef(new Map<string, EditorHandle>());
   const wantsFocus = useRef<{ id: string; at: "start" | "end" | null } | null>(writing ? { id: doc.order[0] ?? "", at: null } : null);
@@ -244,7 +246,7 @@ function Editor({ store, snapshot, path, readOnly, file, onBack }: EditorProps) 
           fold("source_hidden");
           break;
         case "restart":
-          void store.restart();
+          setRestarting(true);
           break;
         case "save":
           store.flush();
@@ -461,6 +463,15 @@ function Editor({ store, snapshot, path, readOnly, file, onBack }: EditorProps) 
         </button>
       )}
       {help && <KeyHelp onClose={() => setHelp(false)} />}
+      {restarting && (
+        <Confirm
+          title="Restart the kernel?"
+          text="Its variables are lost, and what runs ends. Cells and outputs stay."
+          verb="Restart"
+          act={() => store.restart()}
+          onClose={() => setRestarting(false)}
+        />
+      )}
     </div>
   );
 }

@@ -20,7 +20,10 @@ export function words(cell: Cell, run: Run | undefined, asked: boolean, place: n
   if (run !== undefined) {
     const took = run.started > 0 && run.ended >= run.started ? span(run.ended - run.started) : "";
     if (run.state === "ok") return took;
-    if (run.state === "error") return took === "" ? "Failed" : `Failed after ${took}`;
+    if (run.state === "error") {
+      const how = cell.outputs.some((o) => o.kind === "error" && o.name === "KeyboardInterrupt") ? "Interrupted" : "Failed";
+      return took === "" ? how : `${how} after ${took}`;
+    }
     if (run.state === "cancelled") return run.message || "Not run";
     if (run.state === "lost") return run.message || "Its kernel ended";
   }
