@@ -34,7 +34,7 @@ func (s *stack) tearDown() {
 		s.stop()
 	}
 	left := s.leftovers(false)
-	require.Empty(s.t, left, "left behind after every box was deleted and Carrel ended")
+	require.Empty(s.t, left, "left behind after every box was deleted and Carrel ended\n%s", lazy(s.logs))
 }
 
 // nothingLeft waits until nothing of the boxes is left, while Carrel lives.

@@ -255,7 +255,7 @@ func (p *Pool) sweep(ctx context.Context, live []Network) error {
 	for _, e := range entries {
 		left[e.Name()] = true
 	}
-	links, err := netlink.LinkList()
+	links, err := wholeList(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list network interfaces: %w", err)
 	}
@@ -397,9 +397,22 @@ func overlaps(taken []netip.Prefix, p netip.Prefix) bool {
 	return false
 }
 
+// listTries is how often a list is asked for that changes while the kernel gives it.
+const listTries = 100
+
+// wholeList asks the kernel for a list until it gives one that did not change meanwhile, as it does where other networks come and go.
+func wholeList[T any](ask func() ([]T, error)) (list []T, err error) {
+	for range listTries {
+		if list, err = ask(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return list, err
+		}
+	}
+	return nil, err
+}
+
 // machinePrefixes lists the IPv4 networks that interfaces of this machine are in.
 func machinePrefixes() ([]netip.Prefix, error) {
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := wholeList(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

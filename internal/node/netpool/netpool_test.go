@@ -404,3 +404,20 @@ func TestBadRangeIsRefused(t *testing.T) {
 		require.ErrorContains(t, err, "is no IPv4 range")
 	}
 }
+
+// TestAListThatChangesIsAskedForAgain promises that networks of other instances that come and go do not keep this one from its own.
+func TestAListThatChangesIsAskedForAgain(t *testing.T) {
+	times := 0
+	list, err := wholeList(func() ([]int, error) {
+		if times++; times < 5 {
+			return []int{1}, fmt.Errorf("dump: %w", netlink.ErrDumpInterrupted)
+		}
+		return []int{1, 2}, nil
+	})
+	require.NoError(t, err)
+	require.Equal(t, []int{1, 2}, list)
+	_, err = wholeList(func() ([]int, error) { return nil, unix.EPERM })
+	require.ErrorIs(t, err, unix.EPERM)
+	_, err = wholeList(func() ([]int, error) { return nil, netlink.ErrDumpInterrupted })
+	require.ErrorIs(t, err, netlink.ErrDumpInterrupted, "it does not ask for ever")
+}
