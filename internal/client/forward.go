@@ -124,7 +124,9 @@ func (s *session) readInput(pieces chan<- piece, done chan<- struct{}) {
 			select {
 			case <-s.ended: // called back by endReader
 			default:
-				s.fail(carrel.Errorf(carrel.CodeAborted, "stdin_unreadable", "standard input could not be read: %v", err))
+				failed := carrel.Errorf(carrel.CodeAborted, "stdin_unreadable", "standard input could not be read: %v", err)
+				failed.Cause = err // the end of the caller's context, perhaps, of which Stdin may hear first
+				s.fail(failed)
 			}
 			return
 		}
