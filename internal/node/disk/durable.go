@@ -8,9 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// regionBlocks is how many blocks are mapped and compared together.
-const regionBlocks = 16
-
 // HashDurably hashes a file that was just written, as it reads now, and makes it durable: hashing takes the processor and meanwhile the content
 // is on its way to the disk. What early (nil: nothing) hashed of the file while it was written is only compared with
 // what the file holds now, which takes an eighth of the time. Whether the disk gives back what it was given is seen by Verify.
@@ -48,18 +45,4 @@ func HashDurably(ctx context.Context, f *os.File, early *Early) (Tree, error) {
 		return Tree{}, fmt.Errorf("sync: %w", err)
 	}
 	return t, nil
-}
-
-// cut makes regions of blocks that follow each other.
-func cut(blocks []int64) [][]int64 {
-	var regions [][]int64
-	for from := 0; from < len(blocks); {
-		to := from + 1
-		for to < len(blocks) && to-from < regionBlocks && blocks[to] == blocks[to-1]+1 {
-			to++
-		}
-		regions = append(regions, blocks[from:to])
-		from = to
-	}
-	return regions
 }

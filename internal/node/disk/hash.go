@@ -26,6 +26,8 @@ const (
 	hashWorkers = 2
 	// pieceBytes is read and hashed at once. So much stays in the core's own cache between the two.
 	pieceBytes = 128 << 10
+	// regionBlocks is how many blocks are mapped and compared together.
+	regionBlocks = 16
 )
 
 // ErrDamaged is in the chain of what Check answers when a file is not what it was.
@@ -95,6 +97,20 @@ func (t Tree) Check(ctx context.Context, f *os.File) error {
 		}
 	}
 	return nil
+}
+
+// cut makes regions of blocks that follow each other.
+func cut(blocks []int64) [][]int64 {
+	var regions [][]int64
+	for from := 0; from < len(blocks); {
+		to := from + 1
+		for to < len(blocks) && to-from < regionBlocks && blocks[to] == blocks[to-1]+1 {
+			to++
+		}
+		regions = append(regions, blocks[from:to])
+		from = to
+	}
+	return regions
 }
 
 // checkRegion compares blocks that follow each other.

@@ -50,7 +50,7 @@ func (t Tree) Verify(ctx context.Context, f *os.File) (mended int, err error) {
 	}
 	r := newBlockReader()
 	for block := range bad {
-		if err := r.rewrite(f, &t, block); err != nil {
+		if err := t.rewrite(f, block); err != nil {
 			return mended, err
 		}
 		same, err := r.sameOnDisk(direct, &t, block)
@@ -97,7 +97,7 @@ func pages(n int) []byte {
 }
 
 // rewrite writes a block once more as the page cache has it.
-func (r *blockReader) rewrite(f *os.File, t *Tree, block int64) error {
+func (t *Tree) rewrite(f *os.File, block int64) error {
 	content := make([]byte, min(BlockBytes, t.Size-block*BlockBytes))
 	if _, err := f.ReadAt(content, block*BlockBytes); err != nil {
 		return fmt.Errorf("read block %d: %w", block, err)

@@ -61,26 +61,20 @@ func TestMain(m *testing.M) {
 }
 
 // runscPath is CARREL_RUNSC, or bin/runsc of this repository.
-func runscPath(t testing.TB) string {
-	if path := os.Getenv("CARREL_RUNSC"); path != "" {
-		return path
-	}
-	_, here, _, _ := goruntime.Caller(0)
-	path := filepath.Join(filepath.Dir(here), "../../../bin/runsc")
-	_, err := os.Stat(path)
-	require.NoError(t, err, "run `make bin/runsc`, or set CARREL_RUNSC")
-	return path
-}
+func runscPath(t testing.TB) string { return builtPath(t, "CARREL_RUNSC", "runsc") }
 
 // nextPath is CARREL_RUNSC_NEXT, or bin/runsc-next of this repository: another version of runscPath.
-func nextPath(t testing.TB) string {
-	if path := os.Getenv("CARREL_RUNSC_NEXT"); path != "" {
+func nextPath(t testing.TB) string { return builtPath(t, "CARREL_RUNSC_NEXT", "runsc-next") }
+
+// builtPath is what a variable of the environment names, or a binary of this repository.
+func builtPath(t testing.TB, variable, name string) string {
+	if path := os.Getenv(variable); path != "" {
 		return path
 	}
 	_, here, _, _ := goruntime.Caller(0)
-	path := filepath.Join(filepath.Dir(here), "../../../bin/runsc-next")
+	path := filepath.Join(filepath.Dir(here), "../../../bin", name)
 	_, err := os.Stat(path)
-	require.NoError(t, err, "run `make bin/runsc-next`, or set CARREL_RUNSC_NEXT")
+	require.NoError(t, err, "run `make bin/%s`, or set %s", name, variable)
 	return path
 }
 
