@@ -301,23 +301,36 @@ func (s *snapshots) verify(ctx context.Context, id carrel.SnapshotID) error {
 	if err != nil {
 		return err
 	}
+	err = s.eachFile(m, os.O_RDWR, func(string, disk.Tree) bool { return true }, func(name string, t disk.Tree, f *os.File) error {
+		mended, err := t.Verify(ctx, f)
+		if mended > 0 {
+			s.log.Error("the disk did not give back what was written to it; it was written again", "snapshot", id, "file", name, "blocks", mended)
+		}
+		return err
+	})
+	if _, gone := s.get(id); errors.Is(gone, errSnapshotMissing) {
+		return nil // it was dropped meanwhile
+	}
+	return err
+}
+
+// eachFile calls visit with the files of a sealed snapshot's capture that which wants, open as flag says, in the order of their names. What is missing, or what visit finds damaged, is errSnapshotCorrupt.
+func (s *snapshots) eachFile(m *manifest, flag int, which func(name string, t disk.Tree) bool, visit func(name string, t disk.Tree, f *os.File) error) error {
 	for _, name := range slices.Sorted(maps.Keys(m.Files)) {
-		f, err := os.OpenFile(filepath.Join(s.path(id), name), os.O_RDWR, 0)
+		t := m.Files[name]
+		if !which(name, t) {
+			continue
+		}
+		f, err := os.OpenFile(filepath.Join(s.path(m.Snapshot), name), flag, 0)
 		if errors.Is(err, fs.ErrNotExist) {
-			if _, err := s.get(id); errors.Is(err, errSnapshotMissing) {
-				return nil // it was dropped
-			}
 			return fmt.Errorf("%w: %s is missing", errSnapshotCorrupt, name)
 		}
 		if err != nil {
 			return err
 		}
-		mended, err := m.Files[name].Verify(ctx, f)
+		err = visit(name, t, f)
 		_ = f.Close()
-		if mended > 0 {
-			s.log.Error("the disk did not give back what was written to it; it was written again", "snapshot", id, "file", name, "blocks", mended)
-		}
-		if errors.Is(err, disk.ErrDamaged) {
+		if errors.Is(err, disk.ErrDamaged) || errors.Is(err, unix.EIO) {
 			return fmt.Errorf("%w: %s: %w", errSnapshotCorrupt, name, err)
 		}
 		if err != nil {
@@ -453,28 +466,9 @@ func (s *snapshots) checkHome(ctx context.Context, m *manifest) error {
 }
 
 func (s *snapshots) check(ctx context.Context, m *manifest, memory bool, which func(disk.Tree) bool) error {
-	for _, name := range slices.Sorted(maps.Keys(m.Files)) {
-		t := m.Files[name]
-		if !which(t) || !memory && strings.HasPrefix(name, "memory/") {
-			continue
-		}
-		f, err := os.Open(filepath.Join(s.path(m.Snapshot), name))
-		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%w: %s is missing", errSnapshotCorrupt, name)
-		}
-		if err != nil {
-			return err
-		}
-		err = t.Check(ctx, f)
-		_ = f.Close()
-		if errors.Is(err, disk.ErrDamaged) || errors.Is(err, unix.EIO) {
-			return fmt.Errorf("%w: %s: %w", errSnapshotCorrupt, name, err)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.eachFile(m, os.O_RDONLY, func(name string, t disk.Tree) bool {
+		return which(t) && (memory || !strings.HasPrefix(name, memoryDir))
+	}, func(_ string, t disk.Tree, f *os.File) error { return t.Check(ctx, f) })
 }
 
 // usableMemory says why the memory of a snapshot cannot be used for a run here, nil if it can.
