@@ -8,7 +8,23 @@ const { ServerConnection, KernelManager, KernelSpecManager, SessionManager, Cont
 coreutils.PageConfig.setOption('appendToken', 'true');
 coreutils.PageConfig.setOption('terminalsAvailable', 'true');
 
-const settings = ServerConnection.makeSettings({ baseUrl: process.env.JUPYTER_URL, token: process.env.JUPYTER_TOKEN, appendToken: true });
+// The library's managers take a kernel for ended that is not in the list of kernels, also when that list was made before the kernel was and came
+// after it. So that no test depends on which of two answers is the quicker, lists and starts go one after the other here.
+let turn = Promise.resolve();
+async function inTurn(request) {
+  const path = new URL(request.url).pathname;
+  if (!/\/api\/(kernels|sessions)$/.test(path)) {
+    return fetch(request);
+  }
+  const answer = turn.then(async () => {
+    const response = await fetch(request);
+    return new Response(await response.arrayBuffer(), response);
+  });
+  turn = answer.catch(() => undefined);
+  return answer;
+}
+
+const settings = ServerConnection.makeSettings({ baseUrl: process.env.JUPYTER_URL, token: process.env.JUPYTER_TOKEN, appendToken: true, fetch: inTurn });
 const quiet = console.error;
 console.error = (...args) => (/Connection lost|websocket/.test(String(args[0])) ? undefined : quiet(...args));
 console.debug = () => undefined;
