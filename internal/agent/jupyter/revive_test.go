@@ -45,12 +45,7 @@ func (s statuses) until(wanted ...string) {
 // TestAKernelThatDiesIsStartedAgainForItsClients promises what clients of Jupyter expect: they are told "restarting" and find a new process, and "dead"
 // when that does not help.
 func TestAKernelThatDiesIsStartedAgainForItsClients(t *testing.T) {
-	home := kerneltest.Dir(t)
-	kerneltest.Spec(t, home, "fake", fmt.Sprintf(kerneltest.FakeSpec, "fake", "signal"))
-	fake := kerneltest.NewFake(t)
-	kernels, err := kernel.NewManager(kernel.Config{Home: home, RuntimeDir: kerneltest.RuntimeDir(t), Start: fake.Start, AsUser: kerneltest.AsUser, Log: slog.New(slog.DiscardHandler)})
-	require.NoError(t, err)
-	t.Cleanup(func() { kernels.Close(context.Background()) })
+	kernels, fake := newFakeKernels(t)
 	r := newRig(t, func(c *Config) { c.Kernels = kernels })
 	k, err := kernels.Start(t.Context(), kernel.Options{Spec: "fake"})
 	require.NoError(t, err)
@@ -77,4 +72,34 @@ func TestAKernelThatDiesIsStartedAgainForItsClients(t *testing.T) {
 		c.until("dead")
 	}
 	require.Equal(t, kernel.Dead, k.Info().Phase)
+}
+
+// TestAKernelThatDiedUnseenIsStartedAgainForItsFirstClient: one that ended at its very start, before any client was there, is no different.
+func TestAKernelThatDiedUnseenIsStartedAgainForItsFirstClient(t *testing.T) {
+	kernels, fake := newFakeKernels(t)
+	r := newRig(t, func(c *Config) { c.Kernels = kernels })
+	k, err := kernels.Start(t.Context(), kernel.Options{Spec: "fake"})
+	require.NoError(t, err)
+	require.NoError(t, k.Ready(t.Context()))
+	fake.Last().Die()
+	require.Eventually(t, func() bool { return k.Info().Phase == kernel.Dead }, time.Minute, time.Millisecond)
+
+	c := &socket{cancel: func(error) {}}
+	v, _, err := r.s.viewers.attach(k, "client", c)
+	require.NoError(t, err)
+	statuses{t, v, c}.until("restarting")
+	require.NoError(t, k.Ready(t.Context()))
+	require.Equal(t, 1, k.Info().Restarts)
+}
+
+// newFakeKernels gives a manager whose kernels are fake ones.
+func newFakeKernels(t *testing.T) (*kernel.Manager, *kerneltest.Fake) {
+	t.Helper()
+	home := kerneltest.Dir(t)
+	kerneltest.Spec(t, home, "fake", fmt.Sprintf(kerneltest.FakeSpec, "fake", "signal"))
+	fake := kerneltest.NewFake(t)
+	kernels, err := kernel.NewManager(kernel.Config{Home: home, RuntimeDir: kerneltest.RuntimeDir(t), Start: fake.Start, AsUser: kerneltest.AsUser, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	t.Cleanup(func() { kernels.Close(context.Background()) })
+	return kernels, fake
 }

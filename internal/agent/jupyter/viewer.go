@@ -302,8 +302,11 @@ func (v *viewer) pump(ctx context.Context) {
 			v.put(item{got.Channel, got.Message})
 			continue
 		}
-		// The first tells how the kernel is, and a client that was just connected asks that itself, or waits for the kernel's next word.
+		// The first tells how the kernel is, and a client that was just connected asks that itself, or waits for the kernel's next word. One that
+		// died while nobody was there, at its very start for instance, is started again for the first who comes.
 		switch {
+		case first && got.Info.Phase == kernel.Dead && v.server.viewers.revive(v.kernel, got.Info):
+			// Its next state says so.
 		case first:
 			v.tell(stateOf(got.Info.Phase))
 		case got.Info.Phase == kernel.Gone:
