@@ -6,6 +6,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -61,6 +62,7 @@ type options struct {
 	images string // default tiny
 	pool   string // default 12GiB
 	agent  string // the binary for new boxes; default that of bin
+	runsc  string // as agent
 	faults bool   // its steps can be armed
 	armed  []fault
 }
@@ -149,11 +151,9 @@ func imageDir(t testing.TB) string {
 func (s *stack) start() {
 	s.t.Helper()
 	config := filepath.Join(s.data, "config.yaml")
-	agent := s.opts.agent
-	if agent == "" {
-		agent = filepath.Join(bin(s.t), "carrel-agent")
-	}
-	require.NoError(s.t, os.WriteFile(config, fmt.Appendf(nil, "node:\n  agent: %s\n", agent), 0o600))
+	agent := cmp.Or(s.opts.agent, filepath.Join(bin(s.t), "carrel-agent"))
+	runsc := cmp.Or(s.opts.runsc, filepath.Join(bin(s.t), "runsc"))
+	require.NoError(s.t, os.WriteFile(config, fmt.Appendf(nil, "node:\n  agent: %s\n  runsc: %s\n", agent, runsc), 0o600))
 	s.up = exec.Command(filepath.Join(bin(s.t), "carreld"), "up", "--config", config,
 		"--data", s.data, "--http", "127.0.0.1:0", "--ssh", "127.0.0.1:0", "--control-listen", "127.0.0.1:0", "--proxy-listen", "127.0.0.1:0",
 		"--run-dir", s.runDir, "--net-range", s.netRange, "--image-dir", imageDir(s.t), "--images", s.opts.images, "--pool-size", s.opts.pool)
