@@ -93,6 +93,10 @@ function markdown(n) {
     `![x](javascript:${mark(`${n}-image`)}) ![y](x"onerror="${mark(`${n}-image2`)}) ![z](${sinkURL()}/remote.png) ![w](//127.0.0.1:${sink.address().port}/remote2.png) ![v](/signout)`,
     `<iframe srcdoc="<script>${mark(`${n}-srcdoc`)}</script>"></iframe>`,
     `<form action="${sinkURL()}/md-form"><button>go</button></form><base href="${sinkURL()}"><meta http-equiv="refresh" content="0;url=${sinkURL()}/md-refresh"><link rel="stylesheet" href="${sinkURL()}/md.css">`,
+    // Boxes of tasks are shown, and bring nothing else; no other control is.
+    `- [x] ${n} done\n- [ ] ${n} open\n- <input type="checkbox" checked autofocus onfocus="${mark(`${n}-task`)}" onclick="${mark(`${n}-task2`)}" name="querySelector" id="root" class="button" form="f" formaction="${sinkURL()}/task" style="position:fixed;inset:0" src="${sinkURL()}/task.png" aria-label="Delete"> ${n} dressed up`,
+    `<ul><li><input type="text" value="x"> t</li><li><input type="image" src="${sinkURL()}/button.png"> i</li><li><input type="submit"> s</li><li><input> n</li><li><input type="checkbox"> <input type="checkbox"> second</li><li>behind <input type="checkbox"></li><li><p>p</p><p><input type="checkbox"></p></li><li><label><input type="checkbox"> l</label></li></ul>`,
+    `<p><input type="checkbox"> alone</p><input type="checkbox"><input type="radio"><input type="file"><button>b</button><select><option>o</option></select><textarea>t</textarea><label>l</label><fieldset><legend>g</legend></fieldset><output>o</output><meter value="1"></meter><dialog open>d</dialog>`,
     `<a href="x" style="position:fixed;inset:0;z-index:9999" class="button primary nb-big-run" id="root" onclick="${mark(`${n}-a`)}">cover</a>`,
     `$\\href{javascript:${n}}{x}$ $\\htmlData{a=b}{x} \\includegraphics{${sinkURL()}/tex.png} \\url{javascript:x}$ $<img src=x onerror=alert(1)>$`,
     "```html\n" + img(`${n}-code`) + "\n```",
@@ -150,7 +154,14 @@ async function unharmed(page, context, where) {
       if (tag === "script" && !el.src.startsWith(`${location.origin}/assets/`)) bad.push(`<script> ${el.outerHTML.slice(0, 60)}`);
       if (tag === "iframe" && (el.getAttribute("sandbox") !== "allow-scripts" || (el.hasAttribute("src") && el.getAttribute("src") !== "/sandbox/output.html") || el.hasAttribute("srcdoc"))) bad.push(el.outerHTML.slice(0, 80));
       if (["object", "embed", "applet", "base", "frame", "portal"].includes(tag)) bad.push(`<${tag}>`);
-      if (el.closest(".nb-outputs, .nb-markdown") && ["form", "input", "meta", "link", "style", "textarea"].includes(tag)) bad.push(`<${tag}> of a box`);
+      if (el.closest(".nb-outputs, .nb-markdown") && ["form", "meta", "link", "style", "textarea", "select", "option", "fieldset", "label", "output", "meter", "dialog"].includes(tag)) bad.push(`<${tag}> of a box`);
+      if (tag === "button" && el.closest(".nb-rendered")) bad.push("<button> of a box");
+      if (tag === "input" && el.closest(".nb-outputs, .nb-markdown")) {
+        // A picture of the screen leaves an empty style on what might have a caret.
+        const has = el.getAttributeNames().filter((name) => name !== "checked" && !(name === "style" && el.getAttribute(name) === "")).sort().join(" ");
+        const label = el.getAttribute("aria-label") ?? "";
+        if (el.type !== "checkbox" || !el.disabled || has !== "aria-label disabled type" || !/^(Done|Not done)$/.test(label) || !el.closest("li")) bad.push(el.outerHTML);
+      }
       if (el.closest(".nb-rendered") && getComputedStyle(el).position === "fixed") bad.push(`<${tag}> over the page`);
       if (tag === "a" && el.closest(".nb") && !/^(https?:|mailto:)/.test(el.href || "https:")) bad.push(`<a href=${el.href.slice(0, 40)}>`);
       if (tag === "img" && el.src !== "" && el.closest(".nb") && !/^(data:image\/|blob:)/.test(el.src) && !new URL(el.src).pathname.startsWith("/v1/boxes/")) bad.push(`<img src=${el.src.slice(0, 60)}>`);
@@ -199,6 +210,8 @@ walk("no script of a notebook ever runs with the platform's origin", async ({ pa
   });
   assert.ok((await marks()).every(([origin]) => origin === "null"), "a frame has an origin");
   await shot(page, "notebook-hostile");
+  const tasks = page.locator(".nb-cell[data-cell=md] .nb-rendered input");
+  assert.deepEqual(await tasks.evaluateAll((all) => all.map((box) => [box.checked, box.closest("li").textContent.trim()])), [[true, "md done"], [false, "md open"], [true, "md dressed up"], [false, "second"], [false, "l"]]);
   await unharmed(page, context, "shown");
 
   // What a person clicks.
@@ -206,7 +219,8 @@ walk("no script of a notebook ever runs with the platform's origin", async ({ pa
     for (const link of await frame.locator("a").all().catch(() => [])) await link.click({ timeout: 2000, force: true, noWaitAfter: true }).catch(() => {});
     for (const button of await frame.locator("button").all().catch(() => [])) await button.click({ timeout: 2000, force: true, noWaitAfter: true }).catch(() => {});
   }
-  await page.locator(".nb-cell[data-cell=md]").dblclick({ force: true });
+  // Its heading: a click on a link of the web is a person's wish to go there.
+  await page.locator(".nb-cell[data-cell=md] .nb-rendered h1").dblclick({ force: true });
   await page.locator(".nb-cell[data-cell=md] .cm-content").waitFor();
   await page.keyboard.press("Shift+Enter");
   await page.locator(".nb-cell[data-cell=md] .nb-rendered").getByText("heading").waitFor();

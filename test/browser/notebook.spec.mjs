@@ -59,10 +59,15 @@ walk("a new notebook and its first plot", async ({ page }) => {
   await page.keyboard.press("m");
   await page.keyboard.press("Enter");
   await page.locator(".nb-cell.markdown .cm-content").waitFor();
-  await page.keyboard.insertText("# Waves\n\nA sine, $\\sin(x) = \\sum_n \\frac{(-1)^n x^{2n+1}}{(2n+1)!}$, and **nothing** else.");
+  await page.keyboard.insertText("# Waves\n\nA sine, $\\sin(x) = \\sum_n \\frac{(-1)^n x^{2n+1}}{(2n+1)!}$, and **nothing** else.\n\n- [x] plotted\n- [ ] published\n- plain");
   await page.keyboard.press("Control+Enter");
   await page.locator(".nb-rendered .katex").waitFor();
   await page.getByRole("heading", { name: "Waves" }).waitFor();
+  // What is to be done is seen, and is no control of the page.
+  const task = (item, name) => page.getByRole("listitem").filter({ hasText: item }).getByRole("checkbox", { name, exact: true, disabled: true });
+  await task("plotted", "Done").and(page.locator(":checked")).waitFor();
+  await task("published", "Not done").waitFor();
+  assert.equal(await page.locator(".nb-rendered input").count(), 2);
   await accessible(page, { without: [] });
   await shot(page, "notebook-light");
   await scheme(page, "dark");

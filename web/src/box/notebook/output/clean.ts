@@ -1,5 +1,6 @@
 // What markup of a box may be part of this page: structure and text. Never script, style, forms, frames, or anything that loads
-// from elsewhere. Whatever needs more goes into a frame of another origin (frame.tsx).
+// from elsewhere. Whatever needs more goes into a frame of another origin (frame.tsx). The one control is the box that a task of a list
+// begins with, and nobody can press it.
 
 import DOMPurify from "dompurify";
 
@@ -14,13 +15,24 @@ const attributes = "align alt border cellpadding cellspacing class colspan dir h
 export interface CleanOptions {
   /** The address of a picture that markup names by a relative path or "attachment:"; "": none. */
   picture: (src: string) => string;
+  /** Whether boxes that tasks of a list begin with are shown; all other input elements are always taken out. */
+  tasks?: boolean;
 }
 
 const inside: CleanOptions = { picture: () => "" };
 let options = inside;
 
 const purify = DOMPurify(window);
+purify.addHook("uponSanitizeElement", (node, data) => {
+  if (data.tagName === "input" && !(options.tasks === true && isTaskBox(node as Element))) node.parentNode?.removeChild(node);
+});
 purify.addHook("uponSanitizeAttribute", (node, data) => {
+  // What a task's box has is written anew below.
+  if (node.nodeName === "INPUT") {
+    data.keepAttr = data.attrName === "checked";
+    return;
+  }
+  if (data.attrName === "checked") data.keepAttr = false;
   if (data.attrName === "src") {
     data.attrValue = pictureSource(data.attrValue, options);
     data.keepAttr = data.attrValue !== "";
@@ -43,7 +55,23 @@ purify.addHook("afterSanitizeAttributes", (node) => {
     node.setAttribute("target", "_blank");
     node.setAttribute("rel", "noopener noreferrer nofollow");
   }
+  if (node.nodeName === "INPUT") {
+    node.setAttribute("type", "checkbox");
+    node.setAttribute("disabled", "");
+    node.setAttribute("aria-label", node.hasAttribute("checked") ? "Done" : "Not done");
+  }
 });
+
+/** Tells whether an input is what markdown makes of "- [ ]": a check box that a list's item, or its first paragraph, begins with. */
+function isTaskBox(el: Element): boolean {
+  if (el.getAttribute("type")?.toLowerCase() !== "checkbox" || begins(el) === false) return false;
+  const parent = el.parentElement;
+  return parent?.nodeName === "LI" || (parent?.nodeName === "P" && parent.parentElement?.nodeName === "LI" && begins(parent));
+}
+
+function begins(el: Element): boolean {
+  return el.previousElementSibling === null && (el.previousSibling?.textContent ?? "").trim() === "";
+}
 
 const allowedClass = /^(dataframe|language-[\w-]+|lang-[\w-]+|ansi-[\w-]+|hljs[\w-]*)$/;
 
@@ -52,8 +80,8 @@ export function clean(markup: string, wanted: CleanOptions = inside): string {
   options = wanted;
   try {
     return purify.sanitize(markup, {
-      ALLOWED_TAGS: tags,
-      ALLOWED_ATTR: attributes,
+      ALLOWED_TAGS: [...tags, "input"],
+      ALLOWED_ATTR: [...attributes, "checked"],
       ALLOW_DATA_ATTR: false,
       ALLOW_ARIA_ATTR: false,
       ALLOW_UNKNOWN_PROTOCOLS: false,

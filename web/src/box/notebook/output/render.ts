@@ -52,7 +52,7 @@ export async function render(kind: RenderKind, host: HTMLElement, source: string
     host: made,
     source,
     trusted: false,
-    sanitizer: { sanitize: (markup: string) => clean(markup, options), getAutolink: () => false },
+    sanitizer: { sanitize: (markup: string) => clean(markup, { ...options, tasks: kind === "markdown" }), getAutolink: () => false },
     resolver: null,
     linkHandler: null,
     shouldTypeset: true,
