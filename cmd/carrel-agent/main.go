@@ -22,6 +22,9 @@ import (
 // version is set by the linker.
 var version = "dev"
 
+// commandOwners is what the agent calls its own program with.
+const commandOwners = "owners"
+
 func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
@@ -29,7 +32,7 @@ func run(args []string) int {
 	listen := flags.String("listen", ":1", "TCP `address` to listen on")
 	directory := flags.String("identity", identity.Directory, "`directory` with the identity of the run")
 	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "carrel-agent is PID 1 of a box.\n\nUsage:\n  carrel-agent [flags]\n  carrel-agent sftp     serve files on standard input and output\n  carrel-agent version\n\nFlags:")
+		fmt.Fprintln(flags.Output(), "carrel-agent is PID 1 of a box.\n\nUsage:\n  carrel-agent [flags]\n  carrel-agent sftp     serve files on standard input and output\n  carrel-agent owners INODE…   say which processes have sockets\n  carrel-agent version\n\nFlags:")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
@@ -41,6 +44,11 @@ func run(args []string) int {
 		return 0
 	case flags.NArg() == 1 && flags.Arg(0) == "sftp":
 		return serveFiles()
+	case flags.NArg() > 0 && flags.Arg(0) == commandOwners:
+		if err := agent.WriteOwners(context.Background(), os.Stdout, flags.Args()[1:]); err != nil {
+			return 1
+		}
+		return 0
 	case flags.NArg() > 0:
 		flags.Usage()
 		return 2
@@ -58,9 +66,11 @@ func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 
-	box, err := agent.New(agent.Config{
-		Version: version, IdentityDir: *directory, Listen: *listen, Init: os.Getpid() == 1, Env: os.Environ(), Log: log,
-	})
+	config := agent.Config{Version: version, IdentityDir: *directory, Listen: *listen, Init: os.Getpid() == 1, Env: os.Environ(), Log: log}
+	if own, err := os.Executable(); err == nil {
+		config.Owners = []string{own, commandOwners}
+	}
+	box, err := agent.New(config)
 	if err != nil {
 		log.Error("the agent could not start", "error", err)
 		return 1

@@ -46,6 +46,9 @@ type Config struct {
 	OutputBytes int64
 	// KeepAlive is how long a stream of events may be silent; 0: 10 seconds.
 	KeepAlive time.Duration
+	// Owners is a command that does what WriteOwners does with the arguments it is given. It is run as the users whose sockets
+	// those are; nil: where the kernel shows them to no other user, nobody's are found.
+	Owners []string
 	// Warmer keeps warm kernels; nil: there are none, and preparing one fails.
 	Warmer Warmer
 	Log    *slog.Logger
@@ -69,6 +72,7 @@ type Agent struct {
 	budget    budget
 	gate      gate
 	forwards  forwards
+	sockets   ownerCache
 	jupyter   *jupyter.Server
 	wg        sync.WaitGroup // everything that ends with its process or connection
 
@@ -125,6 +129,7 @@ func New(config Config) (*Agent, error) {
 		identity: id, base: environment(config.Env), conns: map[*boxConn]struct{}{}, waiting: map[bool]int{},
 	}
 	a.prepared.done = make(chan struct{})
+	a.sockets.looking = make(chan struct{}, 1)
 	a.budget.left = config.OutputBytes
 	if address, ok := listener.Addr().(*net.TCPAddr); ok {
 		a.port = address.Port

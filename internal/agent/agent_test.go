@@ -33,6 +33,12 @@ func TestMain(m *testing.M) {
 	if os.Getenv(initVariable) != "" {
 		os.Exit(runAsInit())
 	}
+	if len(os.Args) > 1 && os.Args[1] == ownersArgument {
+		if err := WriteOwners(context.Background(), os.Stdout, os.Args[2:]); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	// What the test itself was started with is not passed on.
 	_ = unix.CloseRange(3, 1<<20, unix.CLOSE_RANGE_CLOEXEC)
 	os.Exit(m.Run())
@@ -43,6 +49,7 @@ type box struct {
 	*Agent
 	t         *testing.T
 	dir       string
+	address   string
 	identity  identity.Identity
 	processes agentv1connect.ProcessServiceClient
 	control   agentv1connect.ControlServiceClient
@@ -76,9 +83,9 @@ func startBox(t *testing.T, change ...func(*Config, *identity.Identity)) *box {
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx) }()
-	b := &box{Agent: a, t: t, dir: dir, identity: id}
+	b := &box{Agent: a, t: t, dir: dir, address: a.Addr().String(), identity: id}
 	var idle []*http.Client
-	b.processes, b.control, idle = clients(a.Addr().String(), id.Key)
+	b.processes, b.control, idle = clients(b.address, id.Key)
 	t.Cleanup(func() {
 		stop()
 		require.NoError(t, receive(t, ended))
@@ -149,7 +156,7 @@ func dialTarget(ctx context.Context, address, key, target string) (net.Conn, err
 func (b *box) dial(target string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	return dialTarget(ctx, b.Addr().String(), b.identity.Key, target)
+	return dialTarget(ctx, b.address, b.identity.Key, target)
 }
 
 func (b *box) context() context.Context {

@@ -163,36 +163,22 @@ func TestListenersAreBounded(t *testing.T) {
 
 func TestListenersOfProgramsAreShown(t *testing.T) {
 	b := startBox(t)
-	script := "import socket,time\ns=socket.socket(); s.bind(('127.0.0.1',0)); s.listen(); print(s.getsockname()[1],flush=True); time.sleep(1000)"
-	p := b.start(&carrelv1.StartProcessRequest{Args: []string{"python3", "-c", script}})
-	stream, err := b.processes.Attach(b.context(), connect.NewRequest(&carrelv1.AttachProcessRequest{Process: p.GetId()}))
-	require.NoError(t, err)
-	s := &seen{}
-	for s.out[stdout].Len() == 0 && stream.Receive() {
-		require.NoError(t, s.add(stream.Msg()))
-	}
-	require.NoError(t, stream.Close())
-	response, err := b.forwarder().ListListeners(b.context(), connect.NewRequest(&agentv1.ListListenersRequest{}))
-	require.NoError(t, err)
-	for _, one := range response.Msg.GetListeners() {
-		require.NotEqual(t, b.port, int(one.GetPort()), "the agent's own is not shown")
-		if fmt.Sprintf("%d\n", one.GetPort()) == s.out[stdout].String() {
-			require.True(t, one.GetLoopback())
-			require.Equal(t, p.GetPid(), one.GetPid())
-			require.Contains(t, one.GetProcess(), "python3 -c import socket")
-			return
-		}
-	}
-	require.Fail(t, "the listener is not shown")
+	p, port := b.listener(&carrelv1.StartProcessRequest{Args: []string{"python3", "-c", listenScript}})
+	one := b.shownListener(port)
+	require.NotNil(t, one)
+	require.True(t, one.GetLoopback())
+	require.Equal(t, p.GetPid(), one.GetPid())
+	require.Contains(t, one.GetProcess(), "python3 -c import socket")
+	require.Nil(t, b.shownListener(fmt.Sprint(b.port)), "the agent's own is not shown")
 }
 
 func TestProcAddressesAreReadAsTheyAreWritten(t *testing.T) {
 	text := "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n" +
 		"   5: 0100007F:1FBB 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0        6 1\n" +
-		"   6: 00000000:1FBC 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0        7 1\n" +
+		"   6: 00000000:1FBC 00000000:0000 0A 00000000:00000000 00:00000000 00000000    33        0        7 1\n" +
 		"   7: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 8 1\n" +
 		"   8: 0100007F:1FBD 0100007F:0001 01 00000000:00000000 00:00000000 00000000     0        0        9 1\nnonsense\n"
-	require.Equal(t, []socket{{8123, true, "6"}, {8124, false, "7"}, {80, true, "8"}}, readSockets(strings.NewReader(text)))
+	require.Equal(t, []socket{{8123, true, "6", 0}, {8124, false, "7", 33}, {80, true, "8", 0}}, readSockets(strings.NewReader(text)))
 }
 
 func FuzzReadSockets(f *testing.F) {

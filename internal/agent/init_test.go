@@ -47,10 +47,14 @@ func runAsInit() int {
 		}
 		return used, err
 	}
+	program := filepath.Join(dir, "program") // where other users may execute it
+	if err := os.Link(os.Args[0], program); err != nil {
+		return fail(err)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
 	a, err := New(Config{
-		Version: "init", IdentityDir: dir, Listen: "127.0.0.1:0", Root: dir, Home: filepath.Join(dir, "home"), Init: true,
+		Version: "init", IdentityDir: dir, Listen: "127.0.0.1:0", Root: dir, Home: filepath.Join(dir, "home"), Init: true, Owners: []string{program, ownersArgument},
 		Env: []string{"PATH=" + defaultPath}, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), memory: memory,
 	})
 	if err != nil {
@@ -63,7 +67,7 @@ func runAsInit() int {
 	return 0
 }
 
-// startInit starts an agent as PID 1 of its own namespace.
+// startInit starts an agent as PID 1 of its own namespace. As in gVisor it may not trace what runs as others.
 func startInit(t *testing.T, change func(*identity.Identity)) (*box, *exec.Cmd) {
 	t.Helper()
 	dir := openDir(t)
@@ -79,7 +83,7 @@ func startInit(t *testing.T, change func(*identity.Identity)) (*box, *exec.Cmd) 
 		require.NoError(t, os.WriteFile(path, []byte(text), 0o644))
 	}
 	require.NoError(t, os.Symlink("/run/nowhere/resolv.conf", filepath.Join(dir, "etc/resolv.conf")))
-	cmd := exec.Command(os.Args[0])
+	cmd := exec.Command("setpriv", "--bounding-set=-sys_ptrace", os.Args[0])
 	cmd.Env = append(os.Environ(), initVariable+"="+dir)
 	cmd.Stderr = testLog{t}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
@@ -88,9 +92,9 @@ func startInit(t *testing.T, change func(*identity.Identity)) (*box, *exec.Cmd) 
 	require.NoError(t, cmd.Start())
 	address, err := bufio.NewReader(out).ReadString('\n')
 	require.NoError(t, err)
-	b := &box{t: t, dir: dir, identity: id}
+	b := &box{t: t, dir: dir, address: strings.TrimSpace(address), identity: id}
 	var made []interface{ CloseIdleConnections() }
-	processes, control, clients := clients(strings.TrimSpace(address), id.Key)
+	processes, control, clients := clients(b.address, id.Key)
 	for _, client := range clients {
 		made = append(made, client)
 	}

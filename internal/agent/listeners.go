@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
+	"errors"
 	"io"
 	"net/netip"
 	"os"
@@ -31,10 +32,11 @@ type socket struct {
 	port     int
 	loopback bool
 	inode    string
+	uid      uint32
 }
 
 // ListListeners reads /proc. A socket whose process is not to be found is shown without.
-func (s forwardService) ListListeners(context.Context, *connect.Request[agentv1.ListListenersRequest]) (*connect.Response[agentv1.ListListenersResponse], error) {
+func (s forwardService) ListListeners(ctx context.Context, _ *connect.Request[agentv1.ListListenersRequest]) (*connect.Response[agentv1.ListListenersResponse], error) {
 	var sockets []socket
 	for _, name := range []string{"net/tcp", "net/tcp6"} {
 		file, err := os.Open(filepath.Join(procDir, name))
@@ -44,7 +46,7 @@ func (s forwardService) ListListeners(context.Context, *connect.Request[agentv1.
 		sockets = append(sockets, readSockets(file)...)
 		file.Close()
 	}
-	owners := socketOwners(sockets)
+	owners := s.a.socketOwners(ctx, sockets)
 	byPort := map[int]*agentv1.Listener{}
 	for _, one := range sockets {
 		pid := owners[one.inode]
@@ -82,10 +84,11 @@ func readSockets(from io.Reader) []socket {
 		host, portText, ok := strings.Cut(fields[1], ":")
 		port, err := strconv.ParseUint(portText, 16, 16)
 		address, err2 := parseProcAddress(host)
-		if !ok || err != nil || err2 != nil || port == 0 {
+		uid, err3 := strconv.ParseUint(fields[7], 10, 32)
+		if _, err4 := strconv.ParseUint(fields[9], 10, 64); !ok || port == 0 || errors.Join(err, err2, err3, err4) != nil {
 			continue
 		}
-		result = append(result, socket{port: int(port), loopback: address.Unmap().IsLoopback(), inode: fields[9]})
+		result = append(result, socket{port: int(port), loopback: address.Unmap().IsLoopback(), inode: fields[9], uid: uint32(uid)})
 	}
 	return result
 }
@@ -106,32 +109,4 @@ func parseProcAddress(text string) (netip.Addr, error) {
 		return netip.Addr{}, strconv.ErrSyntax
 	}
 	return address, nil
-}
-
-// socketOwners finds a process for each socket by its inode.
-func socketOwners(sockets []socket) map[string]int {
-	if len(sockets) == 0 {
-		return nil
-	}
-	wanted := map[string]string{}
-	for _, one := range sockets {
-		wanted["socket:["+one.inode+"]"] = one.inode
-	}
-	owners := map[string]int{}
-	entries, _ := os.ReadDir(procDir)
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
-		dir := filepath.Join(procDir, entry.Name(), "fd")
-		files, _ := os.ReadDir(dir)
-		for _, file := range files {
-			link, err := os.Readlink(filepath.Join(dir, file.Name()))
-			if inode, ok := wanted[link]; err == nil && ok && owners[inode] == 0 {
-				owners[inode] = pid
-			}
-		}
-	}
-	return owners
 }

@@ -147,15 +147,17 @@ func (n *realNode) start() {
 	n.eventually("the node is ready", func() bool { return d.Ready(ctx) == nil })
 }
 
-// makeImage makes an image with one program.
+// makeImage makes an image with the programs of testdata.
 func (n *realNode) makeImage() {
 	root := filepath.Join(n.dir, "image")
 	for _, d := range []string{"bin", "etc", "proc", "sys", "dev", "tmp", "home/carrel", "run", "var"} {
 		require.NoError(n.t, os.MkdirAll(filepath.Join(root, d), 0o755))
 	}
-	data, err := os.ReadFile(goBuild(n.t, "./testdata/hold"))
-	require.NoError(n.t, err)
-	require.NoError(n.t, os.WriteFile(filepath.Join(root, "bin/hold"), data, 0o755))
+	for _, name := range []string{"hold", "listen"} {
+		data, err := os.ReadFile(goBuild(n.t, "./testdata/"+name))
+		require.NoError(n.t, err)
+		require.NoError(n.t, os.WriteFile(filepath.Join(root, "bin", name), data, 0o755))
+	}
 	path := filepath.Join(n.pool.ImageDir(), strings.Replace(imageDigest(baseImage), ":", "-", 1)+".erofs")
 	out, err := exec.Command("mkfs.erofs", "-T0", "-Enoinline_data", path, root).CombinedOutput()
 	require.NoError(n.t, err, string(out))
@@ -163,6 +165,12 @@ func (n *realNode) makeImage() {
 
 // agent opens the process service of a box, through the proxy as a gateway does.
 func (n *realNode) agent(b *box) agentv1connect.ProcessServiceClient {
+	n.t.Helper()
+	return agentv1connect.NewProcessServiceClient(n.client(b), "http://agent")
+}
+
+// client speaks to the agent of a box.
+func (n *realNode) client(b *box) *http.Client {
 	n.t.Helper()
 	cert, err := n.control.ca.Issue(auth.Peer{Role: auth.PeerGateway, ID: string(carrel.NewGatewayID())}, auth.Names{}, time.Now())
 	require.NoError(n.t, err)
@@ -182,7 +190,7 @@ func (n *realNode) agent(b *box) agentv1connect.ProcessServiceClient {
 		return tunnel.Open(ctx, raw, config, string(b.id), http.Header{proxy.HeaderTarget: {"agent"}, proxy.HeaderTicket: {ticket}})
 	}}
 	n.t.Cleanup(inner.CloseIdleConnections)
-	return agentv1connect.NewProcessServiceClient(&http.Client{Transport: inner}, "http://agent")
+	return &http.Client{Transport: inner}
 }
 
 // count reads what the program hold has written: its pid, how often it counted, and the sum of its memory.
