@@ -64,9 +64,6 @@ func (l gatewayLink) WatchRoutes(ctx context.Context, _ *connect.Request[linkv1.
 			all = true
 		case <-rekeyed:
 			keys, rekeyed = l.s.watchKeys()
-			if err := l.s.refuseRevoked(peer); err != nil {
-				return err
-			}
 			next.SshUserCaKeys, all = keys.sshUserCAs, true
 		case <-ctx.Done():
 			return ctx.Err()
@@ -93,12 +90,15 @@ func (l gatewayLink) WatchRoutes(ctx context.Context, _ *connect.Request[linkv1.
 	}
 }
 
-// sendRoutes sends an update with routes, in several messages where one would be too long.
+// sendRoutes sends an update with routes, in several messages where one would be too long. A gateway that was removed meanwhile gets none.
 func (s *Server) sendRoutes(ctx context.Context, stream *connect.ServerStream[linkv1.RoutesUpdate], update *linkv1.RoutesUpdate, routes []store.Route, keys *keys) error {
 	for {
 		n := min(len(routes), maxRoutes)
 		update.Routes, update.TicketKeys = each(routes[:n], s.routeProto), keys.ticketKeys
 		update.RevokedPeers = s.revokedPeers()
+		if err := refusedIfAmong(update.RevokedPeers, connectionOf(ctx).peer); err != nil {
+			return err
+		}
 		if err := s.guardWrite(ctx, func() error { return stream.Send(update) }); err != nil {
 			return fmt.Errorf("send routes: %w", err)
 		}

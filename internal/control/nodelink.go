@@ -37,10 +37,10 @@ func (l nodeLink) WatchDesired(ctx context.Context, _ *connect.Request[linkv1.Wa
 	var sent *linkv1.DesiredSet
 	for {
 		keys, changed := l.s.watchKeys()
-		if err := l.s.refuseRevoked(connectionOf(ctx).peer); err != nil {
+		revoked := l.s.revokedPeers()
+		if err := refusedIfAmong(revoked, connectionOf(ctx).peer); err != nil {
 			return err
 		}
-		revoked := l.s.revokedPeers()
 		current := false
 		if sent != nil && sameKeys(sent.GetTicketKeys(), keys.ticketKeys) && slices.Equal(sent.GetRevokedPeers(), revoked) {
 			revision, err := l.s.store.NodeRevision(ctx, node)

@@ -61,10 +61,15 @@ func (s *Server) revokedPeers() []string {
 
 // refuseRevoked refuses a peer that was removed, whatever its certificate says.
 func (s *Server) refuseRevoked(peer auth.Peer) error {
+	return refusedIfAmong(s.revokedPeers(), peer)
+}
+
+// refusedIfAmong is refuseRevoked by the ids of removed peers, sorted, that others are told next: who is among them is told nothing more.
+func refusedIfAmong(revoked []string, peer auth.Peer) error {
 	if peer.ID == "" {
 		return nil
 	}
-	if _, found := slices.BinarySearch(s.revokedPeers(), peer.ID); !found {
+	if _, found := slices.BinarySearch(revoked, peer.ID); !found {
 		return nil
 	}
 	return carrel.Errorf(carrel.CodeUnauthorized, "peer_revoked", "%s %s was removed from the cluster; to use the machine again, empty its data directory and let it join anew", peer.Role, peer.ID)
