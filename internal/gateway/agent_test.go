@@ -29,7 +29,8 @@ type fakeAgent struct {
 	requests  map[string]*fakeProcess
 	starts    atomic.Int64
 	attaches  atomic.Int64
-	step      chan struct{} // one for each line of slow
+	replay    atomic.Pointer[chan struct{}] // closed when an attach may tell what is there; nil: at once
+	step      chan struct{}                 // one for each line of slow
 	refuse    atomic.Pointer[connect.Error]
 	notebooks *fakeNotebooks
 }
@@ -164,6 +165,16 @@ func (a *fakeAgent) Attach(ctx context.Context, req *connect.Request[carrelv1.At
 	p, err := a.get(req.Msg.GetProcess())
 	if err != nil {
 		return err
+	}
+	if goOn := a.replay.Load(); goOn != nil {
+		select {
+		case <-*goOn:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := out.Send(&carrelv1.ProcessEvent{Event: &carrelv1.ProcessEvent_Started{Started: &carrelv1.Process{Id: p.id}}}); err != nil {
+			return err
+		}
 	}
 	return p.follow(ctx, [3]int64{0, req.Msg.GetStdoutOffset(), req.Msg.GetStderrOffset()}, out)
 }

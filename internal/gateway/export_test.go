@@ -20,6 +20,9 @@ func (g *Gateway) CutAll(err error) {
 	}
 }
 
+// Epoch is that of the box's run that the gateway knows of.
+func (g *Gateway) Epoch(box carrel.BoxID) int64 { return g.routes.epoch(box) }
+
 // AgentCalls is how many calls to agents are counted as under way.
 func (g *Gateway) AgentCalls() int {
 	g.agents.mu.Lock()

@@ -84,8 +84,7 @@ func TestALargeRequestOfNobodyIsNotRead(t *testing.T) {
 			conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
 			require.NoError(t, err)
 			require.NoError(t, conn.SetDeadline(time.Now().Add(within)))
-			_, err = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\n%sContent-Type: application/json\r\nContent-Length: 15000000\r\n\r\n{\"box\":\"%s\",\"code\":\"%s", path, credentials, s.box, strings.Repeat("x", 100<<10))
-			require.NoError(t, err)
+			_, _ = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\n%sContent-Type: application/json\r\nContent-Length: 15000000\r\n\r\n{\"box\":\"%s\",\"code\":\"%s", path, credentials, s.box, strings.Repeat("x", 100<<10)) // it may be cut off in the middle
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			require.NoError(t, err, "%s with %s", path, what)
 			text, _ := io.ReadAll(resp.Body)

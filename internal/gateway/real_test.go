@@ -67,6 +67,7 @@ func newRealStack(t *testing.T) (*stack, *proxy.Client, carrel.RunID) {
 	r := s.route(2)
 	r.RunId, r.ProxyAddress = string(run), p.Addr().String()
 	s.control.setRoute(r)
+	eventually(t, func() bool { return s.gateway.Epoch(s.box) == 2 }, "the gateway has heard of the run")
 	return s, node, run
 }
 

@@ -214,7 +214,9 @@ func TestStreamsGoOnWhereTheBoxBroke(t *testing.T) {
 	}
 	require.EqualValues(t, 7, exited.GetExitCode())
 	require.Equal(t, 1, started)
-	require.Positive(t, overflows, "who watches files looks again at everything")
+	if overflows == 0 { // the last of three that broke may come back after the others
+		p.until(func(e *carrelv1.StreamEvent) bool { return e.GetFile().GetKind() == "overflow" })
+	}
 }
 
 func TestASlowViewerCostsLittleAndHoldsUpNobody(t *testing.T) {
