@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -41,6 +42,13 @@ func TestMain(m *testing.M) {
 	}
 	// What the test itself was started with is not passed on.
 	_ = unix.CloseRange(3, 1<<20, unix.CLOSE_RANGE_CLOEXEC)
+	// Nor that a shell had it ignore interrupts, as in the background: what is handled here, programs have as it should be.
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, unix.SIGINT, unix.SIGQUIT)
+	go func() {
+		<-interrupted
+		os.Exit(1)
+	}()
 	os.Exit(m.Run())
 }
 

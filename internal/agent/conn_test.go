@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
@@ -248,11 +249,18 @@ func TestShutdownEndsAllProcesses(t *testing.T) {
 	eventually(t, func() bool {
 		return b.get(kind.GetId()).GetStdoutBytes() > 0 && b.get(stubborn.GetId()).GetStdoutBytes() > 0
 	}, "both run")
-	_, err := b.control.Shutdown(b.context(), connect.NewRequest(&agentv1.ShutdownRequest{GraceMillis: 300}))
-	require.NoError(t, err)
-	require.EqualValues(t, 3, b.finish(kind.GetId()).GetExitCode())
+	shutDown := func(grace time.Duration) error {
+		_, err := b.control.Shutdown(b.context(), connect.NewRequest(&agentv1.ShutdownRequest{GraceMillis: grace.Milliseconds()}))
+		return err
+	}
+	patient := make(chan error, 1)
+	go func() { patient <- shutDown(patience) }()
+	require.EqualValues(t, 3, b.finish(kind.GetId()).GetExitCode(), "it has its time to end")
+	require.True(t, b.get(stubborn.GetId()).GetRunning())
+	require.NoError(t, shutDown(time.Millisecond))
 	require.Equal(t, "KILL", b.finish(stubborn.GetId()).GetExitSignal())
-	_, err = b.processes.Start(b.context(), connect.NewRequest(&carrelv1.StartProcessRequest{Args: []string{"true"}}))
+	require.NoError(t, receive(t, patient), "nobody waits for what is over")
+	_, err := b.processes.Start(b.context(), connect.NewRequest(&carrelv1.StartProcessRequest{Args: []string{"true"}}))
 	require.Equal(t, "box_quiesced", reason(t, err))
 }
 

@@ -121,7 +121,7 @@ func TestWhoWritesToNobodyWaitsAndIsFreed(t *testing.T) {
 		}
 		g.mu.Unlock()
 		return false
-	}, 10*time.Second, time.Millisecond)
+	}, patience, time.Millisecond)
 	require.NoError(t, g.Close())
 	require.Error(t, <-failed)
 	started.Wait()
