@@ -59,8 +59,10 @@ type player struct {
 	fault func(percent int) bool
 	runs  map[carrel.RunID]*played
 	gone  map[carrel.RunID]bool // ended here: never to be started again
-	facts store.NodeFacts
-	inUse func() bool // somebody uses its boxes; nil: nobody does
+	inUse func() bool           // somebody uses its boxes; nil: nobody does
+
+	beating sync.Mutex // a heartbeat with older facts never comes after one with newer
+	facts   store.NodeFacts
 }
 
 type played struct {
@@ -82,10 +84,20 @@ func (w *world) join(name string, seed uint64) *player {
 	return p
 }
 
-// beat is a heartbeat with facts.
-func (p *player) beat() {
+// beat is a heartbeat with facts, which are changed before.
+func (p *player) beat(change ...func(*store.NodeFacts)) {
+	p.beating.Lock()
+	defer p.beating.Unlock()
+	for _, f := range change {
+		f(&p.facts)
+	}
+	require.NoError(p.w.t, p.touch(p.w.ctx))
+}
+
+// touch sends a heartbeat. p.beating is held.
+func (p *player) touch(ctx context.Context) error {
 	facts := p.facts
-	require.NoError(p.w.t, p.w.store.TouchNodes(p.w.ctx, []store.NodeBeat{{Node: p.node.ID, Facts: &facts}}))
+	return p.w.store.TouchNodes(ctx, []store.NodeBeat{{Node: p.node.ID, Facts: &facts}})
 }
 
 func (w *world) create(name string) carrel.BoxID {
@@ -181,8 +193,9 @@ func (p *player) play(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-beats.C:
-			facts := p.facts
-			_ = p.w.store.TouchNodes(ctx, []store.NodeBeat{{Node: p.node.ID, Facts: &facts}})
+			p.beating.Lock()
+			_ = p.touch(ctx)
+			p.beating.Unlock()
 		case <-sub.C:
 		case <-ticker.C:
 		}
