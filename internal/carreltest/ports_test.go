@@ -479,6 +479,13 @@ func TestPortsOfABox(t *testing.T) {
 		b.visit(open(t, s.Admin, other, port, "").GetUrl())
 		b.ask(http.MethodGet, b.at(other, port)+"/poll", nil, "Sec-Fetch-Mode", "cors", "Sec-Fetch-Site", "same-origin")
 		verb(t, s.Admin, "pause", "other")
+		s.Eventually("the gateway has heard that the box sleeps", func() error {
+			resp := b.ask(http.MethodGet, b.at(other, port)+"/poll", nil, "Sec-Fetch-Mode", "cors", "Sec-Fetch-Site", "same-origin")
+			if text(t, resp); resp.StatusCode != http.StatusBadRequest {
+				return errors.New(resp.Status)
+			}
+			return nil
+		})
 		for range 3 {
 			resp := b.ask(http.MethodGet, b.at(other, port)+"/poll", nil, "Sec-Fetch-Mode", "cors", "Sec-Fetch-Site", "same-origin")
 			require.Equal(t, http.StatusBadRequest, resp.StatusCode)

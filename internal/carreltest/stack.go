@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	// Patience is how long the ring may take for anything that is waited for.
-	Patience = time.Minute
+	// Patience is how long the ring may take for anything that is waited for, on a machine that has much else to do.
+	Patience = 5 * time.Minute
 	// Org is the organisation that Admin works in.
 	Org = "default"
 	// Template is the name of the template of boxes, and Image that of its image.
