@@ -58,6 +58,21 @@ func (s *stack) staysAwake(box, why string) {
 	})
 }
 
+// foreground has a command go on in the foreground, until it ends or is left alone.
+func (s *stack) foreground(options client.ExecOptions) (end func()) {
+	ctx, cancel := context.WithCancel(s.ctx())
+	done := make(chan struct{})
+	options.Stdout, options.Stderr = io.Discard, io.Discard
+	go func() {
+		defer close(done)
+		_, _ = s.client.Exec(ctx, options) // it is cut short
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
 func TestIdleBoxPausesAndGoesOn(t *testing.T) {
 	s := newStack(t, options{pool: "4GiB"})
 	s.create("one", s.quick())
@@ -85,8 +100,12 @@ func TestIdleBoxPausesAndGoesOn(t *testing.T) {
 
 	// A box says otherwise, and it holds at once.
 	s.resume("one")
+	endWork := s.foreground(client.ExecOptions{Box: "one", Args: []string{"sleep", "1000"}}) // until then it is used
+	s.eventually("the command is seen", func() bool { return signal(s.activity("one"), "command").GetActive() })
 	r := s.carrel("update", "one", "--idle", "2s", "--idle-action", "stop")
 	require.Zero(t, r.code, r.stderr)
+	s.sh("one", "pkill sleep || kill $(pidof sleep)")
+	endWork()
 	s.await("one", stopped)
 	require.Equal(t, "stopped because nobody used it for 2s (policy of box)", s.activity("one").GetLastStopReason())
 }
@@ -94,34 +113,24 @@ func TestIdleBoxPausesAndGoesOn(t *testing.T) {
 func TestWhatKeepsABoxAwake(t *testing.T) {
 	s := newStack(t, options{pool: "4GiB"})
 	quick := s.quick()
-	// run has a command go on in the foreground, until it ends or is left alone.
-	run := func(box string, options client.ExecOptions) (end func()) {
-		ctx, cancel := context.WithCancel(s.ctx())
-		done := make(chan struct{})
-		options.Box, options.Stdout, options.Stderr = box, io.Discard, io.Discard
-		go func() {
-			defer close(done)
-			_, _ = s.client.Exec(ctx, options) // it is cut short
-		}()
-		return func() {
-			cancel()
-			<-done
-		}
-	}
 	s.create("work", quick)
 	s.create("look", quick)
 	s.create("burn", quick)
 	s.create("kept", quick)
 
-	r := s.carrel("keep-awake", "kept", "1h")
-	require.Zero(t, r.code, r.stderr)
+	var r result
+	s.eventually("it is kept awake", func() bool { // a slow machine finds it asleep
+		s.sh("kept", "true")
+		r = s.carrel("keep-awake", "kept", "1h")
+		return r.code == 0
+	})
 	require.Contains(t, r.stdout, "keep-awake: until")
 	s.background("burn", "while :; do :; done")
-	endWork := run("work", client.ExecOptions{Args: []string{"sleep", "1000"}})
+	endWork := s.foreground(client.ExecOptions{Box: "work", Args: []string{"sleep", "1000"}})
 	defer endWork()
 	input, typing := io.Pipe() // nobody types
 	defer typing.Close()
-	endLook := run("look", client.ExecOptions{Args: []string{"sh"}, Pty: &client.TerminalSize{Rows: 24, Cols: 80}, Streams: client.Streams{Stdin: input}})
+	endLook := s.foreground(client.ExecOptions{Box: "look", Args: []string{"sh"}, Pty: &client.TerminalSize{Rows: 24, Cols: 80}, Streams: client.Streams{Stdin: input}})
 	defer endLook()
 
 	// Somebody who only looks keeps nothing awake.
@@ -162,7 +171,10 @@ func TestLimitsOfRunsAndBoxes(t *testing.T) {
 	s.create("long", with(&carrelv1.IdlePolicy{MaxRun: short, Action: "stop"}))
 	r := s.carrel("keep-awake", "long")
 	require.Zero(t, r.code, r.stderr)
-	gone := s.create("gone", with(&carrelv1.IdlePolicy{Ttl: short}))
+	made := &carrelv1.CreateBoxRequest{Name: "gone"}
+	with(&carrelv1.IdlePolicy{Ttl: short})(made)
+	gone, err := s.client.Boxes.CreateBox(s.ctx(), connect.NewRequest(made))
+	require.NoError(t, err)
 	s.create("calm", with(&carrelv1.IdlePolicy{Action: "nothing"}))
 
 	s.await("calm", carrelv1.State_STATE_IDLE)
@@ -176,7 +188,7 @@ func TestLimitsOfRunsAndBoxes(t *testing.T) {
 	})
 	s.await("long", stopped)
 	require.Equal(t, "stopped because it ran for 8s, as long as one run may (policy of box)", s.activity("long").GetLastStopReason())
-	s.await(gone.GetId(), deleted)
-	_, err := s.client.Boxes.GetBoxActivity(s.ctx(), connect.NewRequest(&carrelv1.GetBoxActivityRequest{Id: "gone"}))
+	s.await(gone.Msg.GetTargetId(), deleted)
+	_, err = s.client.Boxes.GetBoxActivity(s.ctx(), connect.NewRequest(&carrelv1.GetBoxActivityRequest{Id: "gone"}))
 	require.Equal(t, carrel.CodeNotFound, carrel.CodeOf(client.Error(err)))
 }

@@ -33,22 +33,27 @@ func (s *stack) tearDown() {
 		}
 		s.stop()
 	}
-	left := s.leftovers(false)
-	require.Empty(s.t, left, "left behind after every box was deleted and Carrel ended\n%s", lazy(s.logs))
+	s.nothingIsLeft(false, "left behind after every box was deleted and Carrel ended") // the kernel takes back what was let go when it has time
 }
 
 // nothingLeft waits until nothing of the boxes is left, while Carrel lives.
 func (s *stack) nothingLeft() {
 	s.t.Helper()
+	s.nothingIsLeft(true, "left behind after every box was deleted")
+}
+
+// nothingIsLeft waits until leftovers has nothing to list.
+func (s *stack) nothingIsLeft(alive bool, what string) {
+	s.t.Helper()
 	var left []string
 	deadline := time.Now().Add(settleTime)
 	for time.Now().Before(deadline) {
-		if left = s.leftovers(true); len(left) == 0 {
+		if left = s.leftovers(alive); len(left) == 0 {
 			return
 		}
 		<-time.After(50 * time.Millisecond)
 	}
-	require.Empty(s.t, left, "%s", lazy(s.logs))
+	require.Empty(s.t, left, "%s\n%s", what, lazy(s.logs))
 }
 
 func (s *stack) removeAll() {

@@ -301,7 +301,7 @@ func (l *life) try(script string) string {
 	var out *lockedBuffer
 	var status client.ExitStatus
 	l.eventually("a command is run: "+script, func() bool {
-		ctx, cancel := context.WithTimeout(context.Background(), settleTime/3)
+		ctx, cancel := context.WithTimeout(context.Background(), tryTime)
 		defer cancel()
 		out = &lockedBuffer{}
 		var err error

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -311,15 +312,18 @@ func (c *sshClient) background(t *testing.T, args ...string) (stop func()) {
 	return stop
 }
 
-// freePort is one of this machine that nobody listens on now.
+// freePort is one of this machine that nobody listens on now, and that the kernel gives to none of those who take any.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	require.NoError(t, err)
-	return port
+	for range 1000 {
+		port := strconv.Itoa(20_000 + rand.IntN(12_000))
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", port)); err == nil {
+			require.NoError(t, l.Close())
+			return port
+		}
+	}
+	require.FailNow(t, "no port is free")
+	return ""
 }
 
 // says connects and gives what comes in answer to a line.
@@ -329,7 +333,7 @@ func says(network, address, line string) string {
 		return ""
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(settleTime / 3))
+	_ = conn.SetDeadline(time.Now().Add(tryTime))
 	_, _ = io.WriteString(conn, line+"\n")
 	text, _ := bufio.NewReader(conn).ReadString('\n')
 	return strings.TrimSpace(text)

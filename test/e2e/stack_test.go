@@ -37,8 +37,12 @@ const (
 	deleted = carrelv1.State_STATE_DELETED
 )
 
-// settleTime bounds every wait for something that must happen by itself.
-const settleTime = 90 * time.Second
+const (
+	// settleTime bounds every wait for something that must happen by itself, on a machine that has much else to do.
+	settleTime = 5 * time.Minute
+	// tryTime is after how long an attempt that may have got lost is made again.
+	tryTime = 30 * time.Second
+)
 
 var stackNumber atomic.Int32
 
@@ -290,7 +294,7 @@ func descendants(pid int) []int {
 }
 
 func (s *stack) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*settleTime)
 	s.t.Cleanup(cancel)
 	return ctx
 }
