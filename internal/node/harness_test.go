@@ -620,10 +620,13 @@ func (w *world) stop(s syscall.Signal) {
 	w.keeper.Wait()
 }
 
+// patience bounds every wait for a node, on a machine that has much else to do.
+const patience = 3 * time.Minute
+
 // eventually waits for something that the node does.
 func (w *world) eventually(what string, f func() bool) {
 	w.t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(patience)
 	for !f() {
 		if time.Now().After(deadline) {
 			w.t.Fatalf("this did not come to be: %s\n%s", what, w.dump())
@@ -653,7 +656,7 @@ func (w *world) machine(method, path, body string) string {
 	w.t.Helper()
 	var out string
 	var last error
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(patience)
 	for time.Now().Before(deadline) {
 		req, err := http.NewRequestWithContext(w.t.Context(), method, "http://test/"+path, strings.NewReader(body))
 		require.NoError(w.t, err)

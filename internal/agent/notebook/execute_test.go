@@ -439,7 +439,7 @@ func TestAFloodsMemoryIsGivenBack(t *testing.T) {
 	before := kept()
 	e := b.execute(&carrelv1.ExecuteRequest{Code: "import sys\nfor i in range(60): sys.stdout.write(('x' * 99 + '\\n') * 10000)"})
 	require.Equal(t, stateOK, e.GetState())
-	require.Eventually(t, func() bool { return kept() < before+32<<20 }, 20*time.Second, 20*time.Millisecond, "what 60 MB of text took is not given back")
+	require.Eventually(t, func() bool { return kept() < before+32<<20 }, patience, 20*time.Millisecond, "what 60 MB of text took is not given back")
 }
 
 // smallDisk mounts a directory that has little room, for the kernels' user.

@@ -44,7 +44,7 @@ func open(t *testing.T, instance, runDir string, live []Network, change ...func(
 func leftovers(t *testing.T, p *Pool) []string {
 	t.Helper()
 	var left []string
-	links, err := netlink.LinkList()
+	links, err := wholeList(netlink.LinkList) // those of other tests come and go
 	require.NoError(t, err)
 	for _, l := range links {
 		if strings.HasPrefix(l.Attrs().Name, p.tag) {
@@ -131,7 +131,7 @@ func TestHostReachesTheAgentAndTheBoxReachesNothing(t *testing.T) {
 
 	link, err := netlink.LinkByName(a.Name)
 	require.NoError(t, err)
-	known, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V4)
+	known, err := wholeList(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V4) })
 	require.NoError(t, err)
 	require.True(t, slices.ContainsFunc(known, func(n netlink.Neigh) bool {
 		return n.IP.String() == a.Box && n.State == netlink.NUD_PERMANENT
@@ -311,7 +311,7 @@ func TestNetworksInUseSurviveARestart(t *testing.T) {
 	require.NoError(t, err)
 	_, err = io.ReadFull(open1, make([]byte, 1))
 	require.NoError(t, err, "a connection of before broke")
-	c, err := net.DialTimeout("tcp", kept.Agent(), time.Second)
+	c, err := net.DialTimeout("tcp", kept.Agent(), patience)
 	require.NoError(t, err)
 	require.NoError(t, c.Close())
 	other, err := again.Take(t.Context())
