@@ -155,6 +155,30 @@ walk("a long file scrolls within the editor, and what is around it stays in sigh
   assert.ok(await page.evaluate(() => [document.documentElement, document.querySelector("main")].every((e) => e.scrollHeight <= e.clientHeight)), "the page scrolls");
 });
 
+const middle = Array.from({ length: 20 }, (_, i) => `line ${i}\n`).join("");
+
+/** Opens a file whose first line is changed here while somebody else changes its last. */
+async function conflict(page, path) {
+  await box();
+  await put(path, `first\n${middle}last\n`);
+  await open(page, path, "editor");
+  await saved(page);
+  let first = true;
+  await page.route(`**/${path}`, async (route) => {
+    if (route.request().method() === "PUT" && first) {
+      first = false;
+      await put(path, `first\n${middle}theirs\n`);
+    }
+    await route.continue();
+  });
+  await page.locator(".cm-content").click();
+  await page.keyboard.press("Control+Home");
+  await page.keyboard.press("Shift+ArrowDown");
+  await page.keyboard.insertText("mine\n");
+  await page.getByText("Somebody else changed this file meanwhile.").waitFor();
+  await page.locator(".editor-take").nth(1).waitFor();
+}
+
 walk("a conflict is shown as a merge, and nothing is lost before one chooses", async ({ page }) => {
   await box();
   await put("edit/c.txt", "one\ntwo\n");
@@ -190,6 +214,34 @@ walk("a conflict is shown as a merge, and nothing is lost before one chooses", a
   await page.getByRole("button", { name: "Save it again" }).click();
   await saved(page);
   assert.equal(await read("edit/c.txt"), "mine\none\ntwo\ntheirs\n");
+});
+
+walk("a conflict is settled by keys, part by part", async ({ page }) => {
+  await conflict(page, "edit/keys.txt");
+  await page.getByRole("textbox", { name: "keys.txt, yours" }).focus();
+  await page.keyboard.press("Control+Home");
+  await page.keyboard.press("Alt+ArrowDown");
+  await page.keyboard.press("Alt+Backspace");
+  await page.getByRole("button", { name: "Take this part from the disk" }).nth(1).waitFor({ state: "detached" });
+  await page.getByRole("button", { name: "Save the right side" }).click();
+  await saved(page);
+  assert.equal(await read("edit/keys.txt"), `mine\n${middle}theirs\n`);
+});
+
+walk("a conflict is settled on a phone, where both are one text", phone, async ({ page }) => {
+  await conflict(page, "edit/small.txt");
+  await page.locator(".cm-deletedChunk").getByText("theirs", { exact: true }).waitFor();
+  await accessible(page);
+  await shot(page, "editor-conflict-phone");
+  assert.ok(await page.evaluate(() => [document.documentElement, document.querySelector(".editor-merge-view")].every((e) => e.scrollWidth <= e.clientWidth)), "something is out of sight");
+  // A press of a key does what a finger does.
+  await page.getByRole("button", { name: /^Take theirs: / }).last().focus();
+  await page.keyboard.press("Enter");
+  await page.getByRole("button", { name: /^Keep mine: / }).tap();
+  await page.locator(".cm-deletedChunk").waitFor({ state: "detached" });
+  await page.getByRole("button", { name: "Save as it is below" }).tap();
+  await saved(page);
+  assert.equal(await read("edit/small.txt"), `mine\n${middle}theirs\n`);
 });
 
 walk("what is no text is said to be none, and pictures are shown without their scripts", async ({ page }) => {
