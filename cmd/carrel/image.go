@@ -19,7 +19,7 @@ func (a *app) imageCommand() *cobra.Command {
 		Long:    "Root file systems that templates refer to. They never change and are named by their digest; a name means the\nnewest that is ready.",
 		Example: example("carrel image list", "carrel image import app registry.example/team/app:1.4"),
 	}
-	cmd.AddCommand(a.imageList(), a.imageShow(), a.imageBuild(), a.imageImport())
+	cmd.AddCommand(a.imageList(), a.imageShow(), a.imageBuild(), a.imageImport(), a.imageDelete())
 	return cmd
 }
 
@@ -124,6 +124,31 @@ func (a *app) imageImport() *cobra.Command {
 			return err
 		}
 		return a.finish(ctx, c, op, &wait, "")
+	})
+	return a.shows(cmd)
+}
+
+func (a *app) imageDelete() *cobra.Command {
+	var sure bool
+	cmd := &cobra.Command{
+		Use: "delete NAME", Aliases: []string{"rm"}, Short: "Delete images that nothing needs",
+		Long: "Delete every image called NAME, or one by its digest or id, for good. An image that a box or the newest version of\n" +
+			"a template needs is not deleted, and you are told what needs it. Nodes free its room once no box is left of it. On a\n" +
+			"terminal it asks first; elsewhere --yes must be said.",
+		Example: example("carrel image delete app", "carrel image delete sha256:8f1d… --yes"), Args: takes("NAME"),
+	}
+	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
+	cmd.RunE = a.does(func(ctx context.Context, c *client.Client, args []string) error {
+		if !sure {
+			if err := a.confirm("Delete image " + args[0] + "?"); err != nil {
+				return err
+			}
+		}
+		op, err := answer(c.Images.DeleteImage(ctx, connect.NewRequest(&carrelv1.DeleteImageRequest{Name: args[0]})))
+		if err != nil {
+			return err
+		}
+		return a.finish(ctx, c, op, &waitFlags{}, "") // it is done already
 	})
 	return a.shows(cmd)
 }

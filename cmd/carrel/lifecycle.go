@@ -73,7 +73,7 @@ func past(op *carrelv1.Operation) string {
 		return "paused"
 	case carrel.VerbStop:
 		return "stopped"
-	case carrel.VerbDelete:
+	case carrel.VerbDelete, carrel.VerbDeleteImage:
 		return "deleted"
 	case carrel.VerbBuildImage, carrel.VerbImportImage:
 		return "ready"

@@ -60,6 +60,7 @@ func startServer(t *testing.T) string {
 	mux.Handle(carrelv1connect.NewUserServiceHandler(s, guard))
 	mux.Handle(carrelv1connect.NewTokenServiceHandler(s, guard))
 	mux.Handle(carrelv1connect.NewProcessServiceHandler(s, guard))
+	mux.Handle(carrelv1connect.NewImageServiceHandler(&imageServer{}, guard))
 	mux.Handle(carrelv1connect.NewNotebookServiceHandler(newNotebookServer(), guard))
 	mux.Handle(carrelv1connect.NewSSHServiceHandler(&s.keyServer, guard))
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Server", "carrel/9.9.9") })

@@ -112,6 +112,7 @@ var policy = map[string]Rule{
 	// Building runs the maintainer scripts of packages on a node.
 	"/carrel.v1.ImageService/BuildImage":  {Need: NeedOperator, Mutates: true},
 	"/carrel.v1.ImageService/ImportImage": {Need: NeedRole, Role: RoleAdmin, Mutates: true},
+	"/carrel.v1.ImageService/DeleteImage": {Need: NeedRole, Role: RoleAdmin, Mutates: true},
 	"/carrel.v1.ImageService/GetImage":    {Need: NeedRole, Role: RoleViewer},
 	"/carrel.v1.ImageService/ListImages":  {Need: NeedRole, Role: RoleViewer},
 

@@ -466,4 +466,5 @@ const (
 	VerbDelete      Verb = "delete"
 	VerbBuildImage  Verb = "build_image"
 	VerbImportImage Verb = "import_image"
+	VerbDeleteImage Verb = "delete_image"
 )

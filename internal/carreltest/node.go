@@ -74,6 +74,9 @@ func (n *Node) runDir() string    { return filepath.Join(n.dir, "run") }
 func (n *Node) socket() string    { return filepath.Join(n.dir, "proxy.sock") }
 func (n *Node) agentPath() string { return filepath.Join(n.dir, "agent") }
 
+// ImageDir has the files of the images that the node holds.
+func (n *Node) ImageDir() string { return filepath.Join(n.dataDir(), "pool", "images") }
+
 func (n *Node) openPool(ctx context.Context) (*disk.Pool, error) {
 	return disk.Open(ctx, disk.Config{Dir: n.dataDir(), RunDir: n.runDir(), SizeBytes: n.s.options.PoolBytes, Logger: n.s.log})
 }

@@ -110,6 +110,36 @@ func (i imageService) GetImage(ctx context.Context, req *connect.Request[carrelv
 	return reply(imageProto(img))
 }
 
+// DeleteImage deletes images of the organisation, else of the system organisation, as GetImage finds them.
+func (i imageService) DeleteImage(ctx context.Context, req *connect.Request[carrelv1.DeleteImageRequest]) (*connect.Response[carrelv1.Operation], error) {
+	m := req.Msg
+	org, err := i.s.org(ctx, m.GetOrg())
+	if err != nil {
+		return nil, err
+	}
+	ref := m.GetName()
+	op, err := i.deleteIn(ctx, org, m)
+	if carrel.CodeOf(err) == carrel.CodeNotFound && org != i.s.cluster.SystemOrg {
+		if allow(ctx, i.s.cluster.SystemOrg) == nil {
+			op, err = i.deleteIn(ctx, i.s.cluster.SystemOrg, m)
+		} else if shipped, findErr := i.s.store.GetImage(ctx, scopeOf(ctx), org, ref); findErr == nil {
+			err = carrel.Errorf(carrel.CodeDenied, "image_shipped", "image %s belongs to the platform, for everybody to use; only its administrators may delete it", shipped.Name)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("delete image: %w", seen(err, "image", ref))
+	}
+	return reply(operationProto(op))
+}
+
+func (i imageService) deleteIn(ctx context.Context, org carrel.OrgID, m *carrelv1.DeleteImageRequest) (*store.Operation, error) {
+	request, err := requestOf("DeleteImage", m.GetRequestId(), m, meant{"org": string(org)})
+	if err != nil {
+		return nil, err
+	}
+	return i.s.store.DeleteImage(ctx, platformScope(ctx), store.DeleteImage{Request: request, Org: org, Ref: m.GetName()})
+}
+
 func (i imageService) ListImages(ctx context.Context, req *connect.Request[carrelv1.ListImagesRequest]) (*connect.Response[carrelv1.ListImagesResponse], error) {
 	org, err := i.s.orgs(ctx, req.Msg.GetOrg())
 	if err != nil {

@@ -20,7 +20,7 @@ var orderProtos = map[carrel.Order]linkv1.Order{
 func desiredProto(set store.DesiredSet, node carrel.NodeID, ticketKeys [][]byte, revoked []string) (*linkv1.DesiredSet, error) {
 	out := &linkv1.DesiredSet{
 		ClusterId: set.Cluster, NodeId: string(node), Incarnation: set.Incarnation, Revision: set.Revision,
-		DropSnapshots: texts(set.DropSnapshots), TicketKeys: ticketKeys, RevokedPeers: revoked,
+		DropSnapshots: texts(set.DropSnapshots), DropImages: set.DropImages, TicketKeys: ticketKeys, RevokedPeers: revoked,
 	}
 	for _, r := range set.Runs {
 		order := orderProtos[r.Order]

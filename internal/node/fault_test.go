@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -452,6 +453,52 @@ func TestImageChores(t *testing.T) {
 		defer w.control.mu.Unlock()
 		return len(w.control.facts.GetImageDigests()) == 2
 	})
+}
+
+// TestUnneededImagesAreRemoved: those that control names, and only when nothing on the node needs them.
+func TestUnneededImagesAreRemoved(t *testing.T) {
+	if testing.Short() {
+		return
+	}
+	w := newWorld(t, "")
+	b := w.newBox()
+	images := filepath.Join(w.dir, "data", "pool", "images")
+	path := func(text string) string {
+		return filepath.Join(images, strings.Replace(imageDigest(text), ":", "-", 1)+".erofs")
+	}
+	for _, text := range []string{"one", "two", "three", "kept"} {
+		require.NoError(t, os.WriteFile(path(text), []byte(text), 0o600))
+	}
+	b.start()
+	// round has the base image and another named, and waits until the other is removed: then the node has looked at the base image before, or
+	// does so in the same pass.
+	round := func(text string) {
+		t.Helper()
+		w.control.with(func() { w.control.unneeded = []string{imageDigest(baseImage), imageDigest(text)} })
+		w.eventually("the other is removed, and the node says so", func() bool {
+			w.control.mu.Lock()
+			defer w.control.mu.Unlock()
+			_, err := os.Stat(path(text))
+			return os.IsNotExist(err) && !slices.Contains(w.control.facts.GetImageDigests(), imageDigest(text))
+		})
+	}
+	round("one")
+	b.pause()
+	round("two")
+	w.stop(syscall.SIGKILL)
+	w.start()
+	round("three")
+	require.FileExists(t, path(baseImage), "a snapshot needs it")
+	require.FileExists(t, path("kept"))
+	b.start()
+	b.stop()
+	b.delete()
+	w.eventually("the image of the deleted box is removed", func() bool {
+		_, err := os.Stat(path(baseImage))
+		return os.IsNotExist(err)
+	})
+	require.FileExists(t, path("kept"), "nobody named it")
+	w.nothingLeft()
 }
 
 func TestFacts(t *testing.T) {

@@ -307,6 +307,7 @@ type control struct {
 	deleted  map[string]bool
 	doomed   map[string]bool
 	chores   []*linkv1.Chore
+	unneeded []string                                 // digests of images
 	held     map[string]*linkv1.CommitSnapshotRequest // committed snapshots
 	newest   map[string]string                        // of each box
 	reports  map[string][]*linkv1.RunReport
@@ -390,7 +391,7 @@ func (c *control) touch() { // needs mu
 }
 
 func (c *control) set() *linkv1.DesiredSet { // needs mu
-	s := &linkv1.DesiredSet{ClusterId: "c1", NodeId: string(c.node), Incarnation: 1, Revision: c.revision, TicketKeys: c.keys, Chores: c.chores}
+	s := &linkv1.DesiredSet{ClusterId: "c1", NodeId: string(c.node), Incarnation: 1, Revision: c.revision, TicketKeys: c.keys, Chores: c.chores, DropImages: c.unneeded}
 	for id, r := range c.runs {
 		if !c.ended[id] {
 			s.Runs = append(s.Runs, r)

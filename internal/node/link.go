@@ -405,6 +405,16 @@ func (l *link) awaitFresh(ctx context.Context) error {
 	}
 }
 
+// isFresh reports whether this process knows what is wanted now.
+func (l *link) isFresh() bool {
+	select {
+	case <-l.fresh:
+		return true
+	default:
+		return false
+	}
+}
+
 // restored tells the link what the ledger has.
 func (l *link) restored(set *linkv1.DesiredSet) {
 	l.mu.Lock()

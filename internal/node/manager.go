@@ -101,7 +101,7 @@ func (m *manager) apply(set *linkv1.DesiredSet) {
 	}
 	m.doomed = set.GetDropSnapshots()
 	m.dropDoomed()
-	m.d.chores.apply(set.GetChores())
+	m.d.chores.apply(set.GetChores(), set.GetDropImages())
 }
 
 // newRun makes the worker of a run that was not known; it needs mu.
@@ -129,8 +129,27 @@ func (m *manager) newRun(run *linkv1.DesiredRun) *worker {
 // tidy tries again what could not be removed.
 func (m *manager) tidy() {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.dropDoomed()
+	m.mu.Unlock()
+	m.d.chores.poke()
+}
+
+// whoNeeds says what on this node needs an image, whatever control knows of it: a run, a snapshot, or a sandbox of which nothing is known. Empty: nothing.
+func (m *manager) whoNeeds(digest string) string {
+	if id := m.d.snapshots.withImage(digest); id != "" {
+		return "snapshot " + string(id)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, w := range m.workers {
+		if w.usesImage(digest) {
+			return "run " + string(id)
+		}
+	}
+	for id := range m.quarantine {
+		return "sandbox " + string(id) + " in quarantine"
+	}
+	return ""
 }
 
 // dropDoomed needs mu.

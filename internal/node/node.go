@@ -205,9 +205,7 @@ func (d *Daemon) Ready(ctx context.Context) error {
 	if !d.link.isJoined() {
 		return errNotJoined
 	}
-	select {
-	case <-d.link.fresh:
-	default:
+	if !d.link.isFresh() {
 		return errors.New("control has not said yet what is wanted")
 	}
 	return d.routes.told(ctx)

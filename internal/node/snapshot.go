@@ -151,6 +151,18 @@ func (s *snapshots) agents() map[string]bool {
 	return needed
 }
 
+// withImage finds a sealed snapshot that was made with an image, empty if there is none.
+func (s *snapshots) withImage(digest string) carrel.SnapshotID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, m := range s.sealed {
+		if m.ImageDigest == digest {
+			return id
+		}
+	}
+	return ""
+}
+
 // of finds the sealed snapshot that was made of a run, nil if there is none.
 func (s *snapshots) of(run carrel.RunID) *manifest {
 	s.mu.Lock()

@@ -32,6 +32,7 @@ type worker struct {
 	log   *slog.Logger
 	box   carrel.BoxID
 	epoch int64
+	image string // digest
 
 	e       *entry
 	sandbox sandboxState
@@ -77,7 +78,7 @@ type watch struct {
 
 func newWorker(d *Daemon, e *entry) *worker {
 	w := &worker{
-		d: d, log: d.log.With("run", e.Run, "box", e.Box), box: e.Box, epoch: e.Epoch, e: e, sandbox: sandboxAbsent, wake: make(chan struct{}, 1), over: make(chan struct{}),
+		d: d, log: d.log.With("run", e.Run, "box", e.Box), box: e.Box, epoch: e.Epoch, image: e.Spec.ImageDigest, e: e, sandbox: sandboxAbsent, wake: make(chan struct{}, 1), over: make(chan struct{}),
 		current: order{e.Order, e.OrderGeneration}, desired: true, alive: e.Stage != stageEnded,
 	}
 	w.hurried, w.hurry = context.WithCancel(context.Background())
@@ -180,6 +181,19 @@ func (w *worker) finishing() bool {
 		return false
 	default:
 		return !w.alive
+	}
+}
+
+// usesImage reports whether the run was begun with an image and something of it is left.
+func (w *worker) usesImage(digest string) bool {
+	if w.image != digest {
+		return false
+	}
+	select {
+	case <-w.over:
+		return false
+	default:
+		return true
 	}
 }
 

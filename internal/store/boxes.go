@@ -31,8 +31,8 @@ type NewBox struct {
 }
 
 // CreateBox makes a box that is wanted running, and its operation. A name that is in use is refused with
-// CodeExists, reason box_name_taken, and one box too many with CodeExhausted, reason too_many_boxes; a repeated request
-// gives the first operation.
+// CodeExists, reason box_name_taken, one box too many with CodeExhausted, reason too_many_boxes, and a template whose image was
+// deleted with CodePrecondition, reason image_deleted; a repeated request gives the first operation.
 func (s *Store) CreateBox(ctx context.Context, scope Scope, box NewBox) (*Operation, error) {
 	if err := box.Request.check(); err != nil {
 		return nil, err
@@ -60,6 +60,9 @@ func (s *Store) CreateBox(ctx context.Context, scope Scope, box NewBox) (*Operat
 		})
 		if violates(err, "boxes_name") {
 			return nameTaken(box.Name)
+		}
+		if lacksImage(err) {
+			return carrel.Errorf(carrel.CodePrecondition, "image_deleted", "the image of this version of the template was deleted; use the newest version of the template, or push it again with an image that is there (`carrel image list`)")
 		}
 		if err != nil {
 			return fmt.Errorf("insert the box: %w", err)

@@ -14,7 +14,8 @@ import (
 )
 
 // PushTemplate keeps the next version of a template. Id, Version and CreatedAt of tpl are ignored. With
-// ifChanged, a template equal to the newest version gives that version.
+// ifChanged, a template equal to the newest version gives that version. An image that was deleted is refused with CodePrecondition,
+// reason image_deleted.
 func (s *Store) PushTemplate(ctx context.Context, scope Scope, request Request, tpl Template, ifChanged bool) (Template, error) {
 	if err := request.check(); err != nil {
 		return Template{}, err
@@ -62,6 +63,9 @@ func (s *Store) PushTemplate(ctx context.Context, scope Scope, request Request, 
 			Sudo: tpl.Sudo, Startup: encodeList(tpl.Startup), CreatedBy: scope.User, CreatedAt: t.now, RequestID: request.ID, RequestHash: request.Hash,
 			Idle: encode(tpl.Idle), Prebuild: encodePrebuild(tpl.Prebuild), Recipe: pushed.Recipe,
 		})
+		if lacksImage(err) {
+			return carrel.Errorf(carrel.CodePrecondition, "image_deleted", "the image %s of the template %s was deleted meanwhile; push it again with an image that is there (`carrel image list`)", tpl.Image, tpl.Name)
+		}
 		if err != nil {
 			return fmt.Errorf("insert the template: %w", err)
 		}

@@ -182,6 +182,7 @@ type DesiredSet struct {
 	Revision      int64
 	Runs          []DesiredRun // by run id
 	DropSnapshots []carrel.SnapshotID
+	DropImages    []string // digests
 	Chores        []Chore
 }
 
@@ -234,6 +235,13 @@ func (s *Store) DesiredSet(ctx context.Context, node carrel.NodeID) (DesiredSet,
 		}
 		if set.DropSnapshots, err = t.DoomedSnapshots(ctx, node); err != nil {
 			return fmt.Errorf("read doomed snapshots: %w", err)
+		}
+		unneeded, err := t.UnneededImages(ctx, string(node))
+		if err != nil {
+			return fmt.Errorf("read images that nothing needs: %w", err)
+		}
+		for _, held := range unneeded {
+			set.DropImages = append(set.DropImages, held.Digest)
 		}
 		chores, err := t.NodeChores(ctx, string(node))
 		if err != nil {

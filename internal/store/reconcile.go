@@ -246,6 +246,9 @@ func (s *Store) PurgeBox(ctx context.Context, lease Lease, box carrel.BoxID) err
 		if err := t.event(ctx, b.Org, box, "", "deleted", "the box was deleted", "reconcile"); err != nil {
 			return err
 		}
+		if err := t.raiseHolders(ctx, b.ImageDigest); err != nil {
+			return err
+		}
 		t.wake(TopicWatch)
 		t.wake(TopicBoxes) // its room is free
 		return t.SetDeleted(ctx, &t.now, box)
@@ -305,7 +308,8 @@ func (s *Store) FailChore(ctx context.Context, lease Lease, chore carrel.ChoreID
 const failedImageKept = 24 * time.Hour
 
 // Prune forgets what was deleted before a time: boxes with their runs, events and operations, tokens that have
-// ended, and join tokens; and images that failed a day ago, whose operations stay. At most limit of each; it answers how many boxes.
+// ended, and join tokens; and images that failed a day ago, whose operations stay. At most limit of each; it answers how many boxes. Nodes that
+// hold images that nothing needs are told once more.
 func (s *Store) Prune(ctx context.Context, lease Lease, before time.Time, limit int) (int, error) {
 	n := 0
 	err := s.write(ctx, "Prune", SystemScope(), func(t *tx) error {
@@ -320,21 +324,25 @@ func (s *Store) Prune(ctx context.Context, lease Lease, before time.Time, limit 
 		ids := toStrings(boxes)
 		slices.Sort(ids)
 		return errors.Join(t.PruneOperations(ctx, ids), t.PruneBoxes(ctx, ids), t.PruneTokens(ctx, &before), t.PruneJoinTokens(ctx, before),
-			t.pruneImages(ctx, t.now.Add(-failedImageKept), limit))
+			t.pruneImages(ctx, t.now.Add(-failedImageKept), limit), t.raiseUnneeded(ctx))
 	})
 	return n, err
 }
 
-// pruneImages forgets images that failed before a time, after it wrote down what their operations tell.
+// pruneImages forgets images that failed before a time.
 func (t *tx) pruneImages(ctx context.Context, before time.Time, limit int) error {
 	images, err := t.PrunableImages(ctx, &before, int32(limit))
 	if err != nil || len(images) == 0 {
 		return err
 	}
-	ids := toStrings(images)
+	return t.forgetImages(ctx, toStrings(images))
+}
+
+// forgetImages deletes images and their chores, after it wrote down what their operations tell.
+func (t *tx) forgetImages(ctx context.Context, ids []string) error {
 	rows, err := t.OperationsOn(ctx, ids)
 	if err != nil {
-		return fmt.Errorf("read the operations of failed images: %w", err)
+		return fmt.Errorf("read the operations of images: %w", err)
 	}
 	ops := make([]*Operation, len(rows))
 	for i, r := range rows {

@@ -342,6 +342,9 @@ func (t *tx) endChore(ctx context.Context, node carrel.NodeID, c ChoreReport, ne
 		if _, err := t.AddNodeImages(ctx, holder, []string{end.Digest}); err != nil {
 			return fmt.Errorf("note where the image is: %w", err)
 		}
+		if err := t.raiseHolders(ctx, end.Digest); err != nil {
+			return err
+		}
 	}
 	if holder != "" {
 		t.raise(holder)

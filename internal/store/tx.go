@@ -192,6 +192,12 @@ func violates(err error, index string) bool {
 	return errors.As(err, &pg) && pg.Code == "23505" && pg.ConstraintName == index
 }
 
+// lacksImage reports whether err says that the image of a new box or template was deleted.
+func lacksImage(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "23514" && pg.ConstraintName == "image_is_there"
+}
+
 func isDeadlock(err error) bool {
 	state := sqlState(err)
 	return state == "40001" || state == "40P01"

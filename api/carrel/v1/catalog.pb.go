@@ -1148,6 +1148,67 @@ func (x *GetImageRequest) GetOrg() string {
 	return ""
 }
 
+type DeleteImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name (every image that has it), digest or id. In a path of REST a digest is not taken, whose colon begins a verb there.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Org           string `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteImageRequest) Reset() {
+	*x = DeleteImageRequest{}
+	mi := &file_carrel_v1_catalog_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteImageRequest) ProtoMessage() {}
+
+func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_catalog_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
+func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DeleteImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteImageRequest) GetOrg() string {
+	if x != nil {
+		return x.Org
+	}
+	return ""
+}
+
+func (x *DeleteImageRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 type ListImagesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Org           string                 `protobuf:"bytes,1,opt,name=org,proto3" json:"org,omitempty"`
@@ -1159,7 +1220,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_catalog_proto_msgTypes[14]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1232,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_catalog_proto_msgTypes[14]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1245,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{14}
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListImagesRequest) GetOrg() string {
@@ -1218,7 +1279,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_catalog_proto_msgTypes[15]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1291,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_catalog_proto_msgTypes[15]
+	mi := &file_carrel_v1_catalog_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1304,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{15}
+	return file_carrel_v1_catalog_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -1373,7 +1434,12 @@ const file_carrel_v1_catalog_proto_rawDesc = "" +
 	"request_id\x18\x06 \x01(\tR\trequestId\"7\n" +
 	"\x0fGetImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
-	"\x03org\x18\x02 \x01(\tR\x03org\"a\n" +
+	"\x03org\x18\x02 \x01(\tR\x03org\"Y\n" +
+	"\x12DeleteImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03org\x18\x02 \x01(\tR\x03org\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\"a\n" +
 	"\x11ListImagesRequest\x12\x10\n" +
 	"\x03org\x18\x01 \x01(\tR\x03org\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
@@ -1387,7 +1453,7 @@ const file_carrel_v1_catalog_proto_rawDesc = "" +
 	"\vGetTemplate\x12\x1d.carrel.v1.GetTemplateRequest\x1a\x13.carrel.v1.Template\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/templates/{name}\x12i\n" +
 	"\rListTemplates\x12\x1f.carrel.v1.ListTemplatesRequest\x1a .carrel.v1.ListTemplatesResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/templates\x12u\n" +
 	"\x12UpdateTemplatePool\x12$.carrel.v1.UpdateTemplatePoolRequest\x1a\x13.carrel.v1.Template\"$\x82\xd3\xe4\x93\x02\x1e:\x01*\"\x19/v1/templates/{name}:pool\x12i\n" +
-	"\rListPrebuilds\x12\x1f.carrel.v1.ListPrebuildsRequest\x1a .carrel.v1.ListPrebuildsResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/prebuilds2\x83\x03\n" +
+	"\rListPrebuilds\x12\x1f.carrel.v1.ListPrebuildsRequest\x1a .carrel.v1.ListPrebuildsResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/prebuilds2\xe2\x03\n" +
 	"\fImageService\x12]\n" +
 	"\n" +
 	"BuildImage\x12\x1c.carrel.v1.BuildImageRequest\x1a\x14.carrel.v1.Operation\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1/images:build\x12`\n" +
@@ -1395,7 +1461,8 @@ const file_carrel_v1_catalog_proto_rawDesc = "" +
 	"\bGetImage\x12\x1a.carrel.v1.GetImageRequest\x1a\x10.carrel.v1.Image\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/images/{name}\x12]\n" +
 	"\n" +
 	"ListImages\x12\x1c.carrel.v1.ListImagesRequest\x1a\x1d.carrel.v1.ListImagesResponse\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
-	"/v1/imagesB*Z(carrel.dev/carrel/api/carrel/v1;carrelv1b\x06proto3"
+	"/v1/images\x12]\n" +
+	"\vDeleteImage\x12\x1d.carrel.v1.DeleteImageRequest\x1a\x14.carrel.v1.Operation\"\x19\x82\xd3\xe4\x93\x02\x13*\x11/v1/images/{name}B*Z(carrel.dev/carrel/api/carrel/v1;carrelv1b\x06proto3"
 
 var (
 	file_carrel_v1_catalog_proto_rawDescOnce sync.Once
@@ -1409,7 +1476,7 @@ func file_carrel_v1_catalog_proto_rawDescGZIP() []byte {
 	return file_carrel_v1_catalog_proto_rawDescData
 }
 
-var file_carrel_v1_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_carrel_v1_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_carrel_v1_catalog_proto_goTypes = []any{
 	(*Template)(nil),                  // 0: carrel.v1.Template
 	(*PrebuildRecipe)(nil),            // 1: carrel.v1.PrebuildRecipe
@@ -1425,33 +1492,34 @@ var file_carrel_v1_catalog_proto_goTypes = []any{
 	(*BuildImageRequest)(nil),         // 11: carrel.v1.BuildImageRequest
 	(*ImportImageRequest)(nil),        // 12: carrel.v1.ImportImageRequest
 	(*GetImageRequest)(nil),           // 13: carrel.v1.GetImageRequest
-	(*ListImagesRequest)(nil),         // 14: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),        // 15: carrel.v1.ListImagesResponse
-	nil,                               // 16: carrel.v1.Template.EnvEntry
-	nil,                               // 17: carrel.v1.Template.LabelsEntry
-	(*Resources)(nil),                 // 18: carrel.v1.Resources
-	(*timestamppb.Timestamp)(nil),     // 19: google.protobuf.Timestamp
-	(*IdlePolicy)(nil),                // 20: carrel.v1.IdlePolicy
-	(*durationpb.Duration)(nil),       // 21: google.protobuf.Duration
-	(*Failure)(nil),                   // 22: carrel.v1.Failure
-	(*Operation)(nil),                 // 23: carrel.v1.Operation
+	(*DeleteImageRequest)(nil),        // 14: carrel.v1.DeleteImageRequest
+	(*ListImagesRequest)(nil),         // 15: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),        // 16: carrel.v1.ListImagesResponse
+	nil,                               // 17: carrel.v1.Template.EnvEntry
+	nil,                               // 18: carrel.v1.Template.LabelsEntry
+	(*Resources)(nil),                 // 19: carrel.v1.Resources
+	(*timestamppb.Timestamp)(nil),     // 20: google.protobuf.Timestamp
+	(*IdlePolicy)(nil),                // 21: carrel.v1.IdlePolicy
+	(*durationpb.Duration)(nil),       // 22: google.protobuf.Duration
+	(*Failure)(nil),                   // 23: carrel.v1.Failure
+	(*Operation)(nil),                 // 24: carrel.v1.Operation
 }
 var file_carrel_v1_catalog_proto_depIdxs = []int32{
-	18, // 0: carrel.v1.Template.resources:type_name -> carrel.v1.Resources
-	16, // 1: carrel.v1.Template.env:type_name -> carrel.v1.Template.EnvEntry
-	19, // 2: carrel.v1.Template.create_time:type_name -> google.protobuf.Timestamp
-	17, // 3: carrel.v1.Template.labels:type_name -> carrel.v1.Template.LabelsEntry
-	20, // 4: carrel.v1.Template.idle:type_name -> carrel.v1.IdlePolicy
+	19, // 0: carrel.v1.Template.resources:type_name -> carrel.v1.Resources
+	17, // 1: carrel.v1.Template.env:type_name -> carrel.v1.Template.EnvEntry
+	20, // 2: carrel.v1.Template.create_time:type_name -> google.protobuf.Timestamp
+	18, // 3: carrel.v1.Template.labels:type_name -> carrel.v1.Template.LabelsEntry
+	21, // 4: carrel.v1.Template.idle:type_name -> carrel.v1.IdlePolicy
 	1,  // 5: carrel.v1.Template.prebuild:type_name -> carrel.v1.PrebuildRecipe
-	21, // 6: carrel.v1.PrebuildRecipe.timeout:type_name -> google.protobuf.Duration
-	22, // 7: carrel.v1.Prebuild.failure:type_name -> carrel.v1.Failure
-	19, // 8: carrel.v1.Prebuild.create_time:type_name -> google.protobuf.Timestamp
-	19, // 9: carrel.v1.Prebuild.ready_time:type_name -> google.protobuf.Timestamp
-	21, // 10: carrel.v1.Prebuild.build_time:type_name -> google.protobuf.Duration
+	22, // 6: carrel.v1.PrebuildRecipe.timeout:type_name -> google.protobuf.Duration
+	23, // 7: carrel.v1.Prebuild.failure:type_name -> carrel.v1.Failure
+	20, // 8: carrel.v1.Prebuild.create_time:type_name -> google.protobuf.Timestamp
+	20, // 9: carrel.v1.Prebuild.ready_time:type_name -> google.protobuf.Timestamp
+	22, // 10: carrel.v1.Prebuild.build_time:type_name -> google.protobuf.Duration
 	2,  // 11: carrel.v1.ListPrebuildsResponse.prebuilds:type_name -> carrel.v1.Prebuild
 	0,  // 12: carrel.v1.ListTemplatesResponse.templates:type_name -> carrel.v1.Template
-	22, // 13: carrel.v1.Image.failure:type_name -> carrel.v1.Failure
-	19, // 14: carrel.v1.Image.create_time:type_name -> google.protobuf.Timestamp
+	23, // 13: carrel.v1.Image.failure:type_name -> carrel.v1.Failure
+	20, // 14: carrel.v1.Image.create_time:type_name -> google.protobuf.Timestamp
 	10, // 15: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
 	6,  // 16: carrel.v1.TemplateService.PushTemplate:input_type -> carrel.v1.PushTemplateRequest
 	7,  // 17: carrel.v1.TemplateService.GetTemplate:input_type -> carrel.v1.GetTemplateRequest
@@ -1461,18 +1529,20 @@ var file_carrel_v1_catalog_proto_depIdxs = []int32{
 	11, // 21: carrel.v1.ImageService.BuildImage:input_type -> carrel.v1.BuildImageRequest
 	12, // 22: carrel.v1.ImageService.ImportImage:input_type -> carrel.v1.ImportImageRequest
 	13, // 23: carrel.v1.ImageService.GetImage:input_type -> carrel.v1.GetImageRequest
-	14, // 24: carrel.v1.ImageService.ListImages:input_type -> carrel.v1.ListImagesRequest
-	0,  // 25: carrel.v1.TemplateService.PushTemplate:output_type -> carrel.v1.Template
-	0,  // 26: carrel.v1.TemplateService.GetTemplate:output_type -> carrel.v1.Template
-	9,  // 27: carrel.v1.TemplateService.ListTemplates:output_type -> carrel.v1.ListTemplatesResponse
-	0,  // 28: carrel.v1.TemplateService.UpdateTemplatePool:output_type -> carrel.v1.Template
-	5,  // 29: carrel.v1.TemplateService.ListPrebuilds:output_type -> carrel.v1.ListPrebuildsResponse
-	23, // 30: carrel.v1.ImageService.BuildImage:output_type -> carrel.v1.Operation
-	23, // 31: carrel.v1.ImageService.ImportImage:output_type -> carrel.v1.Operation
-	10, // 32: carrel.v1.ImageService.GetImage:output_type -> carrel.v1.Image
-	15, // 33: carrel.v1.ImageService.ListImages:output_type -> carrel.v1.ListImagesResponse
-	25, // [25:34] is the sub-list for method output_type
-	16, // [16:25] is the sub-list for method input_type
+	15, // 24: carrel.v1.ImageService.ListImages:input_type -> carrel.v1.ListImagesRequest
+	14, // 25: carrel.v1.ImageService.DeleteImage:input_type -> carrel.v1.DeleteImageRequest
+	0,  // 26: carrel.v1.TemplateService.PushTemplate:output_type -> carrel.v1.Template
+	0,  // 27: carrel.v1.TemplateService.GetTemplate:output_type -> carrel.v1.Template
+	9,  // 28: carrel.v1.TemplateService.ListTemplates:output_type -> carrel.v1.ListTemplatesResponse
+	0,  // 29: carrel.v1.TemplateService.UpdateTemplatePool:output_type -> carrel.v1.Template
+	5,  // 30: carrel.v1.TemplateService.ListPrebuilds:output_type -> carrel.v1.ListPrebuildsResponse
+	24, // 31: carrel.v1.ImageService.BuildImage:output_type -> carrel.v1.Operation
+	24, // 32: carrel.v1.ImageService.ImportImage:output_type -> carrel.v1.Operation
+	10, // 33: carrel.v1.ImageService.GetImage:output_type -> carrel.v1.Image
+	16, // 34: carrel.v1.ImageService.ListImages:output_type -> carrel.v1.ListImagesResponse
+	24, // 35: carrel.v1.ImageService.DeleteImage:output_type -> carrel.v1.Operation
+	26, // [26:36] is the sub-list for method output_type
+	16, // [16:26] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
 	16, // [16:16] is the sub-list for extension extendee
 	0,  // [0:16] is the sub-list for field type_name
@@ -1490,7 +1560,7 @@ func file_carrel_v1_catalog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_catalog_proto_rawDesc), len(file_carrel_v1_catalog_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

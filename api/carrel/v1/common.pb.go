@@ -447,7 +447,7 @@ type Operation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	OrgId string                 `protobuf:"bytes,2,opt,name=org_id,json=orgId,proto3" json:"org_id,omitempty"`
-	// create, start, stop, pause, resume, restart, delete, build_image, import_image.
+	// create, start, stop, pause, resume, restart, delete, build_image, import_image, delete_image.
 	Verb string `protobuf:"bytes,3,opt,name=verb,proto3" json:"verb,omitempty"`
 	// The box or image that it is about.
 	TargetId   string `protobuf:"bytes,4,opt,name=target_id,json=targetId,proto3" json:"target_id,omitempty"`

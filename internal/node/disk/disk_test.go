@@ -204,6 +204,20 @@ func TestImagesHaveFixedPaths(t *testing.T) {
 	require.Equal(t, []string{right}, digests)
 	_, ok = again.ImagePath("sha256:../../etc/passwd")
 	require.False(t, ok)
+
+	// A removal that was cut short is done again: until its end the image is listed.
+	require.NoError(t, os.Remove(description))
+	require.NoError(t, again.RemoveImage(right))
+	digests, err = again.Images()
+	require.NoError(t, err)
+	require.Empty(t, digests)
+	_, err = os.Lstat(path)
+	require.ErrorIs(t, err, os.ErrNotExist)
+	left, err := os.ReadDir(p.ImageDir())
+	require.NoError(t, err)
+	require.Empty(t, left)
+	require.NoError(t, again.RemoveImage(right))
+	require.Error(t, again.RemoveImage("sha256:../../etc/passwd"))
 }
 
 func TestInstallBinary(t *testing.T) {

@@ -80,6 +80,24 @@ func (p *Pool) linkImage(digest string) error {
 	return symlink(p.imageFile(digest), p.fixedImage(digest))
 }
 
+// RemoveImage removes an image that no run of this node uses or begins from. Nothing happens if it is not here. The file itself goes last: as long
+// as Images lists it, a removal that a crash cut short can be done again. Whoever has the file open keeps it.
+func (p *Pool) RemoveImage(digest string) error {
+	if !ValidDigest(digest) {
+		return fmt.Errorf("remove an image: %q is no digest", digest)
+	}
+	file := p.imageFile(digest)
+	for _, path := range []string{strings.TrimSuffix(file, ".erofs") + ".json", p.fixedImage(digest), file} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove an image: %w", err)
+		}
+	}
+	if err := SyncDir(p.ImageDir()); err != nil {
+		return fmt.Errorf("remove an image: %w", err)
+	}
+	return nil
+}
+
 // Images lists the digests of the images that are here, sorted.
 func (p *Pool) Images() ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(p.root, "images"))

@@ -12,6 +12,41 @@ import (
 	"carrel.dev/carrel/internal/carrel"
 )
 
+const boxesUsingImages = `-- name: BoxesUsingImages :many
+select b.org_id, b.name from boxes b, cluster c
+where b.image_digest = any ($1::text[]) and (b.org_id = $2 or c.system_org = $2)
+	and b.deleted_at is null and b.intent <> 'deleted' and b.purpose = ''
+	and not exists (select from images i where i.digest = b.image_digest and i.state = 'ready' and i.org_id in (b.org_id, c.system_org)
+		and not i.id = any ($3::text[]))
+order by b.name, b.org_id
+`
+
+type BoxesUsingImagesRow struct {
+	OrgID carrel.OrgID
+	Name  string
+}
+
+// As TemplatesUsingImages, of users' boxes.
+func (q *Queries) BoxesUsingImages(ctx context.Context, digests []string, orgID carrel.OrgID, ids []string) ([]BoxesUsingImagesRow, error) {
+	rows, err := q.db.Query(ctx, boxesUsingImages, digests, orgID, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []BoxesUsingImagesRow
+	for rows.Next() {
+		var i BoxesUsingImagesRow
+		if err := rows.Scan(&i.OrgID, &i.Name); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const countOpenChores = `-- name: CountOpenChores :one
 select count(*) from chores where org_id = $1 and kind = $2 and finished_at is null
 `
@@ -155,6 +190,31 @@ func (q *Queries) FindImage(ctx context.Context, orgID carrel.OrgID, ref string)
 		&i.Nodes,
 	)
 	return i, err
+}
+
+const holdersOfDeleted = `-- name: HoldersOfDeleted :many
+select n.node_id from node_images n join deleted_images d on d.digest = n.digest where n.digest = $1
+`
+
+// The nodes that hold an image of which one was deleted.
+func (q *Queries) HoldersOfDeleted(ctx context.Context, digest string) ([]carrel.NodeID, error) {
+	rows, err := q.db.Query(ctx, holdersOfDeleted, digest)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []carrel.NodeID
+	for rows.Next() {
+		var node_id carrel.NodeID
+		if err := rows.Scan(&node_id); err != nil {
+			return nil, err
+		}
+		items = append(items, node_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const imagesByID = `-- name: ImagesByID :many
@@ -503,6 +563,53 @@ func (q *Queries) LockChore(ctx context.Context, id carrel.ChoreID) (LockChoreRo
 	return i, err
 }
 
+const lockImageDigest = `-- name: LockImageDigest :exec
+select pg_advisory_xact_lock(hashtextextended($1::text, 7227273508))
+`
+
+func (q *Queries) LockImageDigest(ctx context.Context, digest string) error {
+	_, err := q.db.Exec(ctx, lockImageDigest, digest)
+	return err
+}
+
+const lockImages = `-- name: LockImages :many
+select id, name, digest, state from images
+where org_id = $1 and (id = $2::text or name = $2::text or (digest = $2::text and digest <> ''))
+order by created_at desc, id desc for update
+`
+
+type LockImagesRow struct {
+	ID     carrel.ImageID
+	Name   string
+	Digest string
+	State  string
+}
+
+func (q *Queries) LockImages(ctx context.Context, orgID carrel.OrgID, ref string) ([]LockImagesRow, error) {
+	rows, err := q.db.Query(ctx, lockImages, orgID, ref)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []LockImagesRow
+	for rows.Next() {
+		var i LockImagesRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Name,
+			&i.Digest,
+			&i.State,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const lockTemplateName = `-- name: LockTemplateName :exec
 select pg_advisory_xact_lock(hashtextextended($1::text || '/' || $2::text, 7227273502))
 `
@@ -614,6 +721,15 @@ func (q *Queries) NodeChores(ctx context.Context, nodeID string) ([]NodeChoresRo
 		return nil, err
 	}
 	return items, nil
+}
+
+const noteDeletedImage = `-- name: NoteDeletedImage :exec
+insert into deleted_images (digest, deleted_at) values ($1, $2) on conflict (digest) do update set deleted_at = excluded.deleted_at
+`
+
+func (q *Queries) NoteDeletedImage(ctx context.Context, digest string, deletedAt time.Time) error {
+	_, err := q.db.Exec(ctx, noteDeletedImage, digest, deletedAt)
+	return err
 }
 
 const placeChore = `-- name: PlaceChore :exec
@@ -738,4 +854,73 @@ func (q *Queries) TemplateByRequest(ctx context.Context, orgID carrel.OrgID, cre
 	var i TemplateByRequestRow
 	err := row.Scan(&i.ID, &i.RequestHash)
 	return i, err
+}
+
+const templatesUsingImages = `-- name: TemplatesUsingImages :many
+select t.org_id, t.name from templates t, cluster c
+where t.image_digest = any ($1::text[]) and (t.org_id = $2 or c.system_org = $2)
+	and not exists (select from templates later where later.org_id = t.org_id and later.name = t.name and later.version > t.version)
+	and not exists (select from images i where i.digest = t.image_digest and i.state = 'ready' and i.org_id in (t.org_id, c.system_org)
+		and not i.id = any ($3::text[]))
+order by t.name, t.org_id
+`
+
+type TemplatesUsingImagesRow struct {
+	OrgID carrel.OrgID
+	Name  string
+}
+
+// The newest versions of templates that have an image of these digests through the images that are to be deleted, and through no other that
+// their organisation sees.
+func (q *Queries) TemplatesUsingImages(ctx context.Context, digests []string, orgID carrel.OrgID, ids []string) ([]TemplatesUsingImagesRow, error) {
+	rows, err := q.db.Query(ctx, templatesUsingImages, digests, orgID, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TemplatesUsingImagesRow
+	for rows.Next() {
+		var i TemplatesUsingImagesRow
+		if err := rows.Scan(&i.OrgID, &i.Name); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const unneededImages = `-- name: UnneededImages :many
+select h.node_id, h.digest from deleted_images d join node_images h on h.digest = d.digest join nodes n on n.id = h.node_id
+where ($1::text = '' or h.node_id = $1::text) and n.removed_at is null
+	and not exists (select from images i where i.digest = d.digest)
+	and not exists (select from boxes b where b.image_digest = d.digest and b.deleted_at is null)
+	and not exists (select from templates t where t.image_digest = d.digest
+		and not exists (select from templates later where later.org_id = t.org_id and later.name = t.name and later.version > t.version))
+	and not exists (select from chores c where c.node_id = h.node_id and c.finished_at is null)
+order by h.node_id, h.digest
+`
+
+// What nodes (one, or all that were not removed) hold of images that were deleted and that nothing needs. A node with chores has none: a
+// chore may be making the image anew.
+func (q *Queries) UnneededImages(ctx context.Context, node string) ([]NodeImage, error) {
+	rows, err := q.db.Query(ctx, unneededImages, node)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []NodeImage
+	for rows.Next() {
+		var i NodeImage
+		if err := rows.Scan(&i.NodeID, &i.Digest); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }

@@ -35,6 +35,11 @@ type Membership struct {
 	Role   string
 }
 
+type NodeImage struct {
+	NodeID carrel.NodeID
+	Digest string
+}
+
 type Operation struct {
 	ID             carrel.OperationID
 	Number         int64

@@ -53,6 +53,52 @@ where (@org::text = '' or i.org_id = @org::text or i.org_id = (select system_org
 		(select 1 from images n where n.org_id = i.org_id and n.name = i.name and (n.created_at, n.id) > (i.created_at, i.id)))
 order by i.created_at desc, i.id desc limit @page_size;
 
+-- name: LockImages :many
+select id, name, digest, state from images
+where org_id = @org_id and (id = @ref::text or name = @ref::text or (digest = @ref::text and digest <> ''))
+order by created_at desc, id desc for update;
+
+-- name: LockImageDigest :exec
+select pg_advisory_xact_lock(hashtextextended(@digest::text, 7227273508));
+
+-- name: TemplatesUsingImages :many
+-- The newest versions of templates that have an image of these digests through the images that are to be deleted, and through no other that
+-- their organisation sees.
+select t.org_id, t.name from templates t, cluster c
+where t.image_digest = any (@digests::text[]) and (t.org_id = @org_id or c.system_org = @org_id)
+	and not exists (select from templates later where later.org_id = t.org_id and later.name = t.name and later.version > t.version)
+	and not exists (select from images i where i.digest = t.image_digest and i.state = 'ready' and i.org_id in (t.org_id, c.system_org)
+		and not i.id = any (@ids::text[]))
+order by t.name, t.org_id;
+
+-- name: BoxesUsingImages :many
+-- As TemplatesUsingImages, of users' boxes.
+select b.org_id, b.name from boxes b, cluster c
+where b.image_digest = any (@digests::text[]) and (b.org_id = @org_id or c.system_org = @org_id)
+	and b.deleted_at is null and b.intent <> 'deleted' and b.purpose = ''
+	and not exists (select from images i where i.digest = b.image_digest and i.state = 'ready' and i.org_id in (b.org_id, c.system_org)
+		and not i.id = any (@ids::text[]))
+order by b.name, b.org_id;
+
+-- name: NoteDeletedImage :exec
+insert into deleted_images (digest, deleted_at) values (@digest, @deleted_at) on conflict (digest) do update set deleted_at = excluded.deleted_at;
+
+-- name: HoldersOfDeleted :many
+-- The nodes that hold an image of which one was deleted.
+select n.node_id from node_images n join deleted_images d on d.digest = n.digest where n.digest = @digest;
+
+-- name: UnneededImages :many
+-- What nodes (one, or all that were not removed) hold of images that were deleted and that nothing needs. A node with chores has none: a
+-- chore may be making the image anew.
+select h.node_id, h.digest from deleted_images d join node_images h on h.digest = d.digest join nodes n on n.id = h.node_id
+where (@node::text = '' or h.node_id = @node::text) and n.removed_at is null
+	and not exists (select from images i where i.digest = d.digest)
+	and not exists (select from boxes b where b.image_digest = d.digest and b.deleted_at is null)
+	and not exists (select from templates t where t.image_digest = d.digest
+		and not exists (select from templates later where later.org_id = t.org_id and later.name = t.name and later.version > t.version))
+	and not exists (select from chores c where c.node_id = h.node_id and c.finished_at is null)
+order by h.node_id, h.digest;
+
 -- name: PrunableImages :many
 select id from images where state = 'failed' and finished_at < $1 order by finished_at limit $2 for no key update skip locked;
 

@@ -316,7 +316,10 @@ type DesiredSet struct {
 	TicketKeys [][]byte `protobuf:"bytes,9,rep,name=ticket_keys,json=ticketKeys,proto3" json:"ticket_keys,omitempty"`
 	// Ids of nodes and gateways that were removed and whose certificates may not have ended yet: nobody
 	// speaks to them any more.
-	RevokedPeers  []string `protobuf:"bytes,10,rep,name=revoked_peers,json=revokedPeers,proto3" json:"revoked_peers,omitempty"`
+	RevokedPeers []string `protobuf:"bytes,10,rep,name=revoked_peers,json=revokedPeers,proto3" json:"revoked_peers,omitempty"`
+	// Digests of images whose files are to be removed, each only because it is named here. None while the node has chores: a chore may be
+	// making the image anew.
+	DropImages    []string `protobuf:"bytes,11,rep,name=drop_images,json=dropImages,proto3" json:"drop_images,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -417,6 +420,13 @@ func (x *DesiredSet) GetTicketKeys() [][]byte {
 func (x *DesiredSet) GetRevokedPeers() []string {
 	if x != nil {
 		return x.RevokedPeers
+	}
+	return nil
+}
+
+func (x *DesiredSet) GetDropImages() []string {
+	if x != nil {
+		return x.DropImages
 	}
 	return nil
 }
@@ -2869,7 +2879,7 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"ticketKeys\"S\n" +
 	"\x13WatchDesiredRequest\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12 \n" +
-	"\vincarnation\x18\x02 \x01(\x03R\vincarnation\"\xea\x02\n" +
+	"\vincarnation\x18\x02 \x01(\x03R\vincarnation\"\x8b\x03\n" +
 	"\n" +
 	"DesiredSet\x12\x1d\n" +
 	"\n" +
@@ -2884,7 +2894,9 @@ const file_carrel_link_v1_link_proto_rawDesc = "" +
 	"\vticket_keys\x18\t \x03(\fR\n" +
 	"ticketKeys\x12#\n" +
 	"\rrevoked_peers\x18\n" +
-	" \x03(\tR\frevokedPeers\"\xe0\x02\n" +
+	" \x03(\tR\frevokedPeers\x12\x1f\n" +
+	"\vdrop_images\x18\v \x03(\tR\n" +
+	"dropImages\"\xe0\x02\n" +
 	"\n" +
 	"DesiredRun\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x15\n" +

@@ -59,6 +59,9 @@ const (
 	ImageServiceGetImageProcedure = "/carrel.v1.ImageService/GetImage"
 	// ImageServiceListImagesProcedure is the fully-qualified name of the ImageService's ListImages RPC.
 	ImageServiceListImagesProcedure = "/carrel.v1.ImageService/ListImages"
+	// ImageServiceDeleteImageProcedure is the fully-qualified name of the ImageService's DeleteImage
+	// RPC.
+	ImageServiceDeleteImageProcedure = "/carrel.v1.ImageService/DeleteImage"
 )
 
 // TemplateServiceClient is a client for the carrel.v1.TemplateService service.
@@ -247,6 +250,10 @@ type ImageServiceClient interface {
 	ImportImage(context.Context, *connect.Request[v1.ImportImageRequest]) (*connect.Response[v1.Operation], error)
 	GetImage(context.Context, *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.Image], error)
 	ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error)
+	// DeleteImage deletes images for good; the answer is done. Nodes remove the files once no box needs them. It is refused, and nothing is
+	// deleted, while one of them is being made (image_building), and while a box or the newest version of a template needs one (image_in_use).
+	// What is deleted already is NotFound, but for a request that is repeated with its request_id.
+	DeleteImage(context.Context, *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.Operation], error)
 }
 
 // NewImageServiceClient constructs a client for the carrel.v1.ImageService service. By default, it
@@ -284,6 +291,12 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("ListImages")),
 			connect.WithClientOptions(opts...),
 		),
+		deleteImage: connect.NewClient[v1.DeleteImageRequest, v1.Operation](
+			httpClient,
+			baseURL+ImageServiceDeleteImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("DeleteImage")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -293,6 +306,7 @@ type imageServiceClient struct {
 	importImage *connect.Client[v1.ImportImageRequest, v1.Operation]
 	getImage    *connect.Client[v1.GetImageRequest, v1.Image]
 	listImages  *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
+	deleteImage *connect.Client[v1.DeleteImageRequest, v1.Operation]
 }
 
 // BuildImage calls carrel.v1.ImageService.BuildImage.
@@ -315,6 +329,11 @@ func (c *imageServiceClient) ListImages(ctx context.Context, req *connect.Reques
 	return c.listImages.CallUnary(ctx, req)
 }
 
+// DeleteImage calls carrel.v1.ImageService.DeleteImage.
+func (c *imageServiceClient) DeleteImage(ctx context.Context, req *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.Operation], error) {
+	return c.deleteImage.CallUnary(ctx, req)
+}
+
 // ImageServiceHandler is an implementation of the carrel.v1.ImageService service.
 type ImageServiceHandler interface {
 	// BuildImage builds from Debian packages. For platform operators: maintainer scripts run on the node.
@@ -323,6 +342,10 @@ type ImageServiceHandler interface {
 	ImportImage(context.Context, *connect.Request[v1.ImportImageRequest]) (*connect.Response[v1.Operation], error)
 	GetImage(context.Context, *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.Image], error)
 	ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error)
+	// DeleteImage deletes images for good; the answer is done. Nodes remove the files once no box needs them. It is refused, and nothing is
+	// deleted, while one of them is being made (image_building), and while a box or the newest version of a template needs one (image_in_use).
+	// What is deleted already is NotFound, but for a request that is repeated with its request_id.
+	DeleteImage(context.Context, *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.Operation], error)
 }
 
 // NewImageServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -356,6 +379,12 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("ListImages")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServiceDeleteImageHandler := connect.NewUnaryHandler(
+		ImageServiceDeleteImageProcedure,
+		svc.DeleteImage,
+		connect.WithSchema(imageServiceMethods.ByName("DeleteImage")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.v1.ImageService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ImageServiceBuildImageProcedure:
@@ -366,6 +395,8 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 			imageServiceGetImageHandler.ServeHTTP(w, r)
 		case ImageServiceListImagesProcedure:
 			imageServiceListImagesHandler.ServeHTTP(w, r)
+		case ImageServiceDeleteImageProcedure:
+			imageServiceDeleteImageHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -389,4 +420,8 @@ func (UnimplementedImageServiceHandler) GetImage(context.Context, *connect.Reque
 
 func (UnimplementedImageServiceHandler) ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.ListImages is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) DeleteImage(context.Context, *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.Operation], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.DeleteImage is not implemented"))
 }

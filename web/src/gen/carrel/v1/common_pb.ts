@@ -233,7 +233,7 @@ export type Operation = Message<"carrel.v1.Operation"> & {
   orgId: string;
 
   /**
-   * create, start, stop, pause, resume, restart, delete, build_image, import_image.
+   * create, start, stop, pause, resume, restart, delete, build_image, import_image, delete_image.
    *
    * @generated from field: string verb = 3;
    */
