@@ -36,6 +36,11 @@ func runAsInit() int {
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return fail(err)
 	}
+	for _, name := range []string{"profile", "profile.d"} { // what login shells read
+		if err := unix.Mount(filepath.Join(dir, "etc", name), "/etc/"+name, "", unix.MS_BIND, ""); err != nil {
+			return fail(err)
+		}
+	}
 	memory := procMemory()
 	memory.use = func() (int64, error) { // /proc/meminfo would be the host's
 		all, err := listMemory()
@@ -76,6 +81,7 @@ func startInit(t *testing.T, change func(*identity.Identity)) (*box, *exec.Cmd) 
 	require.NoError(t, identity.Write(dir, id))
 	for name, text := range map[string]string{
 		"etc/skel/.profile": "# hello\n", "etc/passwd": "root:x:0:0::/root:/bin/sh\nnode:x:1000:1000::/home/node:/bin/false\n", "etc/shadow": "root:*:1::::::\n",
+		"etc/profile": debianProfile, "etc/profile.d/go.sh": "PATH=$PATH:/added\n",
 		"etc/hosts": "127.0.0.1 localhost\n127.0.1.1 before\n", "usr/bin/sudo": "",
 	} {
 		path := filepath.Join(dir, name)

@@ -24,7 +24,7 @@ func (a *Agent) setUp() error {
 
 // applyIdentity does what depends on the identity, also after a restore; before is the one that it takes the place of.
 func (a *Agent) applyIdentity(id, before identity.Identity) error {
-	return errors.Join(a.setUpNames(id.BoxName), a.setUpMachine(id.BoxID, before.BoxID), a.setUpSudo(id.Sudo), limitProcesses(id.Processes))
+	return errors.Join(a.setUpNames(id.BoxName), a.setUpMachine(id.BoxID, before.BoxID), a.setUpSudo(id.Sudo), a.setUpLogin(id), limitProcesses(id.Processes))
 }
 
 func (a *Agent) etc(name string) string { return filepath.Join(a.config.Root, "etc", name) }

@@ -103,8 +103,15 @@ func (c *sshClient) run(t *testing.T, cmd *exec.Cmd, stdin string) result {
 // TestSSH drives boxes with the programs that people have: OpenSSH's client and what stands on it.
 func TestSSH(t *testing.T) {
 	s := newStack(t, options{images: "base"})
-	s.create("dev", func(r *carrelv1.CreateBoxRequest) { r.Template = "base" })
+	const path = "/opt/tool/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	s.create("dev", func(r *carrelv1.CreateBoxRequest) { r.Template, r.Env = "base", map[string]string{"PATH": path} })
 	c := s.newSSHClient(t)
+
+	t.Run("a login shell has the box's PATH", func(t *testing.T) {
+		require.Equal(t, path+"\n", c.ssh(t, "dev", "echo $PATH").stdout)
+		r := c.run(t, c.command("ssh", "-tt", "-l", "dev", "gateway"), "echo path=$PATH=\nexit\n")
+		require.Contains(t, r.stdout, "path="+path+"=", r.stderr)
+	})
 
 	t.Run("a command's streams and status", func(t *testing.T) {
 		r := c.run(t, c.command("ssh", "-l", "dev", "gateway", "cat; echo err >&2; exit 7"), "from stdin\n")
