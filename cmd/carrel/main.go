@@ -18,5 +18,6 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer, env []string)
 	a := newApp(stdin, stdout, stderr, env)
 	root := a.root()
 	root.SetArgs(args)
+	a.warnOfVariables(env)
 	return a.exit(root.ExecuteC())
 }

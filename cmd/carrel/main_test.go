@@ -72,6 +72,13 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+func TestAMisspeltVariableIsSaid(t *testing.T) {
+	var out, errs bytes.Buffer
+	env := []string{"HOME=" + t.TempDir(), "CARREL_TOKN=x", "CARREL_DATA=/srv", "CARREL_BENCH=all", "CARREL_SERVICE_HOST=10.0.0.1", "CARRELD_CONFIG=/etc/carrel.yaml"}
+	require.Zero(t, run([]string{"version", "--help"}, strings.NewReader(""), &out, &errs, env))
+	require.Equal(t, "carrel: CARREL_TOKN is set in the environment, and Carrel reads no such variable; did you mean CARREL_TOKEN?\n", errs.String())
+}
+
 func TestSizes(t *testing.T) {
 	for text, want := range map[string]int64{"512M": 512 << 20, "4G": 4 << 30, "4GiB": 4 << 30, "1.5g": 3 << 29, "1024": 1024, "2T": 2 << 40} {
 		got, ok := parseSize(text)

@@ -39,6 +39,15 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer, env []string) *app {
 	return a
 }
 
+// warnOfVariables says which variables are probably misspelt. What is only unknown may be a server's.
+func (a *app) warnOfVariables(env []string) {
+	for _, v := range client.UnreadVariables(env, client.Variables) {
+		if v.Meant != "" {
+			fmt.Fprintf(a.stderr, "carrel: %s\n", v)
+		}
+	}
+}
+
 func (a *app) getenv(key string) string { return a.env[key] }
 
 const (

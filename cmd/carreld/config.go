@@ -11,12 +11,15 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml"
 
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/client"
+	"carrel.dev/carrel/internal/failpoint"
 	"carrel.dev/carrel/internal/service"
 )
 
@@ -178,6 +181,23 @@ var settings = []struct {
 	{"images", "shipped images to build at the first start, separated by commas", func(c *Config, v string) { c.Up.Images = strings.Split(v, ",") }},
 	{"log-level", "debug, info, warn or error", func(c *Config, v string) { c.Log.Level = v }},
 	{"log-format", "text or json", func(c *Config, v string) { c.Log.Format = v }},
+}
+
+// otherVariables are what the rest of Carrel reads: clients, failpoints, and the tests and benchmarks, which start servers. Whatever else
+// is named as Carrel's variables are is a mistake of whoever set it.
+var otherVariables = append([]string{
+	failpoint.Variable,
+	"CARREL_AGENT", "CARREL_RUNSC", "CARREL_RUNSC_NEXT", "CARREL_BIN", // binaries to test
+	"CARREL_BENCH", "CARREL_ROUNDS", "CARREL_PATIENCE", "CARREL_CRASH_EVERY_VERB", "CARREL_TEST_VERBOSE", "CARREL_TEST_SEED",
+}, client.Variables...)
+
+// knownVariables are all that anything of Carrel reads.
+func knownVariables() []string {
+	known := slices.Clone(otherVariables)
+	for _, s := range settings {
+		known = append(known, variableOf(s.name))
+	}
+	return known
 }
 
 // variableOf is the environment variable of a setting.

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/client"
 )
 
 func configFile(t *testing.T, text string) string {
@@ -73,14 +74,55 @@ func TestAConfigurationThatIsWrongIsRefused(t *testing.T) {
 func TestWhatIsInForceCanBeUsedAsAFile(t *testing.T) {
 	var printed, again, errs bytes.Buffer
 	args := []string{"config", "check", "--data", "/srv/carrel", "--http", "127.0.0.1:8080"}
-	require.Zero(t, run(t.Context(), args, &printed, &errs, nothing), errs.String())
+	require.Zero(t, run(t.Context(), args, &printed, &errs, nil), errs.String())
 	file := configFile(t, printed.String())
-	require.Zero(t, run(t.Context(), []string{"config", "check", "--config", file}, &again, &errs, nothing), errs.String())
+	require.Zero(t, run(t.Context(), []string{"config", "check", "--config", file}, &again, &errs, nil), errs.String())
 	require.Equal(t, printed.String(), again.String())
 	read := &Config{}
 	require.NoError(t, yaml.UnmarshalWithOptions(again.Bytes(), read, yaml.Strict()))
 	require.Equal(t, "127.0.0.1:8080", read.Gateway.HTTP)
 
-	require.Equal(t, 1, run(t.Context(), []string{"config", "check", "--config", configFile(t, "dta: /x\n")}, &again, &errs, nothing))
+	require.Equal(t, 1, run(t.Context(), []string{"config", "check", "--config", configFile(t, "dta: /x\n")}, &again, &errs, nil))
 	require.Contains(t, errs.String(), `unknown field "dta"`)
+}
+
+// A variable that is misspelt is said and not passed over: by the check, which fails, and by what runs, which goes on.
+func TestAMisspeltVariableIsSaid(t *testing.T) {
+	try := func(args []string, env ...string) (code int, out, errs string) {
+		var stdout, stderr bytes.Buffer
+		code = run(t.Context(), args, &stdout, &stderr, env)
+		return code, stdout.String(), stderr.String()
+	}
+	check := []string{"config", "check"}
+	code, out, errs := try(check, "CARREL_HTP=127.0.0.1:1", "CARREL_DATA=/srv")
+	require.Equal(t, 1, code)
+	require.Empty(t, out)
+	require.Equal(t, "carreld: CARREL_HTP is set in the environment, and Carrel reads no such variable; did you mean CARREL_HTTP?\n", errs)
+	_, _, errs = try(check, "CARRELD_CONFG=/etc/carrel.yaml")
+	require.Contains(t, errs, "did you mean CARRELD_CONFIG?")
+	_, _, errs = try(check, "CARRELD_HTTP=127.0.0.1:1")
+	require.Contains(t, errs, "did you mean CARREL_HTTP?")
+
+	code, out, errs = try(check, "CARREL_SERVICE_HOST=10.0.0.1") // as Kubernetes has it for a service of this name
+	require.Zero(t, code)
+	require.NotEmpty(t, out)
+	require.Equal(t, "carreld: CARREL_SERVICE_HOST is set in the environment, and Carrel reads no such variable\n", errs)
+
+	// A role that cannot begin for another reason has said it before.
+	code, _, errs = try([]string{"control"}, "CARREL_HTP=x", "CARREL_DATA="+t.TempDir())
+	require.Equal(t, 1, code)
+	require.Contains(t, errs, "variable=CARREL_HTP did_you_mean=CARREL_HTTP")
+}
+
+func TestVariablesOfOtherPartsAreNoMistakes(t *testing.T) {
+	var env []string
+	for _, name := range knownVariables() {
+		env = append(env, name+"=")
+	}
+	var out, errs bytes.Buffer
+	require.Zero(t, run(t.Context(), []string{"config", "check"}, &out, &errs, env))
+	require.Empty(t, errs.String())
+	for _, v := range client.UnreadVariables(env, client.Variables) {
+		require.Empty(t, v.Meant, "%s is a variable of the server, and no misspelt one of the command line", v.Name)
+	}
 }

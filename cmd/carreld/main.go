@@ -10,11 +10,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"carrel.dev/carrel/internal/carrel"
+	"carrel.dev/carrel/internal/client"
+	"carrel.dev/carrel/internal/service"
 )
 
 // version is set by the linker.
@@ -22,14 +25,14 @@ var version = "unknown"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr, os.Getenv)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr, os.Environ())
 	stop()
 	os.Exit(code)
 }
 
-// run is the program as a value: it ends when ctx does.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ func(string) string) int {
-	command := newCommand(environ)
+// run is the program as a value: it ends when ctx does. env is NAME=VALUE each.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer, env []string) int {
+	command := newCommand(env)
 	command.SetArgs(args)
 	command.SetOut(stdout)
 	command.SetErr(stderr)
@@ -46,7 +49,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, environ f
 	return 1
 }
 
-func newCommand(environ func(string) string) *cobra.Command {
+func newCommand(env []string) *cobra.Command {
+	values := map[string]string{}
+	for _, entry := range env {
+		if name, value, ok := strings.Cut(entry, "="); ok {
+			values[name] = value
+		}
+	}
+	environ := func(name string) string { return values[name] }
+	unread := client.UnreadVariables(env, knownVariables())
 	root := &cobra.Command{
 		Use:           "carreld",
 		Short:         "Carrel's server",
@@ -57,7 +68,7 @@ func newCommand(environ func(string) string) *cobra.Command {
 			HiddenDefaultCmd: true,
 		},
 	}
-	path := root.PersistentFlags().String("config", "", "configuration file, YAML (CARRELD_CONFIG)")
+	path := root.PersistentFlags().String("config", "", "configuration file, YAML ("+client.EnvServerConfig+")")
 	for _, s := range settings {
 		root.PersistentFlags().String(s.name, "", fmt.Sprintf("%s (%s)", s.help, variableOf(s.name)))
 	}
@@ -70,15 +81,27 @@ func newCommand(environ func(string) string) *cobra.Command {
 		}
 		file := *path
 		if file == "" {
-			file = environ("CARRELD_CONFIG")
+			file = environ(client.EnvServerConfig)
 		}
 		return loadConfig(file, environ, flags)
+	}
+	// begin is load for what runs: a variable that nothing reads does not keep it from that.
+	begin := func(cmd *cobra.Command) (*Config, error) {
+		config, err := load(cmd)
+		if err != nil {
+			return nil, err
+		}
+		log := service.NewLogger(config.Log, cmd.Name(), cmd.ErrOrStderr())
+		for _, v := range unread {
+			log.Warn("the environment has a variable that nothing reads", "variable", v.Name, "did_you_mean", v.Meant)
+		}
+		return config, nil
 	}
 	role := func(name, short string, run func(context.Context, *Config, io.Writer) error) *cobra.Command {
 		return &cobra.Command{
 			Use: name, Short: short, Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				config, err := load(cmd)
+				config, err := begin(cmd)
 				if err != nil {
 					return err
 				}
@@ -101,7 +124,7 @@ func newCommand(environ func(string) string) *cobra.Command {
 			"boxes running, to be found again at the next start; `carreld down` pauses them first.",
 		Example: "  carreld up\n  carreld up --data /srv/carrel --http 0.0.0.0:7070",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			config, err := load(cmd)
+			config, err := begin(cmd)
 			if err != nil {
 				return err
 			}
@@ -112,7 +135,7 @@ func newCommand(environ func(string) string) *cobra.Command {
 	down := &cobra.Command{
 		Use: "down", Short: "Pause every box and stop what `up` started", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			config, err := load(cmd)
+			config, err := begin(cmd)
 			if err != nil {
 				return err
 			}
@@ -127,6 +150,12 @@ func newCommand(environ func(string) string) *cobra.Command {
 			config, err := load(cmd)
 			if err != nil {
 				return err
+			}
+			for _, v := range unread {
+				if v.Meant != "" {
+					return carrel.Errorf(carrel.CodeInvalid, "bad_config", "%s", v)
+				}
+				fmt.Fprintf(cmd.ErrOrStderr(), "carreld: %s\n", v)
 			}
 			return printConfig(cmd.OutOrStdout(), config)
 		},
