@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { after } from "node:test";
-import { accessible, dropBox, makeBox, phone, shot, signIn, token, until, url, walk } from "./harness.mjs";
+import { accessible, dropBox, makeBox, phone, scheme, shot, signIn, token, until, url, walk } from "./harness.mjs";
 
 const name = `files-${Date.now().toString(36)}`;
 const home = "/home/carrel";
@@ -233,7 +233,16 @@ walk("a conflict is settled on a phone, where both are one text", phone, async (
   await page.locator(".cm-deletedChunk").getByText("theirs", { exact: true }).waitFor();
   await accessible(page);
   await shot(page, "editor-conflict-phone");
+  await scheme(page, "dark");
+  await accessible(page);
+  await shot(page, "editor-conflict-phone-dark");
   assert.ok(await page.evaluate(() => [document.documentElement, document.querySelector(".editor-merge-view")].every((e) => e.scrollWidth <= e.clientWidth)), "something is out of sight");
+  // What can be pressed is seen: its text is not of the colour that is behind it, and covers none of the file.
+  for (const button of await page.locator(".cm-chunkButtons button").all()) {
+    const { text, behind } = await button.evaluate((e) => ({ text: getComputedStyle(e).color, behind: getComputedStyle(e).backgroundColor }));
+    assert.notEqual(text, behind);
+  }
+  assert.ok(await page.locator(".cm-chunkButtons").evaluateAll((all) => all.every((e) => e.nextElementSibling.getBoundingClientRect().top >= e.getBoundingClientRect().bottom)), "buttons over text");
   // A press of a key does what a finger does.
   await page.getByRole("button", { name: /^Take theirs: / }).last().focus();
   await page.keyboard.press("Enter");

@@ -50,6 +50,12 @@ const look = EditorView.theme({
   ".cm-tooltip": { backgroundColor: "var(--card)", border: "1px solid var(--edge)" },
   ".cm-changedLine": { backgroundColor: "var(--busy-wash) !important" },
   ".cm-changedText": { background: "color-mix(in srgb, var(--busy) 30%, transparent) !important" },
+  ".cm-deletedChunk": { backgroundColor: "var(--bad-wash) !important", padding: "0.2rem 0.75rem" },
+  ".cm-deletedChunk .cm-deletedText": { background: "color-mix(in srgb, var(--bad) 18%, transparent) !important" },
+  ".cm-deletedChunk .cm-chunkButtons": { position: "static", display: "flex", justifyContent: "flex-end", gap: "0.5rem", padding: "0.2rem 0" },
+  ".cm-deletedChunk .cm-chunkButtons button": { minHeight: "2.25rem", margin: "0", padding: "0 0.8rem", border: "1px solid var(--edge)", borderRadius: "var(--round)", background: "var(--card)", color: "var(--accent)", font: "600 var(--t-small) var(--sans)" },
+  ".cm-collapsedLines": { color: "var(--soft) !important", background: "var(--sunk) !important", fontFamily: "var(--sans)" },
+  ".cm-collapsedLines:before, .cm-collapsedLines:after": { content: '"\\22ef" !important' },
 });
 
 /** How the lines of a text are indented: with what most of them begin with. */
