@@ -35,7 +35,7 @@ import (
 )
 
 const (
-	patience   = time.Minute
+	patience   = 3 * time.Minute
 	joinText   = "a-join-token-of-some-length"
 	testDigest = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
 )

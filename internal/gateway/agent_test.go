@@ -283,4 +283,4 @@ func (a *fakeAgent) Resize(_ context.Context, req *connect.Request[carrelv1.Resi
 }
 
 // within is a bounded wait for tests.
-const within = time.Minute
+const within = 3 * time.Minute

@@ -29,7 +29,7 @@ import (
 )
 
 // wait is how long a test waits for what takes moments.
-const wait = time.Minute
+const wait = within
 
 func newKey(t *testing.T) (ssh.PublicKey, string) {
 	t.Helper()

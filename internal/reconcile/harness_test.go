@@ -117,11 +117,14 @@ func (w *world) box(id carrel.BoxID) *store.Box {
 	return b
 }
 
+// patience bounds every wait, on a machine that has much else to do.
+const patience = 3 * time.Minute
+
 // eventually waits until a box is as it should be.
 func (w *world) eventually(id carrel.BoxID, what string, ok func(*store.Box) bool) *store.Box {
 	w.t.Helper()
 	var b *store.Box
-	require.Eventually(w.t, func() bool { b = w.box(id); return ok(b) }, time.Minute, 5*time.Millisecond, "the box should be %s", what)
+	require.Eventually(w.t, func() bool { b = w.box(id); return ok(b) }, patience, 5*time.Millisecond, "the box should be %s", what)
 	return b
 }
 

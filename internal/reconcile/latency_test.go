@@ -46,7 +46,7 @@ func TestAssignLatency(t *testing.T) {
 		select {
 		case at := <-h.at:
 			took = append(took, at.Sub(committed))
-		case <-time.After(time.Minute):
+		case <-time.After(patience):
 			require.Fail(t, "no run was assigned")
 		}
 		w.state(id, carrel.StateRunning)

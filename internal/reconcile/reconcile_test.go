@@ -126,13 +126,13 @@ func TestChores(t *testing.T) {
 	first := w.join("a", 1)
 	w.reconciler(func(c *Config) { c.Now = clock; c.Poll = 50 * time.Millisecond; c.LeaseTTL = 24 * time.Hour })
 	build("one")
-	require.Eventually(t, func() bool { return given(first) }, time.Minute, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return given(first) }, patience, 5*time.Millisecond)
 
 	mu.Lock()
 	ahead = time.Minute
 	mu.Unlock()
 	second := w.join("b", 2)
-	require.Eventually(t, func() bool { return given(second) && chores(first) == 0 }, time.Minute, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return given(second) && chores(first) == 0 }, patience, 5*time.Millisecond)
 
 	mu.Lock()
 	ahead = time.Hour
@@ -146,7 +146,7 @@ func TestChores(t *testing.T) {
 		require.NoError(t, err)
 		status := op.Status()
 		return status.Done && status.Failure != nil && status.Failure.Reason == carrel.ReasonNoNode
-	}, time.Minute, 5*time.Millisecond)
+	}, patience, 5*time.Millisecond)
 }
 
 // A box created and paused at once comes to rest paused, whoever is faster.
@@ -376,7 +376,7 @@ func TestRunLeavesNothingBehind(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, ok, err := s.AcquireLease(ctx, "nodes", "other", time.Millisecond)
 		return err == nil && !ok
-	}, time.Minute, 5*time.Millisecond)
+	}, patience, 5*time.Millisecond)
 	stop()
 	require.NoError(t, <-done)
 	_, ok, err := s.AcquireLease(w.ctx, "nodes", "other", time.Second)

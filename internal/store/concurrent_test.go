@@ -270,7 +270,7 @@ func awaitBlocked(t *testing.T, db storetest.Database) {
 		var blocked bool
 		err := conn.QueryRow(t.Context(), "select exists (select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')").Scan(&blocked)
 		return err == nil && blocked
-	}, time.Minute, 5*time.Millisecond)
+	}, patience, 5*time.Millisecond)
 }
 
 func TestCompetingHoldersNeverBothHold(t *testing.T) {

@@ -15,7 +15,7 @@ import (
 	"carrel.dev/carrel/internal/store/storetest"
 )
 
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 func woken(t *testing.T, sub *store.Subscription, why string) {
 	t.Helper()

@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(leftover.Main(m)) }
 
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // serve answers CONNECT requests at an address with handler.
 func serve(t *testing.T, handler http.HandlerFunc) (address string) {

@@ -37,7 +37,7 @@ func TestASleepingBoxWakesForSomebody(t *testing.T) {
 		return box.Msg.GetState()
 	}
 	// What the gateway remembers of the running box ends within a moment.
-	require.Eventually(t, func() bool { return ask("GET", "api/kernels", "") == http.StatusServiceUnavailable }, time.Minute, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return ask("GET", "api/kernels", "") == http.StatusServiceUnavailable }, patience, 50*time.Millisecond)
 	for _, path := range []string{"api/kernels", "api/status", "api/sessions", "api/terminals", "api/kernelspecs"} {
 		require.Equal(t, http.StatusServiceUnavailable, ask("GET", path, ""), path)
 	}

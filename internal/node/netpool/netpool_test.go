@@ -23,7 +23,7 @@ import (
 )
 
 // patience bounds what happens by itself.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // open makes the pool of an instance that is named for the test, and takes it away at the end.
 func open(t *testing.T, instance, runDir string, live []Network, change ...func(*Config)) *Pool {
