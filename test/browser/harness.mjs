@@ -23,7 +23,7 @@ export const url = need("CARREL_URL").replace("127.0.0.1", "localhost");
 /** The administrator's API token. */
 export const token = need("CARREL_TOKEN");
 /** How long anything that must happen may take here, in milliseconds: a slow machine is no fault. */
-export const patience = Number(process.env.CARREL_PATIENCE || 90_000);
+export const patience = Number(process.env.CARREL_PATIENCE || 300_000);
 
 const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 

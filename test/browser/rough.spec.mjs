@@ -24,7 +24,7 @@ const sources = async (path) => JSON.parse(await read(path)).cells.map((c) => [c
 const row = (page, path) => page.locator(`[role=treeitem][data-path=${JSON.stringify(`${home}/${path}`)}]`);
 const cell = (page, n) => page.locator(".nb-cell").nth(n - 1);
 const to = (tab, path) => `/boxes/${box.id}/${tab}${path ? `?path=${encodeURIComponent(path)}` : ""}`;
-const execute = (code) => api("POST", `/v1/boxes/${name}/execute`, { code, wait: "60s" });
+const execute = (code) => api("POST", `/v1/boxes/${name}/execute`, { code, wait: "240s" });
 
 walk("a full disk is said plainly, nothing is lost, and the rest of the page lives", async ({ page, context }) => {
   await put("full.ipynb", notebook("first = 1"));
