@@ -226,3 +226,30 @@ func TestAnAccountTakesItsPlaceOnce(t *testing.T) {
 		require.Equal(t, once, putAccount(once, line))
 	}
 }
+
+// TestAResumeLeavesWhatIsTheSame: what a user changed in the box's own files stays when the box goes on as what it was, and a new name is written.
+func TestAResumeLeavesWhatIsTheSame(t *testing.T) {
+	root := t.TempDir()
+	a := &Agent{config: Config{Root: root}, base: map[string]string{}}
+	before := identity.Identity{RunID: "r1", BoxID: "b1", BoxName: "dev"}
+	require.NoError(t, a.applyIdentity(before, identity.Identity{}))
+	hosts := filepath.Join(root, "etc", "hosts")
+	text, err := os.ReadFile(hosts)
+	require.NoError(t, err)
+	require.Contains(t, string(text), "127.0.1.1\tdev\n")
+	own := []byte("127.0.0.1 localhost\n127.0.1.1 mine\n")
+	require.NoError(t, os.WriteFile(hosts, own, 0o644))
+
+	next := before
+	next.RunID = "r2"
+	require.NoError(t, a.applyIdentity(next, before))
+	text, err = os.ReadFile(hosts)
+	require.NoError(t, err)
+	require.Equal(t, string(own), string(text))
+
+	before, next.BoxName = next, "other"
+	require.NoError(t, a.applyIdentity(next, before))
+	text, err = os.ReadFile(hosts)
+	require.NoError(t, err)
+	require.Contains(t, string(text), "127.0.1.1\tother\n")
+}

@@ -22,9 +22,27 @@ func (a *Agent) setUp() error {
 	return errors.Join(a.setUpUser(), a.setUpHome(), a.applyIdentity(id, identity.Identity{}), limitFiles(), loopbackUp())
 }
 
-// applyIdentity does what depends on the identity, also after a restore; before is the one that it takes the place of.
+// applyIdentity does what depends on the identity, also after a restore; before is the one that it takes the place of, and what is the same in
+// both is done already. A box that is only resumed has no reason to read its files.
 func (a *Agent) applyIdentity(id, before identity.Identity) error {
-	return errors.Join(a.setUpNames(id.BoxName), a.setUpMachine(id.BoxID, before.BoxID), a.setUpSudo(id.Sudo), a.setUpLogin(id), limitProcesses(id.Processes))
+	first := before.BoxID == ""
+	var problems []error
+	if first || id.BoxName != before.BoxName {
+		problems = append(problems, a.setUpNames(id.BoxName))
+	}
+	if id.BoxID != before.BoxID {
+		problems = append(problems, a.setUpMachine(id.BoxID, before.BoxID))
+	}
+	if first || id.Sudo != before.Sudo {
+		problems = append(problems, a.setUpSudo(id.Sudo))
+	}
+	if first || id.Env["PATH"] != before.Env["PATH"] {
+		problems = append(problems, a.setUpLogin(id))
+	}
+	if id.Processes != before.Processes {
+		problems = append(problems, limitProcesses(id.Processes))
+	}
+	return errors.Join(problems...)
 }
 
 func (a *Agent) etc(name string) string { return filepath.Join(a.config.Root, "etc", name) }
