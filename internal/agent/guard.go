@@ -17,7 +17,6 @@ import (
 )
 
 const (
-	procDir = "/proc"
 	// growthRate is how fast a processor can use up memory, in bytes per second. Measured in gVisor: up to 0.75 GiB/s for a
 	// process that only touches pages.
 	growthRate = 768 << 20
@@ -267,37 +266,29 @@ func meminfoField(data []byte, name string) (int64, bool) {
 
 // listMemory lists the processes of the box with their memory.
 func listMemory() ([]memoryProcess, error) {
-	entries, err := os.ReadDir(procDir)
+	pids, err := processIDs()
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
 	var result []memoryProcess
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
+	for _, pid := range pids {
 		if one, err := readStat(pid); err == nil {
 			result = append(result, one)
 		}
 	}
-	slices.SortFunc(result, func(a, b memoryProcess) int { return cmp.Compare(a.pid, b.pid) })
 	return result, nil
 }
 
-// readStat reads /proc/PID/stat. The name in parentheses may have anything in it, parentheses included.
 func readStat(pid int) (memoryProcess, error) {
-	data, err := os.ReadFile(filepath.Join(procDir, strconv.Itoa(pid), "stat"))
+	fields, err := statFields(pid)
 	if err != nil {
 		return memoryProcess{}, err
 	}
-	return parseStat(pid, data)
+	return parseStat(pid, fields)
 }
 
-func parseStat(pid int, data []byte) (memoryProcess, error) {
-	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	// From the third field on: state, ppid, pgrp, session, …; rss in pages is the 24th of all.
-	const parent, group, session, rss = 4 - 3, 5 - 3, 6 - 3, 24 - 3
+func parseStat(pid int, fields [][]byte) (memoryProcess, error) {
+	const parent, group, session, rss = 4 - firstField, 5 - firstField, 6 - firstField, 24 - firstField // rss is in pages
 	if len(fields) <= rss {
 		return memoryProcess{}, errors.New("read stat: too few fields")
 	}

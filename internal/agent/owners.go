@@ -125,7 +125,8 @@ func (a *Agent) otherUsers(sockets map[string]uint32) []userIDs {
 		wanted[uid] = uid != 0
 	}
 	var result []userIDs
-	for _, pid := range processIDs() {
+	pids, _ := processIDs()
+	for _, pid := range pids {
 		var stat unix.Stat_t
 		if unix.Stat(filepath.Join(procDir, strconv.Itoa(pid)), &stat) != nil || !wanted[stat.Uid] {
 			continue
@@ -203,7 +204,8 @@ func findOwners(ctx context.Context, inodes []string) map[string]int {
 		wanted["socket:["+inode+"]"] = inode
 	}
 	found := map[string]int{}
-	for _, pid := range processIDs() {
+	pids, _ := processIDs()
+	for _, pid := range pids {
 		if ctx.Err() != nil || len(found) == len(wanted) {
 			break
 		}
@@ -236,33 +238,11 @@ func lookIntoProcess(ctx context.Context, pid int, wanted map[string]string, fou
 	}
 }
 
-// processIDs gives the numbers of the box's processes in order.
-func processIDs() []int {
-	dir, err := os.Open(procDir)
-	if err != nil {
-		return nil
-	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
-	var result []int
-	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil {
-			result = append(result, pid)
-		}
-	}
-	slices.Sort(result)
-	return result
-}
-
 // startOf gives when a process began, as /proc tells it; "" if there is none.
 func startOf(pid int) string {
-	data, err := os.ReadFile(filepath.Join(procDir, strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return ""
-	}
-	const started = 22 - 3 // it is the 22nd of all; after the name comes the third
-	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	if len(fields) <= started {
+	const started = 22 - firstField
+	fields, err := statFields(pid)
+	if err != nil || len(fields) <= started {
 		return ""
 	}
 	return string(fields[started])

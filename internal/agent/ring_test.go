@@ -80,6 +80,6 @@ func FuzzParseStat(f *testing.F) {
 	f.Add([]byte("12 (a) b) (c) S 3 12 4 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 100 1000 25 18446744073709551615"))
 	f.Add([]byte("()"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		_, _ = parseStat(1, data)
+		_, _ = parseStat(1, splitStat(data))
 	})
 }

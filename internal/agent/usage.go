@@ -1,10 +1,7 @@
 package agent
 
 import (
-	"bytes"
 	"fmt"
-	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"time"
@@ -55,25 +52,20 @@ func diskUse(path string) (used, limit int64) {
 // processorTime gives the processor time of everything that ran in the box, in milliseconds, and how many processes there are. Time of processes
 // that have ended counts with those that waited for them, in the end the agent.
 func (a *Agent) processorTime() (millis int64, processes int32) {
-	entries, err := os.ReadDir(procDir)
+	pids, err := processIDs()
 	if err != nil {
 		return 0, 0
 	}
 	ticks := int64(0)
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
-		data, err := os.ReadFile(filepath.Join(procDir, entry.Name(), "stat"))
+	for _, pid := range pids {
+		fields, err := statFields(pid)
 		if err != nil {
 			continue
 		}
 		if pid != 1 {
 			processes++
 		}
-		fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-		const user, ended = 14 - 3, 18 - 3 // user, system, those of ended children
+		const user, ended = 14 - firstField, 18 - firstField // user, system, those of ended children
 		if len(fields) < ended {
 			continue
 		}
