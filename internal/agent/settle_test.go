@@ -12,6 +12,8 @@ func settling() *process {
 	return &process{budget: &budget{left: 1 << 20}, limits: [streams]int{1 << 20, 1 << 20}, evict: func(int64) {}}
 }
 
+// The sleeps here are on synctest's clock and take no time: they say when something happens.
+
 func TestAStartIsToldWithTheEndOfAShortCommand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := settling()

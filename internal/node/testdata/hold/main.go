@@ -31,6 +31,6 @@ func main() {
 			fmt.Print(text)
 			return
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond) // its pace, so that it leaves the processor to what is tested
 	}
 }
