@@ -49,7 +49,7 @@ func (s *Store) AddSSHKey(ctx context.Context, scope Scope, key SSHKey) (SSHKey,
 		}
 		added = key
 		added.ID, added.CreatedAt = carrel.NewSSHKeyID(), t.now
-		err = t.InsertSSHKey(ctx, db.InsertSSHKeyParams{
+		_, err = t.InsertSSHKey(ctx, db.InsertSSHKeyParams{
 			ID: added.ID, UserID: added.User, Name: added.Name, PublicKey: added.PublicKey, Fingerprint: added.Fingerprint, CreatedAt: added.CreatedAt,
 		})
 		if violates(err, "ssh_keys_fingerprint_key") {

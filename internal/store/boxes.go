@@ -53,7 +53,7 @@ func (s *Store) CreateBox(ctx context.Context, scope Scope, box NewBox) (*Operat
 		if err := t.checkBoxes(ctx, box); err != nil {
 			return err
 		}
-		err = t.InsertBox(ctx, db.InsertBoxParams{
+		_, err = t.InsertBox(ctx, db.InsertBoxParams{
 			ID: id, OrgID: box.Org, TemplateID: box.TemplateID, Name: box.Name, OwnerID: scope.User, ImageDigest: box.ImageDigest,
 			Resources: encode(box.Resources), DiskBytes: box.Resources.DiskBytes(), Labels: encodeMap(box.Labels), Env: encodeMap(box.Env),
 			Region: box.Region, Idle: encode(box.Idle), IntentBy: t.actor(), Now: t.now,
@@ -175,7 +175,7 @@ func (s *Store) UpdateBox(ctx context.Context, scope Scope, update UpdateBox) (*
 		setIf(&box.Env, update.Env)
 		setIf(&box.Resources, update.Resources)
 		setIf(&box.Idle, update.Idle)
-		err = t.UpdateBox(ctx, db.UpdateBoxParams{
+		_, err = t.UpdateBox(ctx, db.UpdateBoxParams{
 			ID: box.ID, Name: box.Name, Labels: encodeMap(box.Labels), Env: encodeMap(box.Env), Resources: encode(box.Resources),
 			DiskBytes: box.Resources.DiskBytes(), NextDue: t.dueAfter(&box.BoxView), UpdatedAt: t.now, Idle: encode(box.Idle),
 		})

@@ -57,7 +57,7 @@ func (s *Store) PushTemplate(ctx context.Context, scope Scope, request Request, 
 		case !errors.Is(err, pgx.ErrNoRows):
 			return err
 		}
-		err := t.InsertTemplate(ctx, db.InsertTemplateParams{
+		_, err := t.InsertTemplate(ctx, db.InsertTemplateParams{
 			ID: pushed.ID, OrgID: tpl.Org, Name: tpl.Name, Version: pushed.Version, Description: tpl.Description, Image: tpl.Image,
 			ImageDigest: tpl.ImageDigest, Resources: encode(tpl.Resources), Env: encodeMap(tpl.Env), Labels: encodeMap(tpl.Labels),
 			Sudo: tpl.Sudo, Startup: encodeList(tpl.Startup), CreatedBy: scope.User, CreatedAt: t.now, RequestID: request.ID, RequestHash: request.Hash,

@@ -13,6 +13,7 @@ import (
 
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/store"
+	"carrel.dev/carrel/internal/store/db"
 	"carrel.dev/carrel/internal/store/storetest"
 )
 
@@ -233,7 +234,7 @@ func TestTakeoverWaitsForTheWriteUnderTheLease(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() {
-		_ = w.Transact(ctx, store.SystemScope(), func(tx pgx.Tx) error {
+		_ = w.Transact(ctx, store.SystemScope(), func(tx db.DBTX) error {
 			_, err := tx.Exec(ctx, "select term from leases where name = 'x' and term = $1 for share", lease.Term)
 			close(locked)
 			<-release
@@ -438,7 +439,7 @@ func TestDeadlocksAreTriedAgain(t *testing.T) {
 	var met sync.WaitGroup
 	met.Add(2)
 	errs := together(2, func(i int) error {
-		return w.Transact(ctx, w.scope, func(tx pgx.Tx) error {
+		return w.Transact(ctx, w.scope, func(tx db.DBTX) error {
 			if _, err := tx.Exec(ctx, "select 1 from boxes where id = $1 for update", orders[i][0]); err != nil {
 				return err
 			}

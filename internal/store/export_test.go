@@ -3,11 +3,11 @@ package store
 import (
 	"context"
 
-	"github.com/jackc/pgx/v5"
+	"carrel.dev/carrel/internal/store/db"
 )
 
 // Transact lets tests run statements of their own in a writing transaction of the store.
-func (s *Store) Transact(ctx context.Context, scope Scope, fn func(pgx.Tx) error) error {
+func (s *Store) Transact(ctx context.Context, scope Scope, fn func(db.DBTX) error) error {
 	return s.write(ctx, "Test", scope, func(t *tx) error { return fn(t.raw) })
 }
 

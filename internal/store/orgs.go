@@ -94,11 +94,12 @@ func (t *tx) putAdminToken(ctx context.Context, admin carrel.UserID, token NewTo
 func (t *tx) firstStart(ctx context.Context) (db.GetClusterRow, error) {
 	c := db.GetClusterRow{ID: string(carrel.NewOrgID())[1:], Incarnation: 1, SystemOrg: carrel.NewOrgID(), DefaultOrg: carrel.NewOrgID()}
 	admin := carrel.NewUserID()
+	_, system := t.InsertOrg(ctx, c.SystemOrg, "system", true, t.now)
+	_, first := t.InsertOrg(ctx, c.DefaultOrg, "default", false, t.now)
+	_, user := t.InsertUser(ctx, admin, AdminName, true, t.now)
 	return c, errors.Join(
-		t.InsertOrg(ctx, c.SystemOrg, "system", true, t.now),
-		t.InsertOrg(ctx, c.DefaultOrg, "default", false, t.now),
+		system, first, user,
 		t.InsertCluster(ctx, c.ID, c.SystemOrg, c.DefaultOrg),
-		t.InsertUser(ctx, admin, AdminName, true, t.now),
 		t.PutMember(ctx, c.SystemOrg, admin, "owner"),
 		t.PutMember(ctx, c.DefaultOrg, admin, "owner"),
 	)
@@ -143,7 +144,7 @@ func (s *Store) CreateOrg(ctx context.Context, scope Scope, name string, owner c
 	var org Org
 	err := s.write(ctx, "CreateOrg", scope, func(t *tx) error {
 		org = Org{ID: carrel.NewOrgID(), Name: name, CreatedAt: t.now}
-		err := t.InsertOrg(ctx, org.ID, name, false, t.now)
+		_, err := t.InsertOrg(ctx, org.ID, name, false, t.now)
 		if violates(err, "orgs_name_key") {
 			return carrel.Errorf(carrel.CodeExists, "org_name_taken", "there is an organisation called %q already; take another name", name)
 		}
@@ -288,7 +289,7 @@ func (s *Store) CreateUser(ctx context.Context, scope Scope, name string, operat
 	var user User
 	err := s.write(ctx, "CreateUser", scope, func(t *tx) error {
 		user = User{ID: carrel.NewUserID(), Name: name, Operator: operator, CreatedAt: t.now}
-		err := t.InsertUser(ctx, user.ID, name, operator, t.now)
+		_, err := t.InsertUser(ctx, user.ID, name, operator, t.now)
 		if violates(err, "users_name_key") {
 			return carrel.Errorf(carrel.CodeExists, "user_name_taken", "there is a user called %q already; take another name", name)
 		}

@@ -108,7 +108,7 @@ func (t *tx) handOver(ctx context.Context, taken *Box, owner carrel.UserID, box 
 	if err := errors.Join(t.ForgetEvents(ctx, id), t.ForgetActivity(ctx, id)); err != nil {
 		return fmt.Errorf("forget what was: %w", err)
 	}
-	err := t.ClaimBox(ctx, db.ClaimBoxParams{
+	_, err := t.ClaimBox(ctx, db.ClaimBoxParams{
 		ID: id, OrgID: box.Org, OwnerID: owner, Name: box.Name, TemplateID: box.TemplateID, Labels: encodeMap(box.Labels), Env: encodeMap(box.Env),
 		Idle: encode(box.Idle), IntentBy: t.actor(), Now: t.now,
 	})

@@ -20,7 +20,7 @@ type Config struct {
 	ControlURL string
 	// SystemURL connects as carrel_system.
 	SystemURL string
-	// MaxConns of each of the two pools; default 16.
+	// MaxConns of each of the two pools, besides the two connections by which wake-ups come and go; default 16.
 	MaxConns int32
 	// Patience is how long a statement may take, and half of it how long one waits for a lock, before the caller hears that the database is
 	// busy; default 10 s.
@@ -89,7 +89,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		}
 	}
 	var err error
-	if s.system, err = openPool(ctx, cfg.SystemURL, cfg); err != nil {
+	system := cfg
+	system.MaxConns++ // one is kept by the waker
+	if s.system, err = openPool(ctx, cfg.SystemURL, system); err != nil {
 		return nil, mapError(ctx, fmt.Errorf("connect as the system role: %w", err))
 	}
 	if cfg.ControlURL != "" {

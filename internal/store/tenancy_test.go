@@ -10,6 +10,7 @@ import (
 
 	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/store"
+	"carrel.dev/carrel/internal/store/db"
 )
 
 // tenantTables are every table with an organisation in it. TestEveryTenantTableIsGuarded finds one that is missing here.
@@ -26,13 +27,13 @@ func TestRowsOfOthersAreNeitherSeenNorWritten(t *testing.T) {
 	require.NoError(t, err)
 	theirs := w.otherOrg("theirs")
 	nobody := store.Scope{}
-	require.NoError(t, w.Transact(ctx, w.scope, func(tx pgx.Tx) error {
+	require.NoError(t, w.Transact(ctx, w.scope, func(tx db.DBTX) error {
 		_, err := tx.Exec(ctx, "insert into box_ports (org_id, box_id, port, visibility, set_by, set_at) values ($1, $2, 8000, 'org', 'me', now())", w.org, b.ID)
 		return err
 	}))
 
 	count := func(scope store.Scope, table, where string) (n int) {
-		require.NoError(t, w.Transact(ctx, scope, func(tx pgx.Tx) error {
+		require.NoError(t, w.Transact(ctx, scope, func(tx db.DBTX) error {
 			return tx.QueryRow(ctx, "select count(*) from "+table+" where "+where).Scan(&n)
 		}))
 		return n
@@ -51,7 +52,7 @@ func TestRowsOfOthersAreNeitherSeenNorWritten(t *testing.T) {
 
 	denied := func(scope store.Scope, statement string, args ...any) {
 		t.Helper()
-		err := w.Transact(ctx, scope, func(tx pgx.Tx) error {
+		err := w.Transact(ctx, scope, func(tx db.DBTX) error {
 			tag, err := tx.Exec(ctx, statement, args...)
 			if err == nil {
 				require.Zero(t, tag.RowsAffected(), statement)

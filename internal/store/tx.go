@@ -23,7 +23,7 @@ import (
 // it is done at the end, in the order of locks, and after the commit.
 type tx struct {
 	*db.Queries
-	raw    pgx.Tx
+	raw    *pipeline
 	s      *Store
 	scope  Scope
 	method string
@@ -51,8 +51,14 @@ func (s *Store) transact(ctx context.Context, method string, scope Scope, write 
 		if err == nil {
 			return nil
 		}
-		// A pooled connection that died while it lay idle fails at the beginning: the next is a new one.
-		again := isDeadlock(err) || !begun && attempt == 1 && isConnection(err)
+		again := isDeadlock(err)
+		if !begun && attempt == 1 && isConnection(err) {
+			// A pooled connection that died while it lay idle fails at the beginning. What cut it has cut others: the next is a new one.
+			again = true
+			if pool, err := s.pool(scope); err == nil {
+				pool.Reset()
+			}
+		}
 		if !again || attempt >= maxAttempts || ctx.Err() != nil {
 			return mapError(ctx, fmt.Errorf("%s: %w", method, err))
 		}
@@ -74,41 +80,45 @@ func (s *Store) attempt(ctx context.Context, method string, scope Scope, write b
 	if err != nil {
 		return false, err
 	}
-	raw, err := pool.BeginTx(ctx, pgx.TxOptions{BeginQuery: begin})
+	raw, err := openPipeline(ctx, pool, begin)
 	if err != nil {
 		return false, fmt.Errorf("begin: %w", err)
 	}
-	defer func() {
-		// After a commit this does nothing. The clean-up must not depend on the caller's patience.
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectTimeout)
-		defer cancel()
-		_ = raw.Rollback(undo)
-	}()
 	// Microseconds are what PostgreSQL keeps: an answer has the same times as a later read.
 	t := &tx{
 		Queries: db.New(raw), raw: raw, s: s, scope: scope, method: method, now: s.cfg.Now().UTC().Truncate(time.Microsecond),
 		raised: map[carrel.NodeID]bool{}, topics: map[string]bool{},
 	}
-	if err := fn(t); err != nil {
-		return true, err
-	}
-	if !write {
-		return true, nil
+	defer func() {
+		begun = raw.begun
+		if err == nil && !write {
+			go raw.end(ctx) // nobody waits for the end of what has only read
+		} else {
+			raw.end(ctx)
+		}
+	}()
+	return false, s.fill(ctx, t, write, fn)
+}
+
+// fill runs fn in its transaction, and commits what it wrote.
+func (s *Store) fill(ctx context.Context, t *tx, write bool, fn func(*tx) error) error {
+	if err := fn(t); err != nil || !write {
+		return err
 	}
 	for _, node := range sortedKeys(t.raised) {
 		if err := t.RaiseRevision(ctx, node); err != nil {
-			return true, fmt.Errorf("raise the revision of node %s: %w", node, err)
+			return fmt.Errorf("raise the revision of node %s: %w", node, err)
 		}
 		t.topics[TopicNode(node)] = true
 	}
-	if err := raw.Commit(ctx); err != nil {
-		return true, fmt.Errorf("commit: %w", err)
+	if err := t.raw.commit(ctx); err != nil {
+		return fmt.Errorf("commit: %w", err)
 	}
-	s.countCommit(method)
+	s.countCommit(t.method)
 	for topic := range t.topics {
 		s.Wake(topic)
 	}
-	return true, nil
+	return nil
 }
 
 // raise notes that a node's desired set changes by this transaction.
@@ -151,31 +161,31 @@ func (t *tx) hold(ctx context.Context, lease Lease) error {
 	return err
 }
 
-// begin is the statement that begins a transaction and says what it may see. The ids are checked, so they need no quoting.
-func (scope Scope) begin(write bool) (string, error) {
-	begin := "begin isolation level repeatable read read only"
+// begin are the statements that begin a transaction and say what it may see.
+func (scope Scope) begin(write bool) ([]statement, error) {
+	begin := []statement{{sql: "begin isolation level repeatable read read only"}}
 	if write {
-		begin = "begin isolation level read committed"
+		begin[0].sql = "begin isolation level read committed"
 	}
 	if scope.system {
 		return begin, nil
 	}
 	if scope.User != "" && carrel.IDKind(string(scope.User)) == 0 {
-		return "", fmt.Errorf("scope: %q is no id of a user", scope.User)
+		return nil, fmt.Errorf("scope: %q is no id of a user", scope.User)
 	}
-	orgs := make([]string, len(scope.Orgs))
-	for i, org := range scope.Orgs {
+	for _, org := range scope.Orgs {
 		if carrel.IDKind(string(org)) == 0 {
-			return "", fmt.Errorf("scope: %q is no id of an organisation", org)
+			return nil, fmt.Errorf("scope: %q is no id of an organisation", org)
 		}
-		orgs[i] = string(org)
 	}
 	platform := "off"
 	if scope.Platform {
 		platform = "on"
 	}
-	return begin + "; select set_config('carrel.orgs', '" + strings.Join(orgs, ",") + "', true), set_config('carrel.platform', '" +
-		platform + "', true), set_config('carrel.user', '" + string(scope.User) + "', true)", nil
+	return append(begin, statement{
+		sql:  "select set_config('carrel.orgs', $1, true), set_config('carrel.platform', $2, true), set_config('carrel.user', $3, true)",
+		args: []any{strings.Join(toStrings(scope.Orgs), ","), platform, string(scope.User)},
+	}), nil
 }
 
 func sqlState(err error) string {

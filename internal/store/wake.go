@@ -66,6 +66,7 @@ type waker struct {
 	pending map[string]bool
 	subs    map[string]map[chan struct{}]bool
 	backend uint32 // process id of the listening connection's server process, for tests
+	sender  uint32 // and of the one that notifies; 0: there is none
 }
 
 func newWaker(log *slog.Logger, pool *pgxpool.Pool, url string) *waker {
@@ -84,7 +85,9 @@ func (w *waker) close() {
 	w.done.Wait()
 }
 
+// notify wakes who listens in this process at once, and the others by way of the server.
 func (w *waker) notify(topic string) {
+	w.deliver(topic)
 	w.mu.Lock()
 	if len(w.pending) >= maxPending {
 		clear(w.pending)
@@ -105,6 +108,14 @@ func poke(c chan struct{}) {
 // send notifies of all that is pending with one statement, again and again. What fails is dropped: the receivers look by
 // themselves too.
 func (w *waker) send(ctx context.Context) {
+	var conn *pgxpool.Conn // kept, so that listen knows what is of this process
+	release := func() {
+		if conn != nil {
+			conn.Release()
+			conn = nil
+		}
+	}
+	defer release()
 	for {
 		select {
 		case <-ctx.Done():
@@ -116,12 +127,39 @@ func (w *waker) send(ctx context.Context) {
 		clear(w.pending)
 		w.mu.Unlock()
 		call, cancel := context.WithTimeout(ctx, wakeTimeout)
-		// A notification need not be on disk before it is sent on.
-		_, err := w.pool.Exec(call, `select set_config('synchronous_commit', 'off', true), pg_notify($1, topic) from unnest($2::text[]) topic`, channel, topics)
+		err := w.sendOnce(call, &conn, topics)
 		cancel()
-		if err != nil && ctx.Err() == nil {
-			w.log.Warn("wake-ups were not sent", "topics", len(topics), "error", err)
+		if err != nil {
+			release()
+			if ctx.Err() == nil {
+				w.log.Warn("wake-ups were not sent", "topics", len(topics), "error", err)
+			}
 		}
+	}
+}
+
+// sendOnce notifies over conn, or over a new connection if that is none, or has died while nothing was sent.
+func (w *waker) sendOnce(ctx context.Context, conn **pgxpool.Conn, topics []string) error {
+	for {
+		kept := *conn != nil
+		if !kept {
+			fresh, err := w.pool.Acquire(ctx)
+			if err != nil {
+				return err
+			}
+			*conn = fresh
+			w.mu.Lock()
+			w.sender = fresh.Conn().PgConn().PID()
+			w.mu.Unlock()
+		}
+		// A notification need not be on disk before it is sent on.
+		_, err := (*conn).Exec(ctx, `select set_config('synchronous_commit', 'off', true), pg_notify($1, topic) from unnest($2::text[]) topic`, channel, topics)
+		if err == nil || !kept || ctx.Err() != nil {
+			return err
+		}
+		(*conn).Release()
+		*conn = nil
+		w.pool.Reset() // what cut this one has cut others
 	}
 }
 
@@ -177,7 +215,12 @@ func (w *waker) listenOnce(ctx context.Context) (connected bool, err error) {
 		cancel()
 		switch {
 		case err == nil:
-			w.deliver(n.Payload)
+			w.mu.Lock()
+			own := n.PID == w.sender
+			w.mu.Unlock()
+			if !own { // whom it concerns here was woken when it was sent
+				w.deliver(n.Payload)
+			}
 		case ctx.Err() != nil:
 			return true, ctx.Err()
 		case silent:

@@ -198,7 +198,7 @@ func (q *Queries) EndedTokens(ctx context.Context, since time.Time, now time.Tim
 	return items, nil
 }
 
-const insertSSHKey = `-- name: InsertSSHKey :exec
+const insertSSHKey = `-- name: InsertSSHKey :execrows
 insert into ssh_keys (id, user_id, name, public_key, fingerprint, created_at) values ($1, $2, $3, $4, $5, $6)
 `
 
@@ -211,8 +211,8 @@ type InsertSSHKeyParams struct {
 	CreatedAt   time.Time
 }
 
-func (q *Queries) InsertSSHKey(ctx context.Context, arg InsertSSHKeyParams) error {
-	_, err := q.db.Exec(ctx, insertSSHKey,
+func (q *Queries) InsertSSHKey(ctx context.Context, arg InsertSSHKeyParams) (int64, error) {
+	result, err := q.db.Exec(ctx, insertSSHKey,
 		arg.ID,
 		arg.UserID,
 		arg.Name,
@@ -220,7 +220,10 @@ func (q *Queries) InsertSSHKey(ctx context.Context, arg InsertSSHKeyParams) erro
 		arg.Fingerprint,
 		arg.CreatedAt,
 	)
-	return err
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const lockUserKeys = `-- name: LockUserKeys :exec

@@ -98,7 +98,7 @@ func (q *Queries) GetOperation(ctx context.Context, id carrel.OperationID) (Oper
 	return i, err
 }
 
-const insertBox = `-- name: InsertBox :exec
+const insertBox = `-- name: InsertBox :execrows
 insert into boxes (id, org_id, created_at, template_id, name, owner_id, image_digest, resources, disk_bytes, labels, env, region,
 	idle, intent_by, intent, intent_at, generation, boot_generation, next_due, updated_at)
 values ($1, $2, $14, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 'running', $14, 1, 1, $14, $14)
@@ -121,8 +121,8 @@ type InsertBoxParams struct {
 	Now         time.Time
 }
 
-func (q *Queries) InsertBox(ctx context.Context, arg InsertBoxParams) error {
-	_, err := q.db.Exec(ctx, insertBox,
+func (q *Queries) InsertBox(ctx context.Context, arg InsertBoxParams) (int64, error) {
+	result, err := q.db.Exec(ctx, insertBox,
 		arg.ID,
 		arg.OrgID,
 		arg.TemplateID,
@@ -138,7 +138,10 @@ func (q *Queries) InsertBox(ctx context.Context, arg InsertBoxParams) error {
 		arg.IntentBy,
 		arg.Now,
 	)
-	return err
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const insertEvent = `-- name: InsertEvent :exec
@@ -632,7 +635,7 @@ func (q *Queries) UnsettledOperations(ctx context.Context, targetID string) ([]O
 	return items, nil
 }
 
-const updateBox = `-- name: UpdateBox :exec
+const updateBox = `-- name: UpdateBox :execrows
 update boxes set name = $2, labels = $3, env = $4, resources = $5, disk_bytes = $6, idle = $9, next_due = $7, updated_at = $8, etag = etag + 1
 where id = $1
 `
@@ -649,8 +652,8 @@ type UpdateBoxParams struct {
 	Idle      []byte
 }
 
-func (q *Queries) UpdateBox(ctx context.Context, arg UpdateBoxParams) error {
-	_, err := q.db.Exec(ctx, updateBox,
+func (q *Queries) UpdateBox(ctx context.Context, arg UpdateBoxParams) (int64, error) {
+	result, err := q.db.Exec(ctx, updateBox,
 		arg.ID,
 		arg.Name,
 		arg.Labels,
@@ -661,5 +664,8 @@ func (q *Queries) UpdateBox(ctx context.Context, arg UpdateBoxParams) error {
 		arg.UpdatedAt,
 		arg.Idle,
 	)
-	return err
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }

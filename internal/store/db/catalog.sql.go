@@ -339,7 +339,7 @@ func (q *Queries) InsertImage(ctx context.Context, arg InsertImageParams) error 
 	return err
 }
 
-const insertTemplate = `-- name: InsertTemplate :exec
+const insertTemplate = `-- name: InsertTemplate :execrows
 insert into templates (id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup,
 	created_by, created_at, request_id, request_hash, idle, prebuild, recipe)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
@@ -367,8 +367,8 @@ type InsertTemplateParams struct {
 	Recipe      string
 }
 
-func (q *Queries) InsertTemplate(ctx context.Context, arg InsertTemplateParams) error {
-	_, err := q.db.Exec(ctx, insertTemplate,
+func (q *Queries) InsertTemplate(ctx context.Context, arg InsertTemplateParams) (int64, error) {
+	result, err := q.db.Exec(ctx, insertTemplate,
 		arg.ID,
 		arg.OrgID,
 		arg.Name,
@@ -389,7 +389,10 @@ func (q *Queries) InsertTemplate(ctx context.Context, arg InsertTemplateParams) 
 		arg.Prebuild,
 		arg.Recipe,
 	)
-	return err
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const listImages = `-- name: ListImages :many

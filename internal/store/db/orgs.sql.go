@@ -135,18 +135,21 @@ func (q *Queries) InsertCluster(ctx context.Context, iD string, systemOrg carrel
 	return err
 }
 
-const insertOrg = `-- name: InsertOrg :exec
+const insertOrg = `-- name: InsertOrg :execrows
 insert into orgs (id, name, system, created_at) values ($1, $2, $3, $4)
 `
 
-func (q *Queries) InsertOrg(ctx context.Context, iD carrel.OrgID, name string, system bool, createdAt time.Time) error {
-	_, err := q.db.Exec(ctx, insertOrg,
+func (q *Queries) InsertOrg(ctx context.Context, iD carrel.OrgID, name string, system bool, createdAt time.Time) (int64, error) {
+	result, err := q.db.Exec(ctx, insertOrg,
 		iD,
 		name,
 		system,
 		createdAt,
 	)
-	return err
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const insertToken = `-- name: InsertToken :execrows
@@ -178,18 +181,21 @@ func (q *Queries) InsertToken(ctx context.Context, arg InsertTokenParams) (int64
 	return result.RowsAffected(), nil
 }
 
-const insertUser = `-- name: InsertUser :exec
+const insertUser = `-- name: InsertUser :execrows
 insert into users (id, name, operator, created_at) values ($1, $2, $3, $4)
 `
 
-func (q *Queries) InsertUser(ctx context.Context, iD carrel.UserID, name string, operator bool, createdAt time.Time) error {
-	_, err := q.db.Exec(ctx, insertUser,
+func (q *Queries) InsertUser(ctx context.Context, iD carrel.UserID, name string, operator bool, createdAt time.Time) (int64, error) {
+	result, err := q.db.Exec(ctx, insertUser,
 		iD,
 		name,
 		operator,
 		createdAt,
 	)
-	return err
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const listAudit = `-- name: ListAudit :many

@@ -24,7 +24,7 @@ func (q *Queries) BoxesLackRoom(ctx context.Context) (bool, error) {
 	return exists, err
 }
 
-const claimBox = `-- name: ClaimBox :exec
+const claimBox = `-- name: ClaimBox :execrows
 update boxes set org_id = $2, owner_id = $3, name = $4, template_id = $5, labels = $6, env = $7, idle = $8, intent_by = $9, purpose = '', identity = identity + 1,
 	generation = generation + 1, created_at = $10, intent_at = $10, updated_at = $10, etag = etag + 1, next_due = null, failure = null
 where id = $1
@@ -43,8 +43,8 @@ type ClaimBoxParams struct {
 	Now        time.Time
 }
 
-func (q *Queries) ClaimBox(ctx context.Context, arg ClaimBoxParams) error {
-	_, err := q.db.Exec(ctx, claimBox,
+func (q *Queries) ClaimBox(ctx context.Context, arg ClaimBoxParams) (int64, error) {
+	result, err := q.db.Exec(ctx, claimBox,
 		arg.ID,
 		arg.OrgID,
 		arg.OwnerID,
@@ -56,7 +56,10 @@ func (q *Queries) ClaimBox(ctx context.Context, arg ClaimBoxParams) error {
 		arg.IntentBy,
 		arg.Now,
 	)
-	return err
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const claimRun = `-- name: ClaimRun :exec

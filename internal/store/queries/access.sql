@@ -4,7 +4,7 @@ select pg_advisory_xact_lock(hashtextextended(@user_id::text, 7227273507));
 -- name: CountSSHKeys :one
 select count(*) from ssh_keys where user_id = $1;
 
--- name: InsertSSHKey :exec
+-- name: InsertSSHKey :execrows
 insert into ssh_keys (id, user_id, name, public_key, fingerprint, created_at) values ($1, $2, $3, $4, $5, $6);
 
 -- name: SSHKeys :many

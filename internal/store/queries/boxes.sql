@@ -1,4 +1,4 @@
--- name: InsertBox :exec
+-- name: InsertBox :execrows
 insert into boxes (id, org_id, created_at, template_id, name, owner_id, image_digest, resources, disk_bytes, labels, env, region,
 	idle, intent_by, intent, intent_at, generation, boot_generation, next_due, updated_at)
 values ($1, $2, @now, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 'running', @now, 1, 1, @now, @now);
@@ -22,7 +22,7 @@ select box_id from runs where id = $1;
 -- name: BoxesOfRuns :many
 select distinct box_id from runs where id = any (@ids::text[]);
 
--- name: UpdateBox :exec
+-- name: UpdateBox :execrows
 update boxes set name = $2, labels = $3, env = $4, resources = $5, disk_bytes = $6, idle = $9, next_due = $7, updated_at = $8, etag = etag + 1
 where id = $1;
 

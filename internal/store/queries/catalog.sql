@@ -4,7 +4,7 @@ select pg_advisory_xact_lock(hashtextextended(@org::text || '/' || @name::text, 
 -- name: TemplateByRequest :one
 select id, request_hash from templates where org_id = $1 and created_by = $2 and request_id = $3 and request_id <> '';
 
--- name: InsertTemplate :exec
+-- name: InsertTemplate :execrows
 insert into templates (id, org_id, name, version, description, image, image_digest, resources, env, labels, sudo, startup,
 	created_by, created_at, request_id, request_hash, idle, prebuild, recipe)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19);

@@ -13,7 +13,7 @@ update cluster set incarnation = incarnation + 1;
 -- name: RaiseAllRevisions :exec
 update nodes set revision = revision + 1;
 
--- name: InsertOrg :exec
+-- name: InsertOrg :execrows
 insert into orgs (id, name, system, created_at) values ($1, $2, $3, $4);
 
 -- name: GetOrg :one
@@ -48,7 +48,7 @@ select m.org_id, m.user_id, u.name as user_name, m.role
 from memberships m join users u on u.id = m.user_id
 where m.user_id = $1 order by m.org_id;
 
--- name: InsertUser :exec
+-- name: InsertUser :execrows
 insert into users (id, name, operator, created_at) values ($1, $2, $3, $4);
 
 -- name: GetUser :one

@@ -54,7 +54,7 @@ where b.purpose = 'pool' and b.intent = 'running' and b.deleted_at is null and t
 	and b.resources = @resources::jsonb and r.phase = 'running' and r.ended_at is null and n.schedulable and n.last_seen > @seen_since::timestamptz
 order by b.created_at, b.id limit 1 for no key update of b skip locked;
 
--- name: ClaimBox :exec
+-- name: ClaimBox :execrows
 update boxes set org_id = $2, owner_id = $3, name = $4, template_id = $5, labels = $6, env = $7, idle = $8, intent_by = $9, purpose = '', identity = identity + 1,
 	generation = generation + 1, created_at = @now, intent_at = @now, updated_at = @now, etag = etag + 1, next_due = null, failure = null
 where id = $1;
