@@ -29,8 +29,10 @@ const AgentPort = 1
 const (
 	defaultRange = "100.64.0.0/16"
 	defaultReady = 4
-	retryAfter   = time.Second
-	leaving      = "leaving"
+	// fillAfter is how long nobody has taken a network when the pool is filled again, unless half of it is gone; and after a failure, when
+	// that is tried again.
+	fillAfter = time.Second
+	leaving   = "leaving"
 )
 
 // Config of a pool.
@@ -150,15 +152,29 @@ func (p *Pool) Run(ctx context.Context) error {
 			}
 			p.ready <- n // only this goroutine fills it: there is room
 		}
-		timer := time.NewTimer(retryAfter)
-		select {
-		case <-p.wake:
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !p.rest(ctx) {
 			return nil
 		}
-		timer.Stop()
+	}
+}
+
+// rest waits until it is time to fill the pool: when few are ready, or nobody has taken one for a while. Whoever took one is starting a box,
+// and a network takes as much of the machine as a tenth of that. It answers false when ctx ends.
+func (p *Pool) rest(ctx context.Context) bool {
+	timer := time.NewTimer(fillAfter)
+	defer timer.Stop()
+	for {
+		select {
+		case <-p.wake:
+			if 2*len(p.ready) <= cap(p.ready) {
+				return true
+			}
+			timer.Reset(fillAfter)
+		case <-timer.C:
+			return true
+		case <-ctx.Done():
+			return false
+		}
 	}
 }
 
