@@ -113,11 +113,10 @@ func (t *tx) box(ctx context.Context, id carrel.BoxID) (*Box, error) {
 	return boxes[0], nil
 }
 
-// lockBox locks a box, then reads it: in this order the read sees what the holder before wrote.
+// lockBox locks a box, then reads it: in this order the read sees what the holder before wrote, since each statement sees what was committed
+// when it began.
 func (t *tx) lockBox(ctx context.Context, id carrel.BoxID) (*Box, error) {
-	if _, err := t.LockBox(ctx, id); errors.Is(err, pgx.ErrNoRows) {
-		return nil, carrel.NotFound("box", string(id))
-	} else if err != nil {
+	if err := t.LockBox(ctx, id); err != nil {
 		return nil, fmt.Errorf("lock box %s: %w", id, err)
 	}
 	return t.box(ctx, id)

@@ -310,20 +310,13 @@ func (q *Queries) ListOperations(ctx context.Context, arg ListOperationsParams) 
 	return items, nil
 }
 
-const lockBox = `-- name: LockBox :one
-select id, org_id from boxes where id = $1 for no key update
+const lockBox = `-- name: LockBox :exec
+select 1 from boxes where id = $1 for no key update
 `
 
-type LockBoxRow struct {
-	ID    carrel.BoxID
-	OrgID carrel.OrgID
-}
-
-func (q *Queries) LockBox(ctx context.Context, id carrel.BoxID) (LockBoxRow, error) {
-	row := q.db.QueryRow(ctx, lockBox, id)
-	var i LockBoxRow
-	err := row.Scan(&i.ID, &i.OrgID)
-	return i, err
+func (q *Queries) LockBox(ctx context.Context, id carrel.BoxID) error {
+	_, err := q.db.Exec(ctx, lockBox, id)
+	return err
 }
 
 const lockBoxes = `-- name: LockBoxes :many

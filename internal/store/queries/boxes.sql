@@ -6,8 +6,8 @@ values ($1, $2, @now, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 'running',
 -- name: CountBoxes :one
 select count(*) from (select 1 from boxes where org_id = @org_id and intent <> 'deleted' and purpose = '' limit @most::int) as counted;
 
--- name: LockBox :one
-select id, org_id from boxes where id = $1 for no key update;
+-- name: LockBox :exec
+select 1 from boxes where id = $1 for no key update;
 
 -- name: LockBoxes :many
 select id from boxes where id = any (@ids::text[]) order by id for no key update;
