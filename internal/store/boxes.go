@@ -312,11 +312,13 @@ func (s *Store) ChangedBoxes(ctx context.Context, scope Scope, org carrel.OrgID,
 	var boxes []*Box
 	var mark int64
 	err := s.read(ctx, "ChangedBoxes", scope, func(t *tx) (err error) {
-		if since, mark, err = t.mark(ctx, since); err != nil {
+		from, next, err := t.mark(ctx, since)
+		if err != nil {
 			return err
 		}
+		mark = next
 		boxes, err = t.boxes(ctx, `where b.purpose = '' and ($1 = '' or b.org_id = $1) and ($2 = '' or b.id = $2)
-			and (b.changed_xid >= $3 or $3 = 0) and ($3 > 0 or b.deleted_at is null) order by b.id`, string(org), string(box), since)
+			and (b.changed_xid >= $3 or $3 = 0) and ($3 > 0 or b.deleted_at is null) order by b.id`, string(org), string(box), from)
 		return err
 	})
 	return boxes, mark, err

@@ -114,7 +114,7 @@ func (t *tx) box(ctx context.Context, id carrel.BoxID) (*Box, error) {
 }
 
 // lockBox locks a box, then reads it: in this order the read sees what the holder before wrote, since each statement sees what was committed
-// when it began.
+// when it began. Its id is told to nobody before the box is committed, so that the read finds none that the lock did not.
 func (t *tx) lockBox(ctx context.Context, id carrel.BoxID) (*Box, error) {
 	if err := t.LockBox(ctx, id); err != nil {
 		return nil, fmt.Errorf("lock box %s: %w", id, err)

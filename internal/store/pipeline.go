@@ -21,7 +21,7 @@ type pipeline struct {
 	conn    *pgxpool.Conn
 	waiting *pgx.Batch
 	sent    bool // of the transaction, something
-	begun   bool // the server said so, or a commit was sent
+	begun   bool // the server said so
 }
 
 // openPipeline begins a transaction, of which the server hears with the first statement.
@@ -94,23 +94,42 @@ func (p *pipeline) QueryRow(ctx context.Context, sql string, args ...any) pgx.Ro
 
 // send sends what waits and a statement, and answers with the results of that one.
 func (p *pipeline) send(ctx context.Context, sql string, args []any) (pgx.BatchResults, error) {
+	waiting := p.waiting.Len()
+	p.waiting.Queue(sql, args...)
+	return p.flush(ctx, waiting)
+}
+
+// flush sends what waits, and reads the answers of the first n statements.
+func (p *pipeline) flush(ctx context.Context, n int) (pgx.BatchResults, error) {
 	batch := p.waiting
-	batch.Queue(sql, args...)
 	p.waiting, p.sent = &pgx.Batch{}, true
 	results := p.conn.SendBatch(ctx, batch)
-	for _, before := range batch.QueuedQueries[:batch.Len()-1] {
+	for _, s := range batch.QueuedQueries[:n] {
 		if _, err := results.Exec(); err != nil {
 			_ = results.Close()
-			return nil, fmt.Errorf("%s: %w", nameOf(before.SQL), err)
+			sql := s.SQL
+			if unsent := (pgx.ErrPreprocessingBatch{}); errors.As(err, &unsent) { // any of them
+				sql = unsent.SQL()
+			}
+			return nil, fmt.Errorf("%s: %w", nameOf(sql), err)
 		}
 		p.begun = true
 	}
 	return results, nil
 }
 
-// commit sends what waits and the commit. When its answer is lost, the transaction may be committed.
+// commit sends what waits and the commit. When its answer is lost, the transaction may be committed; so that one that was not begun is known for
+// that, its begin never goes with its commit.
 func (p *pipeline) commit(ctx context.Context) error {
-	p.begun = true
+	if !p.sent {
+		results, err := p.flush(ctx, p.waiting.Len())
+		if err == nil {
+			err = results.Close()
+		}
+		if err != nil {
+			return err
+		}
+	}
 	results, err := p.send(ctx, "commit", nil)
 	if err != nil {
 		return err

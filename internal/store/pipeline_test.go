@@ -2,11 +2,13 @@ package store_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"carrel.dev/carrel/internal/carrel"
 	"carrel.dev/carrel/internal/store"
 	"carrel.dev/carrel/internal/store/db"
 )
@@ -103,16 +105,39 @@ func TestATransactionThatFailedIsNotCommitted(t *testing.T) {
 // When the server was started again, every connection that lay idle is dead: callers notice nothing.
 func TestManyDeadConnectionsFailNobody(t *testing.T) {
 	w := newWorld(t)
-	w.create("box")
-	for range 3 {
-		for _, err := range together(12, func(int) error {
+	box := w.create("box")
+	_, mark, err := w.ChangedBoxes(t.Context(), store.SystemScope(), "", "", 0)
+	require.NoError(t, err)
+	w.sql("update boxes set intent = 'deleted', deleted_at = now(), changed_xid = pg_current_xact_id()::text::bigint where id = $1", box.ID)
+	for name, use := range map[string]func() error{
+		"a read": func() error {
 			_, _, err := w.ListBoxes(t.Context(), w.scope, store.ListBoxes{})
 			return err
-		}) {
-			require.NoError(t, err)
+		},
+		"a write": func() error {
+			_, err := w.CreateUser(t.Context(), w.operator, string(carrel.NewUserID()), false)
+			return err
+		},
+		"a write that asks nothing": func() error {
+			return w.Transact(t.Context(), store.SystemScope(), func(tx db.DBTX) error {
+				_, err := tx.Exec(t.Context(), "-- name: Later :exec\nupdate boxes set name = name")
+				return err
+			})
+		},
+		"changes": func() error {
+			boxes, _, err := w.ChangedBoxes(t.Context(), store.SystemScope(), "", "", mark)
+			if err == nil && len(boxes) != 1 {
+				err = fmt.Errorf("%d boxes changed; it was one that was deleted", len(boxes))
+			}
+			return err
+		},
+	} {
+		for range 2 {
+			for _, err := range together(12, func(int) error { return use() }) {
+				require.NoError(t, err, name)
+			}
+			w.sql("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()")
 		}
-		w.sql("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()")
+		require.NoError(t, use(), name)
 	}
-	_, _, err := w.ListBoxes(t.Context(), w.scope, store.ListBoxes{})
-	require.NoError(t, err)
 }

@@ -40,7 +40,7 @@ func (s *Store) write(ctx context.Context, method string, scope Scope, fn func(*
 	return s.transact(ctx, method, scope, true, fn)
 }
 
-// read runs fn on one snapshot of the database; it cannot write.
+// read runs fn on one snapshot of the database; it cannot write. fn may run several times, as in write.
 func (s *Store) read(ctx context.Context, method string, scope Scope, fn func(*tx) error) error {
 	return s.transact(ctx, method, scope, false, fn)
 }
@@ -51,14 +51,8 @@ func (s *Store) transact(ctx context.Context, method string, scope Scope, write 
 		if err == nil {
 			return nil
 		}
-		again := isDeadlock(err)
-		if !begun && attempt == 1 && isConnection(err) {
-			// A pooled connection that died while it lay idle fails at the beginning. What cut it has cut others: the next is a new one.
-			again = true
-			if pool, err := s.pool(scope); err == nil {
-				pool.Reset()
-			}
-		}
+		// A pooled connection that died while it lay idle fails at the beginning: the next is a new one.
+		again := isDeadlock(err) || !begun && attempt == 1 && isConnection(err)
 		if !again || attempt >= maxAttempts || ctx.Err() != nil {
 			return mapError(ctx, fmt.Errorf("%s: %w", method, err))
 		}
@@ -91,6 +85,9 @@ func (s *Store) attempt(ctx context.Context, method string, scope Scope, write b
 	}
 	defer func() {
 		begun = raw.begun
+		if !begun && ctx.Err() == nil && raw.conn.Conn().IsClosed() {
+			pool.Reset() // what cut this connection while it lay idle has cut others
+		}
 		if err == nil && !write {
 			go raw.end(ctx) // nobody waits for the end of what has only read
 		} else {

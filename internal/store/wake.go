@@ -66,7 +66,7 @@ type waker struct {
 	pending map[string]bool
 	subs    map[string]map[chan struct{}]bool
 	backend uint32 // process id of the listening connection's server process, for tests
-	sender  uint32 // and of the one that notifies; 0: there is none
+	sender  uint32 // and of the one that has notified last; 0: none since listen connected
 }
 
 func newWaker(log *slog.Logger, pool *pgxpool.Pool, url string) *waker {
@@ -148,13 +148,13 @@ func (w *waker) sendOnce(ctx context.Context, conn **pgxpool.Conn, topics []stri
 				return err
 			}
 			*conn = fresh
-			w.mu.Lock()
-			w.sender = fresh.Conn().PgConn().PID()
-			w.mu.Unlock()
 		}
+		w.mu.Lock()
+		w.sender = (*conn).Conn().PgConn().PID()
+		w.mu.Unlock()
 		// A notification need not be on disk before it is sent on.
 		_, err := (*conn).Exec(ctx, `select set_config('synchronous_commit', 'off', true), pg_notify($1, topic) from unnest($2::text[]) topic`, channel, topics)
-		if err == nil || !kept || ctx.Err() != nil {
+		if err == nil || !kept || ctx.Err() != nil || !(*conn).Conn().IsClosed() {
 			return err
 		}
 		(*conn).Release()
@@ -205,7 +205,7 @@ func (w *waker) listenOnce(ctx context.Context) (connected bool, err error) {
 		return false, err
 	}
 	w.mu.Lock()
-	w.backend = conn.PgConn().PID()
+	w.backend, w.sender = conn.PgConn().PID(), 0 // numbers of another server may be anybody's
 	w.mu.Unlock()
 	w.deliver(topicAll) // whatever came while nobody listened
 	for {
