@@ -258,6 +258,9 @@ func (w *worker) boot(ctx context.Context, spec runtime.Spec, look *checking, ti
 		go func() { routed <- w.d.routes.setNow(groupCtx, w.route(false)) }()
 		startErr := w.d.runtime.Start(groupCtx, spec)
 		routeErr := <-routed
+		if look != nil {
+			look.hurry() // from here on nothing else takes long
+		}
 		if startErr != nil {
 			return startErr
 		}

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"syscall"
 	"time"
 
@@ -22,8 +21,6 @@ const (
 	earlyBlocks = 8
 	// earlyPause is between two looks.
 	earlyPause = 20 * time.Millisecond
-	// earlyNice is how much the hashing stands back: it takes what the writer does not need of the processor.
-	earlyNice = 10
 )
 
 // Early is what HashEarly found: the hashes of the first blocks of files. They are a guess, which HashDurably compares
@@ -49,16 +46,9 @@ func HashEarly(ctx context.Context, dir string) *Early {
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, and its priority with it
-		thread := unix.Gettid()
-		_ = unix.Setpriority(unix.PRIO_PROCESS, thread, earlyNice)
-		hurried := make(chan struct{})
-		defer func() { <-hurried }()
-		// At its end it is waited for: then it may not stand back any more.
-		context.AfterFunc(ctx, func() {
-			_ = unix.Setpriority(unix.PRIO_PROCESS, thread, 0)
-			close(hurried)
-		})
+		back := StandBack()
+		defer back.End()
+		context.AfterFunc(ctx, back.Hurry) // at its end it is waited for
 		ticker := time.NewTicker(earlyPause)
 		defer ticker.Stop()
 		for {
