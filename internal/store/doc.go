@@ -8,5 +8,7 @@
 // reconciler may have something to do for it; a node's revision is raised by every transaction that changes what
 // the node shall do; a wake-up is a hint that something changed, and nothing depends on its arrival.
 //
+// What a transaction sends, and when, is in pipeline.go: a query that answers nothing (sqlc's :exec) goes with the next one that does.
+//
 // Locks are always taken in this order: lease, boxes by id, runs, snapshots, what boxes are used for (box_activity) by box, nodes by id.
 package store

@@ -159,7 +159,7 @@ func (p *Pool) Run(ctx context.Context) error {
 }
 
 // rest waits until it is time to fill the pool: when few are ready, or nobody has taken one for a while. Whoever took one is starting a box,
-// and a network takes as much of the machine as a tenth of that. It answers false when ctx ends.
+// and to make a network takes 20 ms of the machine. It answers false when ctx ends.
 func (p *Pool) rest(ctx context.Context) bool {
 	timer := time.NewTimer(fillAfter)
 	defer timer.Stop()
