@@ -259,7 +259,7 @@ func (w *worker) boot(ctx context.Context, spec runtime.Spec, look *checking, ti
 		startErr := w.d.runtime.Start(groupCtx, spec)
 		routeErr := <-routed
 		if look != nil {
-			look.hurry() // from here on nothing else takes long
+			look.back.Hurry() // from here on nothing else takes long
 		}
 		if startErr != nil {
 			return startErr

@@ -409,10 +409,7 @@ func (s *snapshots) drop(id carrel.SnapshotID) error {
 type checking struct {
 	small, large chan error // hold one answer each
 	cancel       context.CancelFunc
-
-	mu      sync.Mutex // guards what follows
-	back    *disk.Background
-	hurried bool
+	back         disk.Background // the look at the large ones
 }
 
 // beginCheck begins to compare the files of a snapshot with its manifest: first the small ones, before anything is started from them, then the
@@ -432,7 +429,8 @@ func (s *snapshots) beginCheck(ctx context.Context, m *manifest, memory bool) *c
 			c.large <- err
 			return
 		}
-		defer c.standBack().End()
+		c.back.StandBack()
+		defer c.back.End()
 		if err = s.check(ctx, m, memory, func(t disk.Tree) bool { return t.Size > smallFile }); err == nil {
 			err = s.checkHome(ctx, m)
 		}
@@ -441,31 +439,10 @@ func (s *snapshots) beginCheck(ctx context.Context, m *manifest, memory bool) *c
 	return c
 }
 
-// standBack has the goroutine of the look stand back until it is hurried.
-func (c *checking) standBack() *disk.Background {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.back = disk.StandBack()
-	if c.hurried {
-		c.back.Hurry()
-	}
-	return c.back
-}
-
-// hurry is for who waits for the look now.
-func (c *checking) hurry() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.hurried = true
-	if c.back != nil {
-		c.back.Hurry()
-	}
-}
-
 // end ends the look, and answers when nothing is read any more.
 func (c *checking) end() {
 	c.cancel()
-	c.hurry()
+	c.back.Hurry()
 	for range c.large {
 	}
 }

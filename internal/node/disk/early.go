@@ -46,7 +46,8 @@ func HashEarly(ctx context.Context, dir string) *Early {
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
-		back := StandBack()
+		var back Background
+		back.StandBack()
 		defer back.End()
 		context.AfterFunc(ctx, back.Hurry) // at its end it is waited for
 		ticker := time.NewTicker(earlyPause)

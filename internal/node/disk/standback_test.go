@@ -16,9 +16,9 @@ func TestWhoStandsBackIsHurriedUntilItsEnd(t *testing.T) {
 		return int(attributes.Policy)
 	}
 	threads, end, ended, leave := make(chan int), make(chan struct{}), make(chan struct{}), make(chan struct{})
-	var back *disk.Background
+	var back disk.Background
 	go func() {
-		back = disk.StandBack()
+		back.StandBack()
 		threads <- unix.Gettid()
 		<-end
 		back.End()
